@@ -1,0 +1,1 @@
+"""Benchmarks of pml_fast against its peers: ``python -m benchmarks --help``."""

@@ -1,0 +1,7 @@
+"""Running peers under a memory and a time bound: the same runner as the demo uses."""
+
+from __future__ import annotations
+
+from pml_fast._bounded import FAILED, OK, OUT_OF_MEMORY, TIMED_OUT, Outcome, available_memory, run
+
+__all__ = ["FAILED", "OK", "OUT_OF_MEMORY", "TIMED_OUT", "Outcome", "available_memory", "run"]

@@ -1,0 +1,194 @@
+"""Float64 answers by strips of rows: what every peer must agree with before it is timed.
+
+Every operation here is a sum over anchors of something that depends only on the anchor's row of scores,
+divided by a count. So a strip of rows gives its share of the sum and autograd its gradient, in memory linear
+in N, and the all-triplet sum needs no enumeration: positives sorted, one binary search a negative, suffix
+sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+INFINITY = float("inf")
+STRIP_ELEMENTS = 4_000_000
+SAMPLED_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A loss and its gradient; rows names the rows of the gradient that are given (None: all of them)."""
+
+    value: float
+    gradient: np.ndarray
+    rows: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Cosines [R, N] of R anchors with the whole batch and the masks of their positives and negatives."""
+
+    scores: Tensor
+    positive: Tensor
+    negative: Tensor
+
+    def distances(self) -> Tensor:
+        squared = (2 - 2 * self.scores).clamp(min=0)
+        return torch.where(squared > 0, squared, 1.0).sqrt() * (squared > 0)
+
+
+Terms = list[tuple[Tensor, Tensor]]  # (sum, count) of each named term: the loss is the sum of their quotients
+
+
+def _positive_terms(losses: Tensor) -> tuple[Tensor, Tensor]:
+    return losses.clamp(min=0).sum(), (losses > 0).sum()
+
+
+def _log_sum(scores: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, scores, -INFINITY).logsumexp(dim=1)
+
+
+def _supcon(strip: Strip) -> Terms:
+    scores = strip.scores / 0.1
+    mean_positive = (scores * strip.positive).sum(dim=1) / strip.positive.sum(dim=1).clamp(min=1)
+    row = _log_sum(scores, strip.positive | strip.negative) - mean_positive
+    return [_positive_terms(torch.where(strip.positive.any(dim=1), row, 0.0))]
+
+
+def _ntxent(strip: Strip) -> Terms:
+    scores = strip.scores / 0.07
+    anchor, other = strip.positive.nonzero(as_tuple=True)
+    losses = F.softplus(_log_sum(scores, strip.negative)[anchor] - scores[anchor, other])
+    return [(losses.sum(), torch.tensor(len(losses)))]
+
+
+def _multi_similarity(strip: Strip) -> Terms:
+    pull = torch.log1p((torch.exp(2 * (0.5 - strip.scores)) * strip.positive).sum(dim=1)) / 2
+    push = torch.log1p((torch.exp(50 * (strip.scores - 0.5)) * strip.negative).sum(dim=1)) / 50
+    return [((pull + push).sum(), torch.tensor(len(pull)))]
+
+
+def _multi_similarity_mined(strip: Strip) -> Terms:
+    scores = strip.scores.detach()
+    weakest = torch.where(strip.positive, scores, INFINITY).amin(dim=1, keepdim=True)
+    strongest = torch.where(strip.negative, scores, -INFINITY).amax(dim=1, keepdim=True)
+    kept_positive = strip.positive & (scores - 0.1 < strongest)
+    kept_negative = strip.negative & (scores + 0.1 > weakest)
+    return _multi_similarity(Strip(strip.scores, kept_positive, kept_negative))
+
+
+def _circle(strip: Strip) -> Terms:
+    scores, fixed = strip.scores, strip.scores.detach()
+    pull = _log_sum(-80 * (1.4 - fixed).clamp(min=0) * (scores - 0.6), strip.positive)
+    push = _log_sum(80 * (fixed + 0.4).clamp(min=0) * (scores - 0.4), strip.negative)
+    usable = strip.positive.any(dim=1) & strip.negative.any(dim=1)
+    return [_positive_terms(F.softplus(pull + push)[usable])]
+
+
+def _contrastive(strip: Strip) -> Terms:
+    distances = strip.distances()
+    return [_positive_terms(distances[strip.positive]), _positive_terms(1 - distances[strip.negative])]
+
+
+def _batch_hard_triplet(strip: Strip) -> Terms:
+    distances = strip.distances()
+    farthest = torch.where(strip.positive, distances, -INFINITY).amax(dim=1)
+    nearest = torch.where(strip.negative, distances, INFINITY).amin(dim=1)
+    return [_positive_terms(farthest - nearest + 0.05)]
+
+
+def _triplet_all(strip: Strip) -> Terms:
+    distances = strip.distances()
+    count = strip.positive.sum(dim=1, keepdim=True)
+    by_distance = torch.where(strip.positive, distances, INFINITY).sort(dim=1).values
+    ascending = by_distance[:, : int(count.max())].contiguous()
+    valid = torch.arange(ascending.shape[1]) < count
+    kept = torch.where(valid, ascending, 0.0)
+    suffix = F.pad(kept.flip(1).cumsum(dim=1).flip(1), (0, 1))  # [R, P + 1]: sum of the positives from k on
+    first = torch.searchsorted(ascending.detach(), distances.detach() - 0.05, right=True).clamp(max=count)
+    active = (count - first) * strip.negative
+    sums = suffix.gather(1, first) * strip.negative + active * (0.05 - distances)
+    return [(sums.sum(), active.sum())]
+
+
+FORMULAS: dict[str, Callable[[Strip], Terms]] = {
+    "supcon": _supcon,
+    "ntxent": _ntxent,
+    "multi_similarity": _multi_similarity,
+    "multi_similarity_mined": _multi_similarity_mined,
+    "circle": _circle,
+    "contrastive": _contrastive,
+    "batch_hard_triplet": _batch_hard_triplet,
+    "triplet_all": _triplet_all,
+}
+
+
+def answer(operation: str, embeddings: Tensor, labels: Tensor) -> Answer:
+    """Loss and gradient of an operation at its default settings, in float64 on the CPU."""
+    leaf = embeddings.detach().cpu().double().requires_grad_()
+    labels = labels.cpu()
+    unit = F.normalize(leaf)
+    fixed = unit.detach().requires_grad_()
+    sums: list[float] = []
+    counts: list[int] = []
+    gradients: list[Tensor] = []
+    for rows in _strips(len(labels)):
+        for i, (total, count) in enumerate(FORMULAS[operation](_strip(fixed, labels, rows))):
+            if i == len(sums):
+                sums, counts, gradients = [*sums, 0.0], [*counts, 0], [*gradients, torch.zeros_like(fixed)]
+            sums[i] += float(total.detach())
+            counts[i] += int(count)
+            gradients[i] += torch.autograd.grad(total, fixed, retain_graph=True)[0]
+    value = sum(total / max(count, 1) for total, count in zip(sums, counts))
+    combined = sum(gradient / max(count, 1) for gradient, count in zip(gradients, counts))
+    (gradient,) = torch.autograd.grad(unit, leaf, combined)
+    return Answer(value, gradient.numpy())
+
+
+def supcon_sampled(embeddings: Tensor, labels: Tensor, temperature: float = 0.1) -> Answer:
+    """SupCon for sizes where full float64 strips take minutes: the exact value, and the gradient of sampled rows.
+
+    One float32 sweep gives every row's log-sum-exp (its error, about 1e-6, is far below the tolerance); the
+    gradient with respect to a row needs only that row of scores and the log-sum-exps. Every anchor must have
+    a positive.
+    """
+    n = len(labels)
+    unit = F.normalize(embeddings.detach().cpu().double())
+    labels = labels.cpu()
+    single = unit.float()
+    positives = torch.bincount(labels)[labels] - 1
+    log_sums, row_losses = torch.empty(n, dtype=torch.float64), torch.empty(n, dtype=torch.float64)
+    for rows in _strips(n):
+        strip = _strip(single, labels, rows)
+        scores = strip.scores / temperature
+        log_sums[rows] = _log_sum(scores, strip.positive | strip.negative).double()
+        row_losses[rows] = log_sums[rows] - (scores * strip.positive).sum(dim=1).double() / positives[rows]
+    chosen = torch.linspace(0, n - 1, min(SAMPLED_ROWS, n)).long()
+    strip = _strip(unit, labels, chosen)
+    scores = strip.scores / temperature
+    other = strip.positive | strip.negative
+    weight = torch.where(
+        other, torch.exp(scores - log_sums[chosen, None]) + torch.exp(scores - log_sums), 0.0
+    )
+    weight -= strip.positive * (1 / positives[chosen, None] + 1 / positives)
+    pull = (weight / temperature / n) @ unit
+    anchor = unit[chosen]
+    length = embeddings.detach().cpu().double()[chosen].norm(dim=1, keepdim=True)
+    gradient = (pull - (pull * anchor).sum(dim=1, keepdim=True) * anchor) / length
+    return Answer(float(row_losses.mean()), gradient.numpy(), chosen.numpy())
+
+
+def _strips(n: int) -> list[Tensor]:
+    return list(torch.arange(n).split(max(1, STRIP_ELEMENTS // n)))
+
+
+def _strip(unit: Tensor, labels: Tensor, rows: Tensor) -> Strip:
+    same = labels[rows, None] == labels
+    itself = rows[:, None] == torch.arange(len(labels))
+    return Strip(unit[rows] @ unit.T, same & ~itself, ~same)

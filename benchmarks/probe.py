@@ -1,0 +1,156 @@
+"""What runs inside the bounded child processes: one step of one peer, the oracle, and the timing of a whole case.
+
+Results are plain numbers and NumPy arrays, so that they cross the process boundary by value.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from benchmarks import oracle
+from benchmarks.cases import Case
+from benchmarks.floor import floor
+from benchmarks.peers import PEERS, forward_backward
+from benchmarks.timing import Entrant, Plan, Quantiles, clock, time_in_turn
+from pml_fast._bounded import is_out_of_memory, measure_peak
+
+Outputs = tuple[torch.Tensor, torch.Tensor]
+FLOOR = "floor"
+SMALL_SIZE = 32
+STREAMED_ORACLE_LIMIT = 16_384
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every process of a run shares."""
+
+    device: str
+    threads: int
+    seed: int
+    memory_bytes: int | None = None
+    matmul_precision: str = "highest"
+    measure_memory: bool = True
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.startswith("cuda")
+
+    def enter(self) -> None:
+        torch.set_num_threads(self.threads)
+        torch.set_float32_matmul_precision(self.matmul_precision)
+        if self.on_gpu and self.memory_bytes is not None:
+            total = torch.cuda.get_device_properties(self.device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, self.memory_bytes / total))
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One step of a peer: its loss, gradient, peak extra bytes and seconds."""
+
+    value: float
+    gradient: np.ndarray
+    peak_bytes: int | None
+    seconds: float
+
+
+def run_probe(case: Case, peer_name: str, setup: Setup) -> Probe:
+    """One measured step of a peer, after a small batch has loaded what a first call loads."""
+    setup.enter()
+    peer = PEERS[peer_name]
+    small = case.smaller(min(SMALL_SIZE, case.size))
+    with peer.context():
+        step = peer.build(case)
+        embeddings, labels = case.inputs(setup.seed, setup.device)
+        if (
+            peer.compiles
+        ):  # only the step itself loads and compiles what it needs, and that memory is not the step's
+            forward_backward(step, embeddings, labels)
+        else:
+            warm_step, warm_inputs = peer.build(small), small.inputs(setup.seed, setup.device)
+            for _ in range(2):
+                forward_backward(warm_step, *warm_inputs)
+        began = time.perf_counter()
+        (loss, gradient), peak = _measure(lambda: forward_backward(step, embeddings, labels), setup)
+        seconds = time.perf_counter() - began
+    return Probe(float(loss), gradient.float().cpu().numpy(), peak, seconds)
+
+
+def _measure(call: Callable[[], Outputs], setup: Setup) -> tuple[Outputs, int | None]:
+    """Outputs of a call and its peak extra bytes: of the process on the CPU, of the allocator on a GPU."""
+    if not setup.measure_memory:
+        return call(), None
+    if not setup.on_gpu:
+        return measure_peak(call)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    outputs = call()
+    torch.cuda.synchronize()
+    return outputs, torch.cuda.max_memory_allocated() - before
+
+
+def run_oracle(case: Case, setup: Setup) -> oracle.Answer:
+    """The float64 answer of a case, computed on the CPU."""
+    torch.set_num_threads(setup.threads)
+    embeddings, labels = case.inputs(setup.seed)
+    if case.size <= STREAMED_ORACLE_LIMIT:
+        return oracle.answer(case.operation, embeddings, labels)
+    if case.operation == "supcon":
+        return oracle.supcon_sampled(embeddings, labels)
+    raise ValueError(
+        f"case {case.name} has {case.size} rows, above the {STREAMED_ORACLE_LIMIT} that the float64 oracle
+        covers " f"for {case.operation}; use a smaller size, or add a sampled oracle as SupCon has"
+    )
+
+
+def compare(probe: Probe, answer: oracle.Answer) -> tuple[float, float]:
+    """Relative error of the value and relative L2 error of the gradient; infinity for anything not finite."""
+    gradient = probe.gradient if answer.rows is None else probe.gradient[answer.rows]
+    if not (math.isfinite(probe.value) and np.isfinite(gradient).all()):
+        return math.inf, math.inf
+    tiny = np.finfo(np.float64).tiny
+    value_error = abs(probe.value - answer.value) / max(abs(answer.value), tiny)
+    difference = np.linalg.norm(gradient.astype(np.float64) - answer.gradient)
+    return value_error, float(difference / max(float(np.linalg.norm(answer.gradient)), tiny))
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Outcome of timing one entrant: quantiles, or the error that stopped it."""
+
+    quantiles: Quantiles | None
+    error: str | None = None
+    out_of_memory: bool = False
+
+
+def run_timing(case: Case, expected: dict[str, float], plan: Plan, setup: Setup) -> dict[str, Timing]:
+    """Time the peers named in expected (with their probe's seconds) and the floor of a case, in turn."""
+    setup.enter()
+    embeddings, labels = case.inputs(setup.seed, setup.device)
+
+    def entrant(name: str) -> Entrant:
+        peer = PEERS[name]
+        with peer.context():
+            step = peer.build(case)
+        return Entrant(
+            name,
+            lambda: forward_backward(step, embeddings, labels),
+            peer.context,
+            expected[name],
+            peer.compiles,
+        )
+
+    entrants = [Entrant(FLOOR, floor(embeddings)), *(entrant(name) for name in expected)]
+    results: dict[str, Timing] = {}
+    for name, result in time_in_turn(entrants, plan, clock(setup.device)).items():
+        if isinstance(result, Quantiles):
+            results[name] = Timing(result)
+        else:
+            results[name] = Timing(None, f"{type(result).__name__}: {result}", is_out_of_memory(result))
+    return results

@@ -1,0 +1,129 @@
+"""Prints results as a table in the terminal and writes the same table in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import results
+from benchmarks.cases import MEBIBYTE
+from benchmarks.peers import OURS
+from benchmarks.results import CaseResult, PeerResult, Report
+
+COLUMNS = (
+    "case",
+    "peer",
+    "p50",
+    "x floor",
+    "pml_fast is faster by",
+    "peak extra",
+    "bound",
+    "grad error",
+    "status",
+)
+TARGET_COLUMNS = ("case", "target", "reached", "")
+NOTHING = ""
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the results, then the targets, then a line of totals."""
+    table = Table(*COLUMNS, title=_title(report))
+    for case in report.cases:
+        for row in _case_rows(case):
+            table.add_row(*row, style="bold" if row[1].startswith(OURS) else None)
+        table.add_section()
+    console.print(table)
+    targets = Table(*TARGET_COLUMNS, title="Targets")
+    for row in _target_rows(report):
+        targets.add_row(*row, style={"missed": "red", "met": "green"}.get(row[-1]))
+    if targets.row_count:
+        console.print(targets)
+    console.print(totals(report), highlight=False)
+
+
+def write_markdown(report: Report, path: Path) -> None:
+    """Write both tables and the facts about the machine to a Markdown file."""
+    packages = ", ".join(f"{name} {version}" for name, version in report.versions.packages.items() if version)
+    revision = f"{report.revision.commit}{' with uncommitted changes' if report.revision.dirty else ''}"
+    lines = [
+        f"# {_title(report)}",
+        "",
+        f"- written by `{report.command}` on {report.date}, commit {revision}",
+        f"- {report.machine.cpu}, {report.machine.cores} cores, {_size(report.machine.memory_bytes)}, "
+        f"{report.machine.system}, {report.threads} threads"
+        + (f", {report.machine.gpu}" if report.machine.gpu else ""),
+        f"- Python {report.versions.python}, {packages}",
+        f"- {totals(report)}",
+        "",
+        *_markdown(COLUMNS, [row for case in report.cases for row in _case_rows(case)]),
+        "",
+        *_markdown(("case", "target", "reached", "met"), list(_target_rows(report))),
+    ]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def totals(report: Report) -> str:
+    """One line: how many targets are met, missed and not judged, and how many answers were wrong."""
+    judged = [target.met for case in report.cases for target in case.targets]
+    wrong = sum(peer.status == results.WRONG for case in report.cases for peer in case.peers)
+    return (
+        f"{judged.count(True)} targets met, {judged.count(False)} missed, {judged.count(None)} not judged; "
+        f"{wrong} wrong answers; {report.wall_seconds:.0f} s"
+    )
+
+
+def _title(report: Report) -> str:
+    device = report.machine.gpu or report.machine.cpu
+    return f"forward + backward, {device}, {report.threads} thread{'s' if report.threads > 1 else ''}"
+
+
+def _case_rows(case: CaseResult) -> Iterator[tuple[str, ...]]:
+    floor = _time(case.floor_seconds.p50) if case.floor_seconds else NOTHING
+    yield case.case, "floor (3 torch.mm)", floor, "1.00" if floor else NOTHING, *[NOTHING] * 5
+    for peer in case.peers:
+        yield NOTHING, peer.peer, *_figures(peer, case), _status(peer)
+
+
+def _figures(peer: PeerResult, case: CaseResult) -> tuple[str, str, str, str, str, str]:
+    return (
+        _time(peer.seconds.p50) if peer.seconds else NOTHING,
+        f"{peer.ratio_to_floor:.2f}" if peer.ratio_to_floor else NOTHING,
+        f"{peer.ours_is_faster_by:.2f} x" if peer.ours_is_faster_by else NOTHING,
+        _size(peer.peak_extra_bytes),
+        _size(case.memory_bound_bytes),
+        f"{peer.gradient_error:.1e}" if peer.gradient_error is not None else NOTHING,
+    )
+
+
+def _status(peer: PeerResult) -> str:
+    if peer.status in (results.OK, results.NOT_RUN) or not peer.detail:
+        return peer.status
+    return f"{peer.status}: {peer.detail.splitlines()[0][:80]}"
+
+
+def _target_rows(report: Report) -> Iterator[tuple[str, ...]]:
+    words = {True: "met", False: "missed", None: "not judged"}
+    for case in report.cases:
+        for target in case.targets:
+            yield case.case, target.target, target.reached, words[target.met]
+
+
+def _markdown(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    cells = [columns, tuple("---" for _ in columns), *rows]
+    return ["| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in cells]
+
+
+def _time(seconds: float) -> str:
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} us"
+
+
+def _size(size: int | None) -> str:
+    if size is None:
+        return NOTHING
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / MEBIBYTE:.1f} MiB"

@@ -1,0 +1,214 @@
+"""Runs cases: oracle, then every peer's probe under bounds, then the timing in turn of those that agree."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from benchmarks import results
+from benchmarks.bounded import OUT_OF_MEMORY, Outcome, run
+from benchmarks.cases import DIM, Case
+from benchmarks.oracle import Answer
+from benchmarks.peers import PEERS, Peer, headline
+from benchmarks.probe import FLOOR, Probe, Setup, Timing, compare, run_oracle, run_probe, run_timing
+from benchmarks.results import CaseResult, PeerResult
+from benchmarks.targets import judge
+from benchmarks.timing import WARM_UP_CALLS, Plan
+
+# Imported once for all child processes; the first sets what the compiler reads when it is imported.
+PRELOAD = (
+    "benchmarks.peers",
+    "benchmarks.probe",
+    "torch._inductor.compile_fx",
+    "pytorch_metric_learning.losses",
+    "pytorch_metric_learning.miners",
+    "pml_fast.losses",
+    "pml_fast.miners",
+)
+ORACLE_SECONDS = 900.0
+COMPILE_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """memory_bytes: what a process may allocate; seconds: for one probe; budget: for the whole run (None: no end)."""
+
+    memory_bytes: int | None
+    seconds: float
+    budget: float | None = None
+
+
+def run_cases(
+    cases: Sequence[Case],
+    peers: Sequence[str],
+    setup: Setup,
+    plan: Plan,
+    limits: Limits,
+    on_progress: Callable[[str], None] = lambda text: None,
+) -> list[CaseResult]:
+    """Run every case against the peers named; cases that the budget leaves no time for are marked as not run."""
+    began = time.monotonic()
+    missing = {name: reason for name in peers if (reason := why_unavailable(PEERS[name]))}
+    done = []
+    for case in cases:
+        result = CaseResult(
+            case.name, case.operation, case.size, DIM, case.per_class, case.dtype, case.memory_bound
+        )
+        entered = [name for name in peers if PEERS[name].runs(case)]
+        spent = time.monotonic() - began
+        if limits.budget is not None and spent > limits.budget:
+            reason = f"the budget of {limits.budget:g} s was spent"
+            result.peers = [PeerResult(name, results.NOT_RUN, reason) for name in entered]
+        else:
+            _run_case(case, result, entered, missing, setup, plan, limits, on_progress)
+        judge(case, result, on_gpu=setup.on_gpu)
+        done.append(result)
+        on_progress("")
+    return done
+
+
+def failures(cases: Sequence[CaseResult]) -> list[str]:
+    """A line for each result of pml_fast that is wrong or did not finish; empty when all is well."""
+    fine = (results.OK, results.UNAVAILABLE, results.NOT_RUN)
+    return [
+        f"{case.case}: {peer.peer} {peer.status}: {peer.detail}"
+        for case in cases
+        for peer in case.peers
+        if PEERS[peer.peer].is_ours and peer.status not in fine
+    ]
+
+
+def why_unavailable(peer: Peer) -> str | None:
+    """Why a library cannot be used here at all, or None when it can."""
+    modules = {"pml": ("pytorch_metric_learning.losses",)}.get(peer.name, ())
+    if peer.is_ours:
+        modules = ("pml_fast.losses", "pml_fast.miners")
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            return f"{error.name} is not installed"
+    return None
+
+
+def _run_case(
+    case: Case,
+    result: CaseResult,
+    entered: list[str],
+    missing: dict[str, str],
+    setup: Setup,
+    plan: Plan,
+    limits: Limits,
+    on_progress: Callable[[str], None],
+) -> None:
+    result.peers = [
+        PeerResult(name, results.UNAVAILABLE, missing[name]) for name in entered if name in missing
+    ]
+    present = [name for name in entered if name not in missing]
+    if present:
+        on_progress(f"{case.name}: oracle")
+        truth = run(run_oracle, case, setup, seconds=ORACLE_SECONDS, preload=PRELOAD)
+        if not truth.ok:
+            reason = f"no answer to compare with: {truth.status}, {truth.error}"
+            result.peers += [PeerResult(name, results.NOT_RUN, reason) for name in present]
+            return
+        expected = {}
+        for name in present:
+            on_progress(f"{case.name}: checking {name}")
+            entry, seconds = _probe(case, PEERS[name], truth.value, setup, limits)
+            result.peers.append(entry)
+            if entry.status == results.OK:
+                expected[name] = seconds
+        on_progress(f"{case.name}: timing")
+        _time(case, result, expected, setup, plan, limits)
+    result.peers.sort(key=lambda entry: entered.index(entry.peer))
+
+
+def _probe(case: Case, peer: Peer, truth: Answer, setup: Setup, limits: Limits) -> tuple[PeerResult, float]:
+    """Run a peer once under the bounds and hold its answer to the oracle; also the seconds its step took."""
+    seconds = limits.seconds + (COMPILE_SECONDS if peer.compiles else 0)
+    outcome: Outcome = run(
+        run_probe,
+        case,
+        peer.name,
+        setup,
+        memory_bytes=_process_memory(setup, limits),
+        seconds=seconds,
+        preload=PRELOAD,
+    )
+    if not outcome.ok:
+        return PeerResult(peer.name, outcome.status, outcome.error), outcome.seconds
+    probe: Probe = outcome.value
+    value_error, gradient_error = compare(probe, truth)
+    entry = PeerResult(peer.name, results.OK, value_error=value_error, gradient_error=gradient_error)
+    tolerance = case.tolerance(setup.matmul_precision)
+    if value_error <= tolerance.value and gradient_error <= tolerance.gradient:
+        entry.peak_extra_bytes = probe.peak_bytes
+        entry.within_memory_bound = (
+            None if probe.peak_bytes is None else probe.peak_bytes <= case.memory_bound
+        )
+    else:
+        entry.status = results.WRONG
+        entry.detail = (
+            f"value off by {value_error:.1e} (allowed {tolerance.value:.0e}), "
+            f"gradient by {gradient_error:.1e} (allowed {tolerance.gradient:.0e})"
+        )
+    return entry, probe.seconds
+
+
+def _time(
+    case: Case, result: CaseResult, expected: dict[str, float], setup: Setup, plan: Plan, limits: Limits
+) -> None:
+    """Time the peers in expected and the floor in one process and write the figures into result."""
+    if not expected:
+        return
+    calls = plan.min_rounds + WARM_UP_CALLS
+    longest = 2 * sum(plan.seconds + calls * seconds for seconds in expected.values())
+    compiling = COMPILE_SECONDS * sum(PEERS[name].compiles for name in expected)
+    outcome = run(
+        run_timing,
+        case,
+        expected,
+        plan,
+        setup,
+        memory_bytes=_process_memory(setup, limits),
+        seconds=longest + compiling + limits.seconds,
+        preload=PRELOAD,
+    )
+    timings: dict[str, Timing] = outcome.value if outcome.ok else {}
+    floor = timings.get(FLOOR)
+    result.floor_seconds = floor.quantiles if floor else None
+    for name in expected:
+        entry = result.peer(name)
+        assert entry is not None
+        if not outcome.ok:
+            entry.status, entry.detail = outcome.status, f"while timing: {outcome.error}"
+        else:
+            _record(entry, timings[name])
+    _compare_times(result)
+
+
+def _record(entry: PeerResult, timing: Timing) -> None:
+    if timing.quantiles is not None:
+        entry.seconds = timing.quantiles
+        return
+    entry.status = OUT_OF_MEMORY if timing.out_of_memory else "failed"
+    entry.detail = f"while timing: {timing.error}"
+
+
+def _compare_times(result: CaseResult) -> None:
+    """Fill in each peer's ratio to the floor and by how much pml_fast is faster than it."""
+    timed = [entry for entry in result.peers if entry.seconds is not None]
+    ours = result.peer(headline([entry.peer for entry in timed]) or "")
+    for entry in timed:
+        assert entry.seconds is not None
+        if result.floor_seconds is not None:
+            entry.ratio_to_floor = entry.seconds.p50 / result.floor_seconds.p50
+        if ours is not None and ours.seconds is not None:
+            entry.ours_is_faster_by = entry.seconds.p50 / ours.seconds.p50
+
+
+def _process_memory(setup: Setup, limits: Limits) -> int | None:
+    return None if setup.on_gpu else limits.memory_bytes  # a GPU's own memory is bounded by its allocator

@@ -1,0 +1,67 @@
+"""Judges a case's results by its targets."""
+
+from __future__ import annotations
+
+from benchmarks import results
+from benchmarks.cases import FLOOR_RATIO, MEBIBYTE, NOT_SLOWER, SPEEDUP_OVER_PML, Case, Target
+from benchmarks.peers import OURS, headline
+from benchmarks.results import CaseResult, PeerResult, TargetResult
+
+RIVALS = ("pml", "eager")
+
+
+def judge(case: Case, result: CaseResult, on_gpu: bool) -> None:
+    """Fill in result.targets: the case's own (set for the CPU in float32) and the memory bound that all share."""
+    entered = [entry.peer for entry in result.peers]
+    if headline(entered) is None:
+        return
+    usable = [entry.peer for entry in result.peers if entry.status == results.OK]
+    ours = result.peer(headline(usable) or "")
+    if not on_gpu and case.dtype == "float32":
+        result.targets += [_judge_one(target, ours, result) for target in case.targets]
+    result.targets.append(_judge_memory(case, ours, result))
+
+
+def _judge_one(target: Target, ours: PeerResult | None, result: CaseResult) -> TargetResult:
+    if ours is None or ours.seconds is None:
+        return _unmeasured(str(target), result)
+    if target.kind == FLOOR_RATIO:
+        ratio = ours.ratio_to_floor
+        reached = "no floor" if ratio is None else f"{ratio:.2f} x floor"
+        return TargetResult(str(target), reached, None if ratio is None else ratio <= (target.bound or 0))
+    if target.kind == SPEEDUP_OVER_PML:
+        pml = result.peer("pml")
+        if pml is None or pml.ours_is_faster_by is None:
+            return TargetResult(str(target), f"pml: {pml.status if pml else 'not entered'}", None)
+        return TargetResult(
+            str(target), f"{pml.ours_is_faster_by:.0f} x", pml.ours_is_faster_by >= (target.bound or 0)
+        )
+    if target.kind == NOT_SLOWER:
+        return _judge_not_slower(target, result)
+    return TargetResult(str(target), f"ran in {ours.seconds.p50:.2f} s", True)
+
+
+def _judge_not_slower(target: Target, result: CaseResult) -> TargetResult:
+    rivals = [
+        entry for name in RIVALS if (entry := result.peer(name)) and entry.ours_is_faster_by is not None
+    ]
+    if not rivals:
+        return TargetResult(str(target), "neither was timed", None)
+    reached = ", ".join(f"{entry.ours_is_faster_by:.2f} x faster than {entry.peer}" for entry in rivals)
+    return TargetResult(str(target), reached, all((entry.ours_is_faster_by or 0) >= 1 for entry in rivals))
+
+
+def _judge_memory(case: Case, ours: PeerResult | None, result: CaseResult) -> TargetResult:
+    target = f"peak extra memory <= {case.memory_bound / MEBIBYTE:.0f} MiB"
+    if ours is None:
+        return _unmeasured(target, result)
+    if ours.peak_extra_bytes is None:
+        return TargetResult(target, "not measured", None)
+    return TargetResult(target, f"{ours.peak_extra_bytes / MEBIBYTE:.0f} MiB", ours.within_memory_bound)
+
+
+def _unmeasured(target: str, result: CaseResult) -> TargetResult:
+    """pml_fast has no figure: missed, unless it never had the chance."""
+    mine = [entry for entry in result.peers if entry.peer.startswith(OURS)]
+    no_chance = all(entry.status in (results.UNAVAILABLE, results.NOT_RUN) for entry in mine)
+    return TargetResult(target, f"{mine[0].peer}: {mine[0].status}", None if no_chance else False)

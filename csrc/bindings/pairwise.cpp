@@ -1,0 +1,111 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "bindings.h"
+#include "cpu/pairwise.h"
+#include "runtime/layout.h"
+
+namespace py = pybind11;
+
+namespace pml_fast {
+namespace {
+
+using Address = uintptr_t;
+
+template <typename T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void layout(Address row_labels, int64_t rows, Address col_labels, int64_t cols, bool itself, Address row_order,
+            Address col_order, Address start, Address end, Address offset, Address col_start, Address col_end) {
+  class_order(at<int64_t>(row_labels), rows, at<int64_t>(row_order));
+  if (!itself) class_order(at<int64_t>(col_labels), cols, at<int64_t>(col_order));
+  const Address columns = itself ? row_order : col_order;
+  class_runs(at<int64_t>(row_labels), at<int64_t>(row_order), rows, at<int64_t>(col_labels), at<int64_t>(columns), cols,
+             at<int64_t>(start), at<int64_t>(end));
+  int64_t total = 0;
+  for (int64_t i = 0; i < rows; ++i) {
+    at<int64_t>(offset)[i] = total;
+    total += at<int64_t>(end)[i] - at<int64_t>(start)[i];
+  }
+  at<int64_t>(offset)[rows] = total;
+  if (!itself)
+    class_runs(at<int64_t>(col_labels), at<int64_t>(columns), cols, at<int64_t>(row_labels), at<int64_t>(row_order), rows,
+               at<int64_t>(col_start), at<int64_t>(col_end));
+}
+
+std::unique_ptr<PairEngine> make(const std::string& spec, const std::vector<double>& params, double sign,
+                                 const std::vector<std::pair<double, double>>& limits, Address x, Address y, Address start,
+                                 Address end, Address offset, Address col_start, Address col_end, Address rule, int64_t n,
+                                 int64_t m, int64_t d, bool itself, const std::string& distance, double fixed_shift,
+                                 bool is_double, int threads) {
+  PairLayout g{};
+  g.x = at<void>(x);
+  g.y = at<void>(y);
+  g.start = at<int64_t>(start);
+  g.end = at<int64_t>(end);
+  g.offset = at<int64_t>(offset);
+  g.col_start = at<int64_t>(col_start);
+  g.col_end = at<int64_t>(col_end);
+  g.rule = at<void>(rule);
+  g.n = n;
+  g.m = m;
+  g.d = d;
+  g.itself = itself;
+  g.distance = distance == "dot" ? Distance::kDot : distance == "l2" ? Distance::kL2 : Distance::kL2Squared;
+  g.threads = threads;
+  std::vector<Limits> intervals;
+  for (const auto& [low, high] : limits) intervals.push_back({low, high});
+  return PML_FAST_DISPATCH(make_pair_engine(spec, params, sign, intervals, g, fixed_shift, is_double));
+}
+
+}  // namespace
+
+void bind_pairwise(py::module_& m) {
+  using Release = py::call_guard<py::gil_scoped_release>;
+  m.def("layout", &layout);
+  m.def("pair_engine", &make);
+  py::class_<PairEngine>(m, "PairEngine")
+      .def("score_positives", &PairEngine::score_positives, Release())
+      .def(
+          "fold",
+          [](PairEngine& e, Address tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t mirror) {
+            e.fold(at<void>(tile), ld, i0, i1, j0, j1, mirror);
+          },
+          Release())
+      .def(
+          "fold_extreme",
+          [](PairEngine& e, Address tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t mirror,
+             bool largest, Address value, Address index) {
+            e.fold_extreme(at<void>(tile), ld, i0, i1, j0, j1, mirror, largest, at<void>(value), at<int64_t>(index));
+          },
+          Release())
+      .def(
+          "positive_extreme",
+          [](PairEngine& e, bool largest, Address value, Address index) {
+            e.positive_extreme(largest, at<void>(value), at<int64_t>(index));
+          },
+          Release())
+      .def(
+          "coefficients",
+          [](PairEngine& e, Address tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t mirror,
+             bool scored, bool both_roles) {
+            return e.coefficients(at<void>(tile), ld, i0, i1, j0, j1, mirror, scored, both_roles);
+          },
+          Release())
+      .def("finish",
+           [](PairEngine& e, Address rows) {
+             bool exists[2];
+             e.finish(at<void>(rows), exists);
+             return py::make_tuple(exists[0], exists[1]);
+           })
+      .def("set_weights", [](PairEngine& e, Address w) { e.set_weights(at<void>(w)); })
+      .def("set_shift", [](PairEngine& e, Address shift) { e.set_shift(at<void>(shift)); })
+      .def(
+          "finish_gradients",
+          [](PairEngine& e, Address dx, Address dy) { e.finish_gradients(at<void>(dx), at<void>(dy)); }, Release())
+      .def_property_readonly("terms", &PairEngine::terms);
+}
+
+}  // namespace pml_fast

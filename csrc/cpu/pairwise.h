@@ -1,0 +1,70 @@
+// The pairwise engine on the CPU: what happens to a tile of inner products between two matrix products.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../engine/limits.h"
+#include "isa.h"
+
+namespace pml_fast {
+
+enum class Distance { kDot, kL2, kL2Squared };
+
+// Sorted rows and columns of a problem. Rows and columns are in the order of their class, so that the positives of row i are the
+// columns start[i] .. end[i] and everything else is a negative. Pointers are owned by the caller and outlive the engine.
+struct PairLayout {
+  const void *x, *y;                       // [N, D], [M, D]
+  const int64_t *start, *end;              // [N] positives' columns of each row
+  const int64_t *col_start, *col_end;      // [M] the rows whose class is the column's
+  const int64_t* offset;                   // [N + 1] where each row's positives begin in the table
+  const void* rule;                        // [4, N] closed score intervals, or null
+  int64_t n, m, d;
+  bool itself;
+  Distance distance;
+  int threads;
+};
+
+class PairEngine {
+ public:
+  virtual ~PairEngine() = default;
+
+  // Scores of all positives, exact (distances by differences), into the table.
+  virtual void score_positives() = 0;
+
+  // The largest (or smallest) score of each row's negatives inside its interval: value and sorted column.
+  virtual void fold_extreme(void* tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t j_mirror,
+                            bool largest, void* value, int64_t* index) = 0;
+  virtual void positive_extreme(bool largest, void* value, int64_t* index) = 0;
+
+  // Turns a tile of inner products into scores and folds its negatives into the state; columns from j_mirror on are folded into
+  // their own rows too (a batch against itself, where only tiles on or above the diagonal are visited).
+  virtual void fold(void* tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t j_mirror) = 0;
+
+  // Turns a tile into dL/d(inner product) (up to the distance's row sums), in place; true where any entry is not zero.
+  virtual bool coefficients(void* tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t j_mirror,
+                            bool scored, bool both_roles) = 0;
+
+  // Rows' values and counts [terms, 2, N] and whether any positive and any negative pair was seen.
+  virtual void finish(void* rows, bool exists[2]) = 0;
+
+  // Weights [terms, N] of the rows' values, before coefficients() and the gradients below.
+  virtual void set_weights(const void* w) = 0;
+
+  // Adds the positives' share, and the distances' own-row share, to the gradients (either may be null).
+  virtual void finish_gradients(void* dx, void* dy) = 0;
+
+  virtual void set_shift(const void* largest_logit_score) = 0;
+  virtual int terms() const = 0;
+};
+
+// `spec` is a loss of engine/pair_specs.h, or "" for an engine that only finds extremes. `sign` is +1 for similarities.
+// `fixed_shift` is what every logit is reduced by before its exponential; NaN means that set_shift() gives one a row.
+PML_FAST_FOR_EACH_ISA(std::unique_ptr<PairEngine> make_pair_engine(const std::string& spec, const std::vector<double>& params,
+                                                                   double sign, const std::vector<Limits>& limits,
+                                                                   const PairLayout& layout, double fixed_shift,
+                                                                   bool is_double);)
+
+}  // namespace pml_fast

@@ -1,0 +1,62 @@
+"""A small convolutional network that turns an image into an embedding."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+_FIRST_WIDTH = 32
+_MAX_WIDTH = 128
+_FINAL_GRID = 4
+
+
+class Embedder(nn.Module):
+    """images [N, C, S, S] float32 in [0, 1] -> embeddings [N, embedding_dim] float32 of unit length.
+
+    Convolution stages halve the image until it is about 4 x 4; one linear layer follows.
+    mean and std, one a channel, standardise the input; take them from the training images.
+    """
+
+    def __init__(self, image_size: int, mean: Tensor, std: Tensor, embedding_dim: int = 64) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.reshape(1, -1, 1, 1))
+        self.register_buffer("std", std.reshape(1, -1, 1, 1))
+        stages: list[nn.Module] = []
+        channels, width, size = mean.numel(), _FIRST_WIDTH, image_size
+        while not stages or size > _FINAL_GRID + 1:
+            stages.append(_stage(channels, width))
+            channels, width, size = width, min(2 * width, _MAX_WIDTH), size // 2
+        self.features = nn.Sequential(*stages)
+        self.project = nn.Linear(channels * size * size, embedding_dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        standardised = (images - self.mean) / self.std
+        embeddings = self.project(self.features(standardised).flatten(1))
+        return nn.functional.normalize(embeddings, dim=1)
+
+
+def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of images [N, C, H, W]: two tensors [C]."""
+    mean = images.mean(dim=(0, 2, 3))
+    # Blank images have no spread: dividing by one then leaves them blank instead of NaN.
+    std = images.std(dim=(0, 2, 3))
+    return mean, torch.where(std > 0, std, torch.ones_like(std))
+
+
+@torch.no_grad()
+def embed(model: nn.Module, images: Tensor, device: torch.device, batch_size: int = 512) -> Tensor:
+    """Embeddings [N, embedding_dim] of all images, on the CPU, in evaluation mode."""
+    model.eval()
+    return torch.cat([model(batch.to(device)).cpu() for batch in images.split(batch_size)])
+
+
+def _stage(channels: int, width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(width, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+    )

@@ -1,0 +1,154 @@
+"""The pure-torch backend: strips of rows, linear memory, every device and every score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pml_fast.engine import grad_sum, triplet_strips
+from pml_fast.engine.grad_sum import GradSum, strips
+from pml_fast.engine.problem import (
+    ExtremeProblem,
+    Limits,
+    PairProblem,
+    PairRows,
+    TripletProblem,
+    comparable_mask,
+    same_labels,
+)
+from pml_fast.engine.score import Score, paired_scores
+from pml_fast.engine.spec import Term
+from pml_fast.engine.strips import powered, strip_base
+from pml_fast.engine.views import DenseSide, View, dense_view
+
+
+def _view(problem: PairProblem, first: int, last: int, s: Tensor) -> View:
+    m = problem.y.shape[0]
+    same = same_labels(problem.x_labels[first:last], problem.y_labels)
+    comparable = comparable_mask(first, last - first, m, s.device) if problem.itself else None
+    rule = problem.rule[:, first:last] if problem.rule is not None else None
+    return dense_view(s, same, comparable, rule)
+
+
+def _side(view: View, term: Term) -> DenseSide:
+    side = view.pos if term.kind == "pos_pair" else view.neg
+    assert isinstance(side, DenseSide)
+    return side
+
+
+def term_rows(term: Term, limits: Limits, loss: Tensor, view: View) -> tuple[Tensor, Tensor]:
+    """Value (differentiable) and count of each row, from what a spec's formula gave for the term."""
+    if term.kind == "element":
+        return loss, torch.ones_like(loss)
+    mask = _side(view, term).mask
+    low, high = limits
+    kept = mask & ~((loss <= low) | (loss >= high))
+    return torch.where(kept, loss, 0.0).sum(dim=1), kept.sum(dim=1).to(loss.dtype)
+
+
+class ChunkedBackend:
+    """Strips of rows with torch's own kernels; the derivative of a formula is taken by autograd, strip by strip."""
+
+    name = "chunked"
+
+    def available(self) -> str | None:
+        return None
+
+    def refuse(self, problem: Any) -> str | None:
+        return None
+
+    def pair_rows(self, problem: PairProblem, keep_scratch: bool) -> PairRows:
+        n, m = problem.x.shape[0], problem.y.shape[0]
+        rows = problem.x.new_zeros(len(problem.spec.terms), 2, n)
+        exists = torch.zeros(2, dtype=torch.bool, device=rows.device)
+        for first, last in strips(n, m):
+            s = powered(problem.score, strip_base(problem.score, problem.x[first:last], problem.y))
+            view = _view(problem, first, last, s)
+            exists |= torch.stack([view.pos.count().any(), view.neg.count().any()])
+            losses = problem.spec.formula(view, problem.score)
+            for t, (term, loss) in enumerate(zip(problem.spec.terms, losses, strict=True)):
+                rows[t, 0, first:last], rows[t, 1, first:last] = term_rows(term, problem.limits[t], loss, view)
+        return PairRows(rows, exists, rows.new_zeros(0))
+
+    def pair_grads(
+        self, problem: PairProblem, state: PairRows, w: Tensor, need_x: bool, need_y: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        accumulate = GradSum(problem.x, problem.y, problem.itself, need_x, need_y)
+        for first, last in strips(problem.x.shape[0], problem.y.shape[0]):
+            base = strip_base(problem.score, problem.x[first:last], problem.y)
+            with torch.enable_grad():
+                s = powered(problem.score, base).detach().requires_grad_()
+                view = _view(problem, first, last, s)
+                losses = problem.spec.formula(view, problem.score)
+                total = s.new_zeros(())
+                for t, (term, loss) in enumerate(zip(problem.spec.terms, losses, strict=True)):
+                    value, _ = term_rows(term, problem.limits[t], loss, view)
+                    # A row that weighs nothing must not turn an infinite value into NaN.
+                    total = total + torch.where(w[t, first:last] != 0, value * w[t, first:last], 0.0).sum()
+                (c,) = torch.autograd.grad(total, s)
+            accumulate.add(problem.score, first, last, base, c)
+        return accumulate.result()
+
+    def triplet_rows(
+        self, problem: TripletProblem, need_x: bool, need_y: bool, uniform: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return triplet_strips.rows_and_grads(problem, None, need_x, need_y, uniform)
+
+    def triplet_grads(
+        self, problem: TripletProblem, w: Tensor, need_x: bool, need_y: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        _, dx, dy = triplet_strips.rows_and_grads(problem, w, need_x, need_y, True)
+        return dx, dy
+
+    def extremes(self, problem: ExtremeProblem) -> tuple[Tensor, Tensor]:
+        n, m = problem.x.shape[0], problem.y.shape[0]
+        worst = float("-inf") if problem.largest else float("inf")
+        value = problem.x.new_full((n,), worst)
+        index = torch.full((n,), -1, dtype=torch.int64, device=value.device)
+        if m == 0:
+            return value, index
+        for first, last in strips(n, m):
+            s = powered(problem.score, strip_base(problem.score, problem.x[first:last], problem.y))
+            mask = same_labels(problem.x_labels[first:last], problem.y_labels)
+            mask = mask if problem.positive else ~mask
+            if problem.itself:
+                mask &= comparable_mask(first, last - first, m, s.device)
+            if problem.low is not None:
+                mask &= s >= problem.low[first:last].unsqueeze(1)
+            if problem.high is not None:
+                mask &= s <= problem.high[first:last].unsqueeze(1)
+            s = s.masked_fill_(~mask, worst)
+            best, where = s.max(dim=1) if problem.largest else s.min(dim=1)
+            value[first:last] = best
+            index[first:last] = where.masked_fill(~mask.any(dim=1), -1)
+        return value, index
+
+    def listed_scores(self, score: Score, x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        parts = [paired_scores(score, x[a], y[b]) for a, b in _list_chunks(i, j, x.shape[1])]
+        return torch.cat(parts) if parts else x.new_zeros(0)
+
+    def listed_grads(
+        self, score: Score, x: Tensor, y: Tensor, i: Tensor, j: Tensor, grad: Tensor, need_x: bool, need_y: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        dx = torch.zeros_like(x) if need_x else None
+        dy = torch.zeros_like(y) if need_y else None
+        done = 0
+        for a, b in _list_chunks(i, j, x.shape[1]):
+            with torch.enable_grad():
+                xa, yb = x[a].detach().requires_grad_(), y[b].detach().requires_grad_()
+                s = paired_scores(score, xa, yb)
+                ga, gb = torch.autograd.grad(s, (xa, yb), grad[done : done + len(a)])
+            done += len(a)
+            if dx is not None:
+                dx.index_add_(0, a, ga)
+            if dy is not None:
+                dy.index_add_(0, b, gb)
+        return dx, dy
+
+
+def _list_chunks(i: Tensor, j: Tensor, d: int) -> Iterator[tuple[Tensor, Tensor]]:
+    step = max(1, grad_sum.STRIP_ELEMENTS // max(d, 1))
+    return zip(i.split(step), j.split(step), strict=True) if len(i) else iter(())

@@ -1,0 +1,111 @@
+"""How the losses of one term become a number: the reductions that fold into a streaming kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pml_fast.engine.spec import Term
+
+INF = float("inf")
+KINDS = ("mean", "sum", "threshold", "class_weighted", "per_anchor")
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A reduction of one term.
+
+    ``mean``: over all losses. ``sum``. ``threshold``: mean of the losses with ``low < loss < high``. ``class_weighted``: mean of
+    ``loss * weights[label of the anchor]``. ``per_anchor``: mean over each row's losses (0 for none), then ``inner`` over rows.
+    """
+
+    kind: str = "mean"
+    low: float = -INF
+    high: float = INF
+    weights: Tensor | None = None
+    inner: Fold | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {KINDS}, got {self.kind!r}")
+
+    def encode(self) -> str:
+        """The fold, without its weights, as the string an operator's schema carries."""
+        inner = self.inner.encode() if self.inner is not None else ""
+        return f"{self.kind};{self.low!r};{self.high!r};{inner}"
+
+    @staticmethod
+    def decode(text: str) -> Fold:
+        """The inverse of :meth:`encode`."""
+        kind, low, high, inner = text.split(";", 3)
+        return Fold(kind, float(low), float(high), None, Fold.decode(inner) if inner else None)
+
+    def pair_limits(self) -> tuple[float, float]:
+        """The interval a pair's own loss must lie in to be counted by the kernel."""
+        return (self.low, self.high) if self.kind == "threshold" else (-INF, INF)
+
+    def row_weights(self, labels: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """The weight of each anchor ``[N]``, where this fold (or its inner one) weighs classes."""
+        if self.weights is not None:
+            return self.weights.to(device=labels.device, dtype=dtype)[labels]
+        return self.inner.row_weights(labels, dtype) if self.inner is not None else None
+
+
+def _ratio(total: Tensor, count: Tensor) -> Tensor:
+    return torch.where(count > 0, total / count.clamp(min=1), 0.0)
+
+
+def _reduce_elements(fold: Fold, values: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    n = values.shape[0]
+    if fold.kind == "threshold":
+        # Written so that a NaN is kept, and seen.
+        keep = ~((values <= fold.low) | (values >= fold.high))
+        w = keep.to(values.dtype) / keep.sum().clamp(min=1)
+        return torch.where(keep, values * w, 0.0).sum(), w
+    if fold.kind == "sum":
+        return values.sum(), torch.ones_like(values)
+    if fold.kind == "class_weighted":
+        if weights is None:
+            raise ValueError("weights must be given for a class_weighted fold, got None; pass Fold(weights=...)")
+        w = weights / max(n, 1)
+        return (values * w).sum(), w
+    if fold.kind == "per_anchor":
+        return _reduce_elements(fold.inner or Fold(), values, weights)
+    w = torch.full_like(values, 1.0 / max(n, 1))
+    return values.sum() / max(n, 1), w
+
+
+def _reduce_pairs(fold: Fold, sums: Tensor, counts: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    if fold.kind == "per_anchor":
+        total, w = _reduce_elements(fold.inner or Fold(), _ratio(sums, counts), weights)
+        return total, _ratio(w, counts)
+    if fold.kind == "sum":
+        return sums.sum(), torch.ones_like(sums)
+    if fold.kind == "class_weighted":
+        if weights is None:
+            raise ValueError("weights must be given for a class_weighted fold, got None; pass Fold(weights=...)")
+        sums = sums * weights
+    else:
+        weights = torch.ones_like(sums)
+    one = torch.ones((), dtype=sums.dtype, device=sums.device)
+    scale = _ratio(one, counts.sum())
+    return sums.sum() * scale, weights * scale
+
+
+def reduce_rows(fold: Fold, term: Term, values: Tensor, counts: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Loss of one term and its derivative by each row's value.
+
+    ``values`` and ``counts`` are ``[N]``: the losses of the rows, or for pair terms the sum and the number of each row's
+    losses (those inside the fold's limits). Returns a scalar and ``[N]``.
+    """
+    if term.kind == "element":
+        return _reduce_elements(fold, values, weights)
+    return _reduce_pairs(fold, values, counts, weights)
+
+
+def without_weights(fold: Fold) -> Fold:
+    """The fold with its class weights taken out (they travel as a tensor of their own)."""
+    inner = without_weights(fold.inner) if fold.inner is not None else None
+    return replace(fold, weights=None, inner=inner)

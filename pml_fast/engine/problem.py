@@ -1,0 +1,142 @@
+"""What an operator hands to a backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pml_fast.engine.score import Score
+from pml_fast.engine.spec import PairSpec, TripletSpec
+
+Limits = tuple[float, float]
+NO_LIMITS: Limits = (float("-inf"), float("inf"))
+
+
+@dataclass
+class PairProblem:
+    """Rows ``x [N, D]`` against columns ``y [M, D]``, already normalised where the score asks for it.
+
+    ``itself`` means that ``y`` is ``x``: self pairs are excluded and the gradient of both roles goes to ``x``.
+    ``rule`` is ``[4, N]``, closed intervals of the score a pair must lie in (positive low, high; negative low, high).
+    ``limits`` is one interval a term: only pair losses strictly inside it are summed and counted.
+    """
+
+    spec: PairSpec
+    score: Score
+    x: Tensor
+    y: Tensor
+    x_labels: Tensor
+    y_labels: Tensor
+    itself: bool
+    rule: Tensor | None
+    limits: list[Limits]
+
+
+@dataclass
+class PairRows:
+    """What a forward sweep leaves.
+
+    ``rows`` is ``[T, 2, N]``: each term's value and count a row (``element``: the loss and 1; pair terms: sum and number of the
+    losses inside the limits). ``exists`` is a bool ``[2]``: whether any positive and any negative pair was seen. ``saved`` is
+    what the backward needs; ``scratch`` is an optional short cut for a backward that follows at once.
+    """
+
+    rows: Tensor
+    exists: Tensor
+    saved: Tensor
+    scratch: Any = field(default=None, repr=False)
+
+
+@dataclass
+class TripletProblem:
+    """As :class:`PairProblem`, for triplets. ``limits`` holds one interval; ``rule`` filters the pairs that may form triplets."""
+
+    spec: TripletSpec
+    score: Score
+    x: Tensor
+    y: Tensor
+    x_labels: Tensor
+    y_labels: Tensor
+    itself: bool
+    rule: Tensor | None
+    limits: Limits
+
+
+@dataclass
+class ExtremeProblem:
+    """The largest (``largest``) or smallest score of each row over its positives or its negatives inside ``low``..``high``.
+
+    ``low`` and ``high`` are ``[N]`` closed bounds or ``None``.
+    """
+
+    score: Score
+    x: Tensor
+    y: Tensor
+    x_labels: Tensor
+    y_labels: Tensor
+    itself: bool
+    positive: bool
+    largest: bool
+    low: Tensor | None
+    high: Tensor | None
+
+
+class Backend(Protocol):
+    """What every backend offers. ``refuse`` returns ``None`` when it can run the problem, else the reason in a sentence."""
+
+    name: str
+
+    def available(self) -> str | None:
+        """``None`` when this machine can use the backend at all, else the reason and the remedy."""
+        ...
+
+    def refuse(self, problem: Any) -> str | None: ...
+
+    def pair_rows(self, problem: PairProblem, keep_scratch: bool) -> PairRows: ...
+
+    def pair_grads(
+        self, problem: PairProblem, state: PairRows, w: Tensor, need_x: bool, need_y: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of ``sum(w[t] * value[t])`` (``w`` is ``[T, N]``) by ``x`` and ``y`` (``None`` for ``y`` if itself)."""
+        ...
+
+    def triplet_rows(
+        self, problem: TripletProblem, need_x: bool, need_y: bool, uniform: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """``rows [2, N]`` (float64 sum and count of each anchor's losses) and, where ``uniform`` (every anchor weighs 1), the
+        gradients of the plain sum of all losses by ``x`` and ``y``."""
+        ...
+
+    def triplet_grads(
+        self, problem: TripletProblem, w: Tensor, need_x: bool, need_y: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of ``sum(w * row value)`` with ``w [N]``."""
+        ...
+
+    def extremes(self, problem: ExtremeProblem) -> tuple[Tensor, Tensor]:
+        """``value [N]`` and ``index [N]`` int64 (-1 and an infinity of the losing sign where a row has no candidate)."""
+        ...
+
+    def listed_scores(self, score: Score, x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        """Scores ``[K]`` of the listed pairs of prepared rows."""
+        ...
+
+    def listed_grads(
+        self, score: Score, x: Tensor, y: Tensor, i: Tensor, j: Tensor, grad: Tensor, need_x: bool, need_y: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of ``sum(grad * score)`` by ``x`` and by ``y`` (kept apart also when ``x`` is ``y``)."""
+        ...
+
+
+def same_labels(rows: Tensor, cols: Tensor) -> Tensor:
+    """``[n, M]`` mask of equal labels."""
+    return rows.unsqueeze(1) == cols.unsqueeze(0)
+
+
+def comparable_mask(first: int, n: int, m: int, device: torch.device) -> Tensor:
+    """``[n, M]`` mask without the self pairs of rows ``first ..``."""
+    rows = torch.arange(first, first + n, device=device)
+    return rows.unsqueeze(1) != torch.arange(m, device=device).unsqueeze(0)

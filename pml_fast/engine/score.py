@@ -1,0 +1,113 @@
+"""The score: how the comparison of two rows becomes the number a loss sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+KINDS = ("dot", "l2", "lp")
+
+# F.normalize's own guard against a zero norm.
+NORM_EPS = 1e-12
+
+
+@dataclass(frozen=True)
+class Score:
+    """What an engine computes for a row ``x`` and a column ``y``.
+
+    ``kind`` is ``"dot"`` (inner product), ``"l2"`` (Euclidean distance) or ``"lp"`` (p-norm of the difference).
+    ``normalize`` divides rows and columns by their Euclidean norm first. ``power`` is applied to the value last.
+    ``inverted`` says that a larger value means closer. ``bounded`` says that the value is known to stay in
+    [-1, 1] (dot) or [0, 2**power] (l2), which holds when both sides are unit vectors.
+    """
+
+    kind: str = "dot"
+    p: float = 2.0
+    power: float = 1.0
+    normalize: bool = True
+    inverted: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {KINDS}, got {self.kind!r}")
+
+    @property
+    def sign(self) -> float:
+        """+1 where larger is closer, -1 where smaller is closer."""
+        return 1.0 if self.inverted else -1.0
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the value's range is known before any data is seen."""
+        return self.normalize and self.kind in ("dot", "l2")
+
+    def range(self) -> tuple[float, float]:
+        """The smallest and largest value a bounded score can take (with a margin for rounding)."""
+        slack = 1e-3
+        if not self.bounded:
+            return (float("-inf"), float("inf"))
+        if self.kind == "dot":
+            ends = ((-1.0 - slack) ** self.power, (1.0 + slack) ** self.power) if self.power != 1 else (-1.0, 1.0)
+            return (min(0.0, *ends) if self.power % 2 == 0 else ends[0], ends[1])
+        return (0.0, (2.0 + slack) ** self.power)
+
+    def encode(self) -> str:
+        """The score as the string an operator's schema carries."""
+        return f"{self.kind}|{self.p!r}|{self.power!r}|{int(self.normalize)}|{int(self.inverted)}"
+
+    @staticmethod
+    def decode(text: str) -> Score:
+        """The inverse of :meth:`encode`."""
+        kind, p, power, normalize, inverted = text.split("|")
+        return Score(kind, float(p), float(power), normalize == "1", inverted == "1")
+
+    def prepared(self) -> Score:
+        """The same score for rows that are already unit vectors or need no normalising."""
+        return replace(self, normalize=False)
+
+
+def unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of ``x`` divided by their Euclidean norm, and the norms ``[N, 1]`` as they were used."""
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min_(NORM_EPS)
+    return x / norm, norm
+
+
+def unit_rows_backward(grad: Tensor, unit: Tensor, norm: Tensor) -> Tensor:
+    """Gradient with respect to ``x`` given the gradient with respect to its unit rows (may overwrite ``grad``)."""
+    along = (grad * unit).sum(dim=1, keepdim=True)
+    # A clamped norm is a constant: its rows have no component to project out.
+    along = along.masked_fill_(norm <= NORM_EPS, 0.0)
+    return torch.addcmul(grad, unit, along, value=-1.0).div_(norm)
+
+
+def compute_type(dtype: torch.dtype) -> torch.dtype:
+    """The type that sums and gradients of an input type are kept in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def dense_scores(score: Score, x: Tensor, y: Tensor) -> Tensor:
+    """The whole ``[N, M]`` score matrix of *prepared* rows, differentiable; zero distances get zero gradient."""
+    if score.kind == "dot":
+        value = x @ y.T
+    elif score.kind == "l2":
+        # Differences, not the expanded square: exact near zero.
+        value = torch.cdist(x, y, p=2.0, compute_mode="donot_use_mm_for_euclid_dist")
+    else:
+        value = torch.cdist(x, y, p=score.p)
+    return value if score.power == 1 else value**score.power
+
+
+def paired_scores(score: Score, x: Tensor, y: Tensor) -> Tensor:
+    """Scores of prepared rows taken two by two, ``[K, D]`` against ``[K, D]``; differentiable."""
+    if score.kind == "dot":
+        value = (x * y).sum(dim=1)
+    else:
+        value = _safe_norm(x - y, score.p)
+    return value if score.power == 1 else value**score.power
+
+
+def _safe_norm(diff: Tensor, p: float) -> Tensor:
+    # vector_norm's gradient at zero is already zero for p = 2, but not for every p below 1.
+    return torch.linalg.vector_norm(diff, ord=p, dim=1)

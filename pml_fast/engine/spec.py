@@ -1,0 +1,83 @@
+"""What a loss folds: the maths of a loss, free of any device, tile or class of the public API.
+
+A :class:`PairSpec` is written once, against a *view* of the scores (:mod:`pml_fast.engine.views`), and so serves the dense
+float64 oracle, the strips of the chunked backend and explicit lists of pairs. Compiled backends carry the same maths and its
+derivative by hand (``csrc/engine/pair_specs.h``, ``engine/triton/epilogues.py``) under the same name and parameter order.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from pml_fast.engine.score import Score
+    from pml_fast.engine.views import View
+
+
+@dataclass(frozen=True)
+class Term:
+    """One named sub-loss. ``kind`` is PML's reduction type: ``element`` (a loss a row), ``pos_pair`` or ``neg_pair``."""
+
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class PairSpec(ABC):
+    """A loss over positive and negative pairs; the dataclass fields are its parameters, all floats, in order."""
+
+    name: ClassVar[str]
+    terms: ClassVar[tuple[Term, ...]] = (Term("loss", "element"),)
+    # PML gives 0 for the whole batch unless a positive and a negative pair exist.
+    gated: ClassVar[bool] = False
+
+    @abstractmethod
+    def formula(self, view: View, score: Score) -> list[Tensor]:
+        """One tensor a term: ``[N]`` for ``element``; the shape of the view's side for pair terms (masked by the caller)."""
+
+    def params(self) -> list[float]:
+        """The parameters as an operator's schema carries them."""
+        return [float(v) for v in astuple(self)]
+
+
+PAIR_SPECS: dict[str, type[PairSpec]] = {}
+
+
+def register_pair_spec(cls: type[PairSpec]) -> type[PairSpec]:
+    """Make a spec known to the operators and to the registry-driven tests."""
+    PAIR_SPECS[cls.name] = cls
+    return cls
+
+
+def pair_spec(name: str, params: Sequence[float]) -> PairSpec:
+    """Rebuild a spec from what an operator's schema carries."""
+    cls = PAIR_SPECS[name]
+    if len(params) != len(fields(cls)):
+        raise ValueError(f"params of spec {name!r} must have {len(fields(cls))} numbers, got {len(params)}")
+    return cls(*params)
+
+
+@dataclass(frozen=True)
+class TripletSpec:
+    """Triplets of an anchor: ``relu`` (or softplus when ``smooth``) of ``sign * (s_an - s_ap) + margin``.
+
+    ``sign`` is the score's. ``swap`` uses the harder of the anchor-negative and positive-negative scores. ``select`` is a
+    TripletMarginMiner's choice on the same scores (``every`` keeps all triplets), with that miner's ``select_margin``.
+    """
+
+    margin: float = 0.05
+    smooth: bool = False
+    swap: bool = False
+    select: str = "every"
+    select_margin: float = 0.0
+
+    SELECTIONS: ClassVar[tuple[str, ...]] = ("every", "all", "hard", "semihard", "easy")
+
+    def __post_init__(self) -> None:
+        if self.select not in self.SELECTIONS:
+            raise ValueError(f"select must be one of {self.SELECTIONS}, got {self.select!r}")

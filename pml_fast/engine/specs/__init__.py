@@ -1,0 +1,9 @@
+"""The specs: one short file a loss family."""
+
+from pml_fast.engine.specs.circle import Circle
+from pml_fast.engine.specs.contrastive import Contrastive
+from pml_fast.engine.specs.multi_similarity import MultiSimilarity
+from pml_fast.engine.specs.ntxent import NTXent
+from pml_fast.engine.specs.supcon import SupCon
+
+__all__ = ["Circle", "Contrastive", "MultiSimilarity", "NTXent", "SupCon"]

@@ -1,0 +1,31 @@
+"""The base of every module that can report numbers about itself."""
+
+from __future__ import annotations
+
+import torch
+
+from . import common_functions as c_f
+
+
+class ModuleWithRecords(torch.nn.Module):
+    """A module that lists the attributes a logger should record.
+
+    `_record_these` names settings, `_record_these_stats` names statistics of the last call. Statistics are
+    kept only when `collect_stats` is true; left as None it takes `common_functions.COLLECT_STATS` (False) at
+    construction.
+    """
+
+    def __init__(self, collect_stats: bool | None = None) -> None:
+        super().__init__()
+        self.collect_stats: bool = c_f.COLLECT_STATS if collect_stats is None else collect_stats
+
+    def add_to_recordable_attributes(
+        self, name: str | None = None, list_of_names: list[str] | None = None, is_stat: bool = False
+    ) -> None:
+        """List attributes for recording (missing ones start at 0); statistics only if they are collected."""
+        if self.collect_stats or not is_stat:
+            c_f.add_to_recordable_attributes(self, name=name, list_of_names=list_of_names, is_stat=is_stat)
+
+    def reset_stats(self) -> None:
+        """Set every listed statistic back to 0."""
+        c_f.reset_stats(self)
