@@ -20,8 +20,6 @@ JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 CPP_SOURCES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 PYTHON_SOURCES = $(wildcard setup.py pml_fast tests benchmarks examples)
 
-export PATH := $(CURDIR)/$(BIN):$(PATH)
-
 .PHONY: help
 help: ## List the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -68,7 +66,7 @@ $(DOCS_READY): $(READY)
 setup: $(READY) ext ## Make .venv: pinned packages, pml_fast itself, its compiled extension
 
 ext: $(READY) ## Compile the extension (what changed) into pml_fast/
-	@$(BIN)/python setup.py -q build_inplace
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py -q build_inplace
 
 # --- the tasks -----------------------------------------------------------------------------------------------------
 

@@ -36,13 +36,11 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks",
         description="Times pml_fast and its peers in turn, once their answers agree with a float64 oracle.",
     )
-    text.add_argument(
-        "--quick", action="store_true", help="small cases without the compiled peer: two minutes"
-    )
+    text.add_argument("--quick", action="store_true", help="small cases without the compiled peer: two minutes")
     text.add_argument("--cases", metavar="REGEX", help="only cases whose name matches (see --list)")
     text.add_argument("--peers", nargs="+", metavar="PEER", help=f"only these peers, of: {', '.join(PEERS)}")
     text.add_argument(
-        "--rounds", type=_positive(int), metavar="N", help="samples a peer (default: by its speed)"
+        "--rounds", type=_positive(int), metavar="N", help="samples of a peer, but one of a step above 10 s"
     )
     text.add_argument("--budget", type=_positive(float), metavar="SECONDS", help="start no case later")
     text.add_argument("--limit", type=_positive(float), metavar="SECONDS", help="bound on one checked step")
@@ -96,9 +94,7 @@ def _selection(arguments: argparse.Namespace) -> tuple[list[Case], list[str], st
         try:
             pattern = re.compile(arguments.cases)
         except re.error as error:
-            raise ValueError(
-                f"--cases must be a regular expression, got {arguments.cases!r} ({error})"
-            ) from error
+            raise ValueError(f"--cases must be a regular expression, got {arguments.cases!r} ({error})") from error
         cases = [case for case in cases if pattern.search(case.name)]
         if not cases:
             raise ValueError(f"--cases {arguments.cases!r} matches no case; --list prints their names")
@@ -111,9 +107,7 @@ def _selection(arguments: argparse.Namespace) -> tuple[list[Case], list[str], st
     return cases, peers, "cuda:0" if arguments.gpu else "cpu"
 
 
-def _measure(
-    arguments: argparse.Namespace, cases: list[Case], peers: list[str], device: str, command: str
-) -> Report:
+def _measure(arguments: argparse.Namespace, cases: list[Case], peers: list[str], device: str, command: str) -> Report:
     limits = Limits(
         memory_bytes=_memory_limit(arguments, device),
         seconds=arguments.limit or (15.0 if arguments.quick else 90.0),
@@ -156,7 +150,7 @@ def _measure(
 
 def _plan(arguments: argparse.Namespace) -> Plan:
     if arguments.rounds:
-        return Plan(seconds=float("inf"), min_rounds=arguments.rounds, max_rounds=arguments.rounds)
+        return Plan(seconds=0.0, min_rounds=arguments.rounds, max_rounds=arguments.rounds)
     return Plan(seconds=0.7, max_rounds=25) if arguments.quick else Plan()
 
 

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
-from pml_fast._bounded import FAILED, OK, OUT_OF_MEMORY, TIMED_OUT, Outcome, available_memory, run
+from pml_fast._bounded import (
+    FAILED,
+    OK,
+    OUT_OF_MEMORY,
+    TIMED_OUT,
+    Outcome,
+    available_memory,
+    measure_peak,
+    run,
+)
 
-__all__ = ["FAILED", "OK", "OUT_OF_MEMORY", "TIMED_OUT", "Outcome", "available_memory", "run"]
+__all__ = ["FAILED", "OK", "OUT_OF_MEMORY", "TIMED_OUT", "Outcome", "available_memory", "measure_peak", "run"]

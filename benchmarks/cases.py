@@ -82,7 +82,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Case:
-    """One operation at one batch size: size rows of DIM, in classes of per_class (the last may be smaller)."""
+    """One operation at one batch size: size rows in classes of per_class (the last may be smaller)."""
 
     operation: str
     size: int

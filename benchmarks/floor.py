@@ -1,7 +1,7 @@
 """The floor: the matrix products of a forward + backward over all pairs, at the speed of torch's own library.
 
-S = X X^T, then G X and G^T X for the gradient: three products of 2 N^2 D operations each. A kernel that uses the
-symmetry of a batch compared with itself can beat it.
+S = X X^T, then G X and G^T X for the gradient: three products of 2 N^2 D operations each. A kernel that uses
+the symmetry of a batch compared with itself can beat it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ STRIP_ROWS = 1024
 
 
 def floor(rows: Tensor) -> Callable[[], None]:
-    """The three products as a call; one N x N matrix where it fits in 1 GiB, else strips of rows of the same total."""
+    """The three products as a call: one N x N matrix where that fits in 1 GiB, else strips of rows."""
     x = rows.detach()
     n = len(x)
     if n * n * x.element_size() <= DENSE_LIMIT_BYTES:

@@ -61,9 +61,7 @@ def describe_machine(device: str) -> Machine:
         import torch
 
         gpu = torch.cuda.get_device_name(device)
-    return Machine(
-        _cpu_model(), _usable_cores(), _installed_memory(), f"{platform.system()} {platform.machine()}", gpu
-    )
+    return Machine(_cpu_model(), _usable_cores(), _installed_memory(), f"{platform.system()} {platform.machine()}", gpu)
 
 
 def describe_versions() -> Versions:
@@ -87,9 +85,7 @@ def _version(distribution: str) -> str | None:
 
 def _git(*arguments: str) -> str | None:
     try:
-        result = subprocess.run(
-            ["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False
-        )
+        result = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     except FileNotFoundError:  # git is not installed
         return None
     return result.stdout.strip() or None if result.returncode == 0 else None

@@ -146,13 +146,14 @@ def answer(operation: str, embeddings: Tensor, labels: Tensor) -> Answer:
             counts[i] += int(count)
             gradients[i] += torch.autograd.grad(total, fixed, retain_graph=True)[0]
     value = sum(total / max(count, 1) for total, count in zip(sums, counts))
-    combined = sum(gradient / max(count, 1) for gradient, count in zip(gradients, counts))
+    shares = [gradient / max(count, 1) for gradient, count in zip(gradients, counts)]
+    combined = torch.stack(shares).sum(dim=0)
     (gradient,) = torch.autograd.grad(unit, leaf, combined)
     return Answer(value, gradient.numpy())
 
 
 def supcon_sampled(embeddings: Tensor, labels: Tensor, temperature: float = 0.1) -> Answer:
-    """SupCon for sizes where full float64 strips take minutes: the exact value, and the gradient of sampled rows.
+    """SupCon where full float64 strips take minutes: the exact value and the gradient of sampled rows.
 
     One float32 sweep gives every row's log-sum-exp (its error, about 1e-6, is far below the tolerance); the
     gradient with respect to a row needs only that row of scores and the log-sum-exps. Every anchor must have
@@ -173,9 +174,7 @@ def supcon_sampled(embeddings: Tensor, labels: Tensor, temperature: float = 0.1)
     strip = _strip(unit, labels, chosen)
     scores = strip.scores / temperature
     other = strip.positive | strip.negative
-    weight = torch.where(
-        other, torch.exp(scores - log_sums[chosen, None]) + torch.exp(scores - log_sums), 0.0
-    )
+    weight = torch.where(other, torch.exp(scores - log_sums[chosen, None]) + torch.exp(scores - log_sums), 0.0)
     weight -= strip.positive * (1 / positives[chosen, None] + 1 / positives)
     pull = (weight / temperature / n) @ unit
     anchor = unit[chosen]

@@ -25,7 +25,7 @@ os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
 @dataclass(frozen=True)
 class Peer:
-    """name: as in tables; build: makes the step of a case; context: what the step must run inside of (a backend)."""
+    """name: as in tables; build: makes the step of a case; context: what the step runs inside of."""
 
     name: str
     build: Callable[[Case], Step]
@@ -47,7 +47,7 @@ def _library_step(package: str, case: Case) -> Step:
 
 
 def _dense_step(case: Case) -> Step:
-    function: Step = getattr(dense, case.operation)
+    function: Callable[..., Tensor] = getattr(dense, case.operation)
     if case.operation == "triplet_all":
         return functools.partial(function, max_positives=case.positives)
     return function
@@ -86,7 +86,7 @@ ON_GPU = ("pml_fast/triton", "pml_fast/chunked", "pml", "eager", "compile")
 
 
 def headline(names: list[str]) -> str | None:
-    """The peer whose figures are pml_fast's in tables and targets: the first of ours, None where none runs."""
+    """The peer whose figures stand for pml_fast: the first of ours, None where there is none."""
     return next((name for name in names if name.startswith(OURS)), None)
 
 

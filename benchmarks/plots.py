@@ -1,4 +1,4 @@
-"""Plots of time and of peak extra memory against the batch size, one panel an operation and one curve a peer."""
+"""Plots time and peak extra memory against the batch size: a panel an operation, a curve a peer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CaseFigure = Callable[[CaseResult], "float | None"]
 
 
 def write_plots(report: Report, folder: Path, prefix: str) -> list[Path]:
-    """Write PREFIX-time.png and PREFIX-memory.png; only what has at least two sizes of an operation is drawn."""
+    """Write PREFIX-time.png and PREFIX-memory.png of the operations that have at least two sizes."""
     curves = _curves(report)
     if not curves:
         return []
@@ -55,9 +55,7 @@ def _curves(report: Report) -> dict[str, list[CaseResult]]:
     groups: dict[str, list[CaseResult]] = {}
     for case in report.cases:
         groups.setdefault(f"{case.operation}, {case.per_class} a class, {case.dtype}", []).append(case)
-    return {
-        title: sorted(cases, key=lambda case: case.size) for title, cases in groups.items() if len(cases) > 1
-    }
+    return {title: sorted(cases, key=lambda case: case.size) for title, cases in groups.items() if len(cases) > 1}
 
 
 def _draw(
@@ -70,9 +68,7 @@ def _draw(
         axes = figure.add_subplot(rows, columns, place)
         _panel(axes, cases, figure_of, reference)
         axes.set(title=title, xlabel="batch size N", ylabel=label, xscale="log", yscale="log")
-        axes.set_xticks(
-            [case.size for case in cases], [str(case.size) for case in cases], rotation=45, minor=False
-        )
+        axes.set_xticks([case.size for case in cases], [str(case.size) for case in cases], rotation=45, minor=False)
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         if axes.lines:
@@ -80,17 +76,13 @@ def _draw(
     return figure
 
 
-def _panel(
-    axes: Axes, cases: list[CaseResult], figure_of: PeerFigure, reference: tuple[str, CaseFigure]
-) -> None:
+def _panel(axes: Axes, cases: list[CaseResult], figure_of: PeerFigure, reference: tuple[str, CaseFigure]) -> None:
     names = dict.fromkeys(peer.peer for case in cases for peer in case.peers)
     for name in names:
         entries = [(case.size, case.peer(name)) for case in cases]
         points = [(size, value) for size, peer in entries if peer and (value := figure_of(peer)) is not None]
         if points:
-            axes.plot(
-                *zip(*points), marker="o", markersize=3.5, color=COLOURS.get(name), label=_label(name, cases)
-            )
+            axes.plot(*zip(*points), marker="o", markersize=3.5, color=COLOURS.get(name), label=_label(name, cases))
     name, value_of = reference
     points = [(case.size, value) for case in cases if (value := value_of(case)) is not None]
     if points:

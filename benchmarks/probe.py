@@ -1,4 +1,4 @@
-"""What runs inside the bounded child processes: one step of one peer, the oracle, and the timing of a whole case.
+"""What runs inside the bounded children: one step of one peer, the oracle, the timing of a whole case.
 
 Results are plain numbers and NumPy arrays, so that they cross the process boundary by value.
 """
@@ -67,9 +67,7 @@ def run_probe(case: Case, peer_name: str, setup: Setup) -> Probe:
     with peer.context():
         step = peer.build(case)
         embeddings, labels = case.inputs(setup.seed, setup.device)
-        if (
-            peer.compiles
-        ):  # only the step itself loads and compiles what it needs, and that memory is not the step's
+        if peer.compiles:  # only the step itself loads and compiles what it needs, and that memory is not the step's
             forward_backward(step, embeddings, labels)
         else:
             warm_step, warm_inputs = peer.build(small), small.inputs(setup.seed, setup.device)
@@ -104,8 +102,8 @@ def run_oracle(case: Case, setup: Setup) -> oracle.Answer:
     if case.operation == "supcon":
         return oracle.supcon_sampled(embeddings, labels)
     raise ValueError(
-        f"case {case.name} has {case.size} rows, above the {STREAMED_ORACLE_LIMIT} that the float64 oracle
-        covers " f"for {case.operation}; use a smaller size, or add a sampled oracle as SupCon has"
+        f"case {case.name} has {case.size} rows, above the {STREAMED_ORACLE_LIMIT} that the oracle covers "
+        f"for {case.operation}; use a smaller size, or add a sampled oracle as SupCon has"
     )
 
 

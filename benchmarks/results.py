@@ -23,8 +23,9 @@ NOT_RUN = "not run"
 class PeerResult:
     """One peer on one case.
 
-    status: "ok", "wrong" (answers disagree: never timed), "out of memory", "timed out", "failed", "unavailable" or "not
-    run"; detail says why. value_error and gradient_error are relative to the float64 oracle.
+    status: "ok", "wrong" (answers disagree: never timed), "out of memory", "timed out", "failed",
+    "unavailable" or "not run"; detail says why. value_error and gradient_error are relative to the float64
+    oracle.
     """
 
     peer: str
@@ -114,9 +115,7 @@ def read(path: Path) -> Report:
 def _case(data: dict[str, Any]) -> CaseResult:
     peers = [PeerResult(**{**peer, "seconds": _quantiles(peer["seconds"])}) for peer in data.pop("peers")]
     targets = [TargetResult(**target) for target in data.pop("targets")]
-    return CaseResult(
-        floor_seconds=_quantiles(data.pop("floor_seconds")), peers=peers, targets=targets, **data
-    )
+    return CaseResult(floor_seconds=_quantiles(data.pop("floor_seconds")), peers=peers, targets=targets, **data)
 
 
 def _quantiles(data: dict[str, Any] | None) -> Quantiles | None:

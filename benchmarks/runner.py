@@ -11,7 +11,7 @@ from benchmarks import results
 from benchmarks.bounded import OUT_OF_MEMORY, Outcome, run
 from benchmarks.cases import DIM, Case
 from benchmarks.oracle import Answer
-from benchmarks.peers import PEERS, Peer, headline
+from benchmarks.peers import OURS, PEERS, Peer, headline
 from benchmarks.probe import FLOOR, Probe, Setup, Timing, compare, run_oracle, run_probe, run_timing
 from benchmarks.results import CaseResult, PeerResult
 from benchmarks.targets import judge
@@ -27,13 +27,15 @@ PRELOAD = (
     "pml_fast.losses",
     "pml_fast.miners",
 )
+# How a backend that was asked for by name says that it has no kernel for an operation.
+REFUSAL = "cannot run this"
 ORACLE_SECONDS = 900.0
 COMPILE_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
 class Limits:
-    """memory_bytes: what a process may allocate; seconds: for one probe; budget: for the whole run (None: no end)."""
+    """memory_bytes a process may allocate, seconds for one probe, budget in seconds for the whole run."""
 
     memory_bytes: int | None
     seconds: float
@@ -48,14 +50,12 @@ def run_cases(
     limits: Limits,
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> list[CaseResult]:
-    """Run every case against the peers named; cases that the budget leaves no time for are marked as not run."""
+    """Run every case against the peers named; a case that the budget has no time for is marked not run."""
     began = time.monotonic()
     missing = {name: reason for name in peers if (reason := why_unavailable(PEERS[name]))}
     done = []
     for case in cases:
-        result = CaseResult(
-            case.name, case.operation, case.size, DIM, case.per_class, case.dtype, case.memory_bound
-        )
+        result = CaseResult(case.name, case.operation, case.size, DIM, case.per_class, case.dtype, case.memory_bound)
         entered = [name for name in peers if PEERS[name].runs(case)]
         spent = time.monotonic() - began
         if limits.budget is not None and spent > limits.budget:
@@ -81,15 +81,17 @@ def failures(cases: Sequence[CaseResult]) -> list[str]:
 
 
 def why_unavailable(peer: Peer) -> str | None:
-    """Why a library cannot be used here at all, or None when it can."""
-    modules = {"pml": ("pytorch_metric_learning.losses",)}.get(peer.name, ())
-    if peer.is_ours:
-        modules = ("pml_fast.losses", "pml_fast.miners")
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            return f"{error.name} is not installed"
+    """Why a peer cannot be used here at all, or None when it can."""
+    try:
+        if peer.name == "pml":
+            importlib.import_module("pytorch_metric_learning.losses")
+        if peer.is_ours:
+            importlib.import_module("pml_fast.losses")
+            backend = importlib.import_module("pml_fast.engine.dispatch").backend(peer.name.removeprefix(OURS))
+            reason: str | None = backend.available()
+            return reason
+    except ModuleNotFoundError as error:
+        return f"{error.name} is not installed"
     return None
 
 
@@ -103,9 +105,7 @@ def _run_case(
     limits: Limits,
     on_progress: Callable[[str], None],
 ) -> None:
-    result.peers = [
-        PeerResult(name, results.UNAVAILABLE, missing[name]) for name in entered if name in missing
-    ]
+    result.peers = [PeerResult(name, results.UNAVAILABLE, missing[name]) for name in entered if name in missing]
     present = [name for name in entered if name not in missing]
     if present:
         on_progress(f"{case.name}: oracle")
@@ -139,16 +139,16 @@ def _probe(case: Case, peer: Peer, truth: Answer, setup: Setup, limits: Limits) 
         preload=PRELOAD,
     )
     if not outcome.ok:
-        return PeerResult(peer.name, outcome.status, outcome.error), outcome.seconds
+        refused = peer.is_ours and REFUSAL in (outcome.error or "")
+        status = results.UNAVAILABLE if refused else outcome.status
+        return PeerResult(peer.name, status, outcome.error), outcome.seconds
     probe: Probe = outcome.value
     value_error, gradient_error = compare(probe, truth)
     entry = PeerResult(peer.name, results.OK, value_error=value_error, gradient_error=gradient_error)
     tolerance = case.tolerance(setup.matmul_precision)
     if value_error <= tolerance.value and gradient_error <= tolerance.gradient:
         entry.peak_extra_bytes = probe.peak_bytes
-        entry.within_memory_bound = (
-            None if probe.peak_bytes is None else probe.peak_bytes <= case.memory_bound
-        )
+        entry.within_memory_bound = None if probe.peak_bytes is None else probe.peak_bytes <= case.memory_bound
     else:
         entry.status = results.WRONG
         entry.detail = (
@@ -158,9 +158,7 @@ def _probe(case: Case, peer: Peer, truth: Answer, setup: Setup, limits: Limits) 
     return entry, probe.seconds
 
 
-def _time(
-    case: Case, result: CaseResult, expected: dict[str, float], setup: Setup, plan: Plan, limits: Limits
-) -> None:
+def _time(case: Case, result: CaseResult, expected: dict[str, float], setup: Setup, plan: Plan, limits: Limits) -> None:
     """Time the peers in expected and the floor in one process and write the figures into result."""
     if not expected:
         return

@@ -11,7 +11,7 @@ RIVALS = ("pml", "eager")
 
 
 def judge(case: Case, result: CaseResult, on_gpu: bool) -> None:
-    """Fill in result.targets: the case's own (set for the CPU in float32) and the memory bound that all share."""
+    """Fill in result.targets: the case's own (set for the CPU in float32) and the memory bound."""
     entered = [entry.peer for entry in result.peers]
     if headline(entered) is None:
         return
@@ -27,24 +27,22 @@ def _judge_one(target: Target, ours: PeerResult | None, result: CaseResult) -> T
         return _unmeasured(str(target), result)
     if target.kind == FLOOR_RATIO:
         ratio = ours.ratio_to_floor
-        reached = "no floor" if ratio is None else f"{ratio:.2f} x floor"
+        reached = "no floor" if ratio is None else f"{ratio:.2f} x floor ({ours.peer})"
         return TargetResult(str(target), reached, None if ratio is None else ratio <= (target.bound or 0))
     if target.kind == SPEEDUP_OVER_PML:
         pml = result.peer("pml")
         if pml is None or pml.ours_is_faster_by is None:
             return TargetResult(str(target), f"pml: {pml.status if pml else 'not entered'}", None)
         return TargetResult(
-            str(target), f"{pml.ours_is_faster_by:.0f} x", pml.ours_is_faster_by >= (target.bound or 0)
+            str(target), f"{pml.ours_is_faster_by:.0f} x ({ours.peer})", pml.ours_is_faster_by >= (target.bound or 0)
         )
     if target.kind == NOT_SLOWER:
         return _judge_not_slower(target, result)
-    return TargetResult(str(target), f"ran in {ours.seconds.p50:.2f} s", True)
+    return TargetResult(str(target), f"{ours.seconds.p50:.2f} s ({ours.peer})", True)
 
 
 def _judge_not_slower(target: Target, result: CaseResult) -> TargetResult:
-    rivals = [
-        entry for name in RIVALS if (entry := result.peer(name)) and entry.ours_is_faster_by is not None
-    ]
+    rivals = [entry for name in RIVALS if (entry := result.peer(name)) and entry.ours_is_faster_by is not None]
     if not rivals:
         return TargetResult(str(target), "neither was timed", None)
     reached = ", ".join(f"{entry.ours_is_faster_by:.2f} x faster than {entry.peer}" for entry in rivals)
@@ -57,7 +55,7 @@ def _judge_memory(case: Case, ours: PeerResult | None, result: CaseResult) -> Ta
         return _unmeasured(target, result)
     if ours.peak_extra_bytes is None:
         return TargetResult(target, "not measured", None)
-    return TargetResult(target, f"{ours.peak_extra_bytes / MEBIBYTE:.0f} MiB", ours.within_memory_bound)
+    return TargetResult(target, f"{ours.peak_extra_bytes / MEBIBYTE:.0f} MiB ({ours.peer})", ours.within_memory_bound)
 
 
 def _unmeasured(target: str, result: CaseResult) -> TargetResult:

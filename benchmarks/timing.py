@@ -1,4 +1,4 @@
-"""Timing in turn: every entrant of a case runs once a round, so that a slow moment of the machine hits all alike."""
+"""Timing in turn: every entrant runs once a round, so that a slow moment of the machine hits all alike."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ from dataclasses import dataclass
 
 import torch
 
-SAMPLE_SECONDS = (
-    1e-3  # calls are repeated within a sample until it lasts this long, above the clock's resolution
-)
+SAMPLE_SECONDS = 1e-3  # calls are repeated within a sample until it lasts this long, above the clock's resolution
 LONG_STEP_SECONDS = 10.0
 WARM_UP_CALLS = 3
 
 
 @dataclass(frozen=True)
 class Quantiles:
-    """Seconds a call: 20th, 50th and 80th percentile and the least, over rounds samples of calls calls each."""
+    """Seconds a call: percentiles 20, 50, 80 and the least, over rounds samples of calls calls each."""
 
     p20: float
     p50: float
@@ -35,7 +33,8 @@ class Quantiles:
 class Entrant:
     """Something to time: call runs it once, context is entered around each sample and is not timed.
 
-    expected_seconds is what a call is known to take, if it is known; compiles says that the first call compiles.
+    expected_seconds is what a call is known to take, if it is known; compiles says that the first call
+    compiles.
     """
 
     name: str
@@ -111,7 +110,7 @@ def quantiles(samples: list[float], calls: int) -> Quantiles:
 def time_in_turn(
     entrants: list[Entrant], plan: Plan, watch: CpuClock | CudaClock
 ) -> dict[str, Quantiles | BaseException]:
-    """Warm every entrant up, then sample them in turn; what raises is left out from then on and its error returned."""
+    """Warm every entrant up, then sample them in turn; one that raises gets its error as its result."""
     samples: dict[str, list[float]] = {}
     calls: dict[str, int] = {}
     rounds: dict[str, int] = {}
@@ -151,9 +150,7 @@ def _warm_up(entrant: Entrant, watch: CpuClock | CudaClock) -> float:
     with entrant.context():
         seconds = watch.sample(entrant.call, 1)
         for _ in range(WARM_UP_CALLS - 1):
-            if (
-                seconds > LONG_STEP_SECONDS / 10 and not entrant.compiles
-            ):  # long steps are warm after one call
+            if seconds > LONG_STEP_SECONDS / 10 and not entrant.compiles:  # long steps are warm after one call
                 break
             seconds = watch.sample(entrant.call, 1)
     return seconds

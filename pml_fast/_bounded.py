@@ -41,9 +41,10 @@ _OUT_OF_MEMORY_TEXTS = (
 class Outcome:
     """How a bounded run ended.
 
-    status is one of "ok", "out of memory", "timed out" and "failed"; value is what the function returned (None unless
-    ok); error tells why it is not ok; seconds is the wall time of the child, its start included; peak_bytes is the
-    growth of its resident memory as seen from outside, sampled every 20 ms (None where /proc is missing).
+    status is one of "ok", "out of memory", "timed out" and "failed"; value is what the function returned
+    (None unless ok); error tells why it is not ok; seconds is the wall time of the child, its start included;
+    peak_bytes is the growth of its resident memory as seen from outside, sampled every 20 ms (None where
+    /proc is missing).
     """
 
     status: str
@@ -64,13 +65,14 @@ def run(
     seconds: float | None = None,
     preload: Sequence[str] = (),
 ) -> Outcome:
-    """Call ``function(*args)`` in a child process and return an `Outcome`; never raises for what the child does.
+    """Call ``function(*args)`` in a child process; never raises for what the child does.
 
-    function must be importable from a module and its arguments and result picklable (return NumPy arrays or numbers
-    rather than tensors). memory_bytes bounds what the child may allocate on top of what it starts with: the kernel
-    enforces it on Linux, elsewhere there is no memory bound. seconds bounds the wall time. preload names modules that
-    are imported once in a server process from which children are forked, so that each child starts in milliseconds; a
-    module that is not installed is left out. Raises ValueError for a bound that is not positive.
+    function must be importable from a module and its arguments and result picklable (return NumPy arrays or
+    numbers rather than tensors). memory_bytes bounds what the child may allocate on top of what it starts
+    with: the kernel enforces it on Linux, elsewhere there is no memory bound. seconds bounds the wall time.
+    preload names modules that are imported once in a server process from which children are forked, so that
+    each child starts in milliseconds; a module that is not installed is left out. Raises ValueError for a
+    bound that is not positive.
     """
     for name, bound in (("memory_bytes", memory_bytes), ("seconds", seconds)):
         if bound is not None and bound <= 0:
@@ -104,10 +106,11 @@ def run(
 
 
 def measure_peak(function: Callable[[], Any]) -> tuple[Any, int]:
-    """Call ``function()`` and return its result and by how many bytes resident memory rose above where it began.
+    """Call ``function()``; returns its result and by how many bytes resident memory rose meanwhile.
 
-    On Linux the kernel's own high-water mark is reset and read, so no short peak is missed; where that is refused a
-    thread samples resident memory every millisecond, and on a system without /proc this raises OSError.
+    On Linux the kernel's own high-water mark is reset and read, so no short peak is missed; where that is
+    refused a thread samples resident memory every millisecond, and on a system without /proc this raises
+    OSError.
     """
     gc.collect()
     _return_free_heap()
@@ -122,7 +125,7 @@ def measure_peak(function: Callable[[], Any]) -> tuple[Any, int]:
 
 
 def available_memory() -> int | None:
-    """Bytes that can be allocated without swapping (``MemAvailable``), or None where the system does not say."""
+    """Bytes that can be allocated without swapping, or None where the system does not say."""
     try:
         with open("/proc/meminfo") as file:
             match = re.search(r"MemAvailable:\s+(\d+) kB", file.read())
@@ -132,8 +135,8 @@ def available_memory() -> int | None:
 
 
 def _context(preload: Sequence[str]) -> Any:
-    # Forking a process that has already run parallel code is unsafe, so children come from a server that has only
-    # imported modules; on macOS even that is unsafe, and Windows has no fork.
+    # Forking a process that has already run parallel code is unsafe, so children come from a server that has
+    # only imported modules; on macOS even that is unsafe, and Windows has no fork.
     if sys.platform.startswith("linux"):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([name for name in preload if _is_installed(name)])
@@ -182,8 +185,8 @@ def _limit_memory(memory_bytes: int) -> None:
         return
     import resource
 
-    # Private writable memory (RLIMIT_DATA) is what a computation allocates; RLIMIT_AS would also count the address
-    # space that threads and CUDA merely reserve.
+    # Private writable memory (RLIMIT_DATA) is what a computation allocates; RLIMIT_AS would also count the
+    # address space that threads and CUDA merely reserve.
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     wanted = _status_bytes("VmData") + memory_bytes
     resource.setrlimit(

@@ -1,6 +1,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cmath>
+#include <limits>
+
 #include "bindings.h"
 #include "cpu/pairwise.h"
 #include "runtime/layout.h"
@@ -38,7 +41,7 @@ void layout(Address row_labels, int64_t rows, Address col_labels, int64_t cols, 
 std::unique_ptr<PairEngine> make(const std::string& spec, const std::vector<double>& params, double sign,
                                  const std::vector<std::pair<double, double>>& limits, Address x, Address y, Address start,
                                  Address end, Address offset, Address col_start, Address col_end, Address rule, int64_t n,
-                                 int64_t m, int64_t d, bool itself, const std::string& distance, double fixed_shift,
+                                 int64_t m, int64_t d, bool itself, bool exclude_self, const std::string& distance, double fixed_shift,
                                  bool is_double, int threads) {
   PairLayout g{};
   g.x = at<void>(x);
@@ -53,10 +56,13 @@ std::unique_ptr<PairEngine> make(const std::string& spec, const std::vector<doub
   g.m = m;
   g.d = d;
   g.itself = itself;
+  g.exclude_self = exclude_self;
   g.distance = distance == "dot" ? Distance::kDot : distance == "l2" ? Distance::kL2 : Distance::kL2Squared;
   g.threads = threads;
   std::vector<Limits> intervals;
-  for (const auto& [low, high] : limits) intervals.push_back({low, high});
+  // An infinite bound is not tested: a comparison with NaN never holds.
+  constexpr double kNever = std::numeric_limits<double>::quiet_NaN();
+  for (const auto& [low, high] : limits) intervals.push_back({std::isinf(low) ? kNever : low, std::isinf(high) ? kNever : high});
   return PML_FAST_DISPATCH(make_pair_engine(spec, params, sign, intervals, g, fixed_shift, is_double));
 }
 

@@ -22,7 +22,8 @@ struct PairLayout {
   const int64_t* offset;                   // [N + 1] where each row's positives begin in the table
   const void* rule;                        // [4, N] closed score intervals, or null
   int64_t n, m, d;
-  bool itself;
+  bool itself;        // x is y: one symmetric matrix, and the gradient of both roles goes to x
+  bool exclude_self;  // row i and column i are one sample, which is no pair
   Distance distance;
   int threads;
 };

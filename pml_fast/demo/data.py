@@ -11,17 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
-)
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"})
+MIN_IMAGE_SIZE = 4
 MIN_CLASSES = 4
 MIN_IMAGES_PER_CLASS = 2
 _NAMES_SHOWN = 5
 _DIGITS_MAX = 16.0
 
 
-class DataError(ValueError):
-    """A data set that the demo cannot use; the message says what is wrong and what to do."""
+class DemoError(ValueError):
+    """Data or options that the demo cannot use; the message says what is wrong and what to do."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +56,11 @@ def load_folder(folder: str | Path, image_size: int = 32, grey: bool = False) ->
 
     Every image is resized to image_size x image_size, in RGB, or in one channel if grey.
     Hidden files and files without an image's suffix are passed over.
-    Raises DataError naming what is wrong with the folder, unreadable files included.
+    Raises DemoError naming what is wrong with the folder, unreadable files included.
     """
     root = Path(folder)
-    if image_size < 4:
-        raise DataError(f"image_size must be at least 4 pixels, got {image_size}")
+    if image_size < MIN_IMAGE_SIZE:
+        raise DemoError(f"--image-size must be at least {MIN_IMAGE_SIZE} pixels, got {image_size}")
     classes = _class_folders(root)
     files = {path.name: _image_files(path) for path in classes}
     _check_counts(root, files)
@@ -76,9 +75,7 @@ def load_folder(folder: str | Path, image_size: int = 32, grey: bool = False) ->
             except _unreadable() as error:
                 broken.append(f"{path} ({_one_line(error)})")
     if broken:
-        raise DataError(
-            f"{len(broken)} image file(s) in {root} cannot be read: {_some(broken)}; repair or remove them"
-        )
+        raise DemoError(f"{len(broken)} image file(s) in {root} cannot be read: {_some(broken)}; repair or remove them")
     stacked = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float().div_(255.0).contiguous()
     return split_by_class(root.resolve().name, stacked, torch.tensor(labels), tuple(files))
 
@@ -96,12 +93,12 @@ def split_by_class(name: str, images: Tensor, labels: Tensor, class_names: tuple
 
 def _class_folders(root: Path) -> list[Path]:
     if not root.exists():
-        raise DataError(f"the folder {root} does not exist; give a folder with one sub-folder of images a class")
+        raise DemoError(f"the folder {root} does not exist; give a folder with one sub-folder of images a class")
     if not root.is_dir():
-        raise DataError(f"{root} is a file; give a folder with one sub-folder of images a class")
+        raise DemoError(f"{root} is a file; give a folder with one sub-folder of images a class")
     classes = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not classes:
-        raise DataError(f"the folder {root} has no sub-folders; put the images of each class in its own sub-folder")
+        raise DemoError(f"the folder {root} has no sub-folders; put the images of each class in its own sub-folder")
     return classes
 
 
@@ -115,18 +112,18 @@ def _image_files(folder: Path) -> list[Path]:
 
 def _check_counts(root: Path, files: dict[str, list[Path]]) -> None:
     if not any(files.values()):
-        raise DataError(
+        raise DemoError(
             f"there are no images in the sub-folders of {root}; "
             f"files that end in {', '.join(sorted(IMAGE_SUFFIXES))} are looked for"
         )
     if len(files) < MIN_CLASSES:
-        raise DataError(
+        raise DemoError(
             f"{root} has {len(files)} class(es) ({_some(list(files))}); at least {MIN_CLASSES} are needed, "
             "half to train on and half to test on"
         )
     small = [f"{name} ({len(paths)})" for name, paths in files.items() if len(paths) < MIN_IMAGES_PER_CLASS]
     if small:
-        raise DataError(
+        raise DemoError(
             f"every class needs at least {MIN_IMAGES_PER_CLASS} images, but these of {root} have fewer: "
             f"{_some(small)}; add images or remove those sub-folders"
         )

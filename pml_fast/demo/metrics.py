@@ -21,9 +21,7 @@ class RetrievalMetrics:
     queries: int
 
 
-def retrieval_metrics(
-    embeddings: Tensor, labels: Tensor, strip_elements: int = _STRIP_ELEMENTS
-) -> RetrievalMetrics:
+def retrieval_metrics(embeddings: Tensor, labels: Tensor, strip_elements: int = _STRIP_ELEMENTS) -> RetrievalMetrics:
     """Precision@1, R-precision and MAP@R of every item searched among all the others by cosine similarity.
 
     With R the number of other items of the query's class and P(i) the precision among its i nearest:
@@ -63,9 +61,7 @@ def nearest_neighbours(embeddings: Tensor, queries: Tensor, k: int) -> Tensor:
     return _rank(unit, queries, min(k, len(unit) - 1))
 
 
-def _ranked_hits(
-    embeddings: Tensor, labels: Tensor, k: int, strip_elements: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _ranked_hits(embeddings: Tensor, labels: Tensor, k: int, strip_elements: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Strips of query indices, each with hits [queries, k]: 1 where the i-th nearest is of the query's class."""
     unit = torch.nn.functional.normalize(embeddings, dim=1)
     rows = max(1, strip_elements // len(unit))
@@ -85,8 +81,6 @@ def _check(embeddings: Tensor, labels: Tensor) -> None:
             f"embeddings must be a floating-point tensor [N, D], got {embeddings.dtype} {list(embeddings.shape)}"
         )
     if labels.shape != embeddings.shape[:1]:
-        raise ValueError(
-            f"labels must have one entry an embedding, [{len(embeddings)}], got {list(labels.shape)}"
-        )
+        raise ValueError(f"labels must have one entry an embedding, [{len(embeddings)}], got {list(labels.shape)}")
     if not bool(torch.isfinite(embeddings).all()):
         raise ValueError("embeddings must be finite, got NaN or infinity; lower the learning rate?")

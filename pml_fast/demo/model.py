@@ -17,6 +17,9 @@ class Embedder(nn.Module):
     mean and std, one a channel, standardise the input; take them from the training images.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, image_size: int, mean: Tensor, std: Tensor, embedding_dim: int = 64) -> None:
         super().__init__()
         self.register_buffer("mean", mean.reshape(1, -1, 1, 1))

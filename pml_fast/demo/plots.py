@@ -22,18 +22,19 @@ _RIGHT, _WRONG, _INK, _FAINT = "#009E73", "#D55E00", "#222222", "#9AA5B1"
 _DPI = 150
 _MAX_POINTS = 1500
 _MAX_QUERIES = 6
+_MAX_NAMED = 32
 _NEIGHBOURS = 6
+_GAP = 0.35
 
 
 def loss_curve(history: list[float], path: Path) -> Path:
-    """The loss of every step, and its running mean."""
+    """The loss of every step, and its running mean; the axis spans the values, as the loss has no useful zero."""
     figure, (axes,) = _figure(1, 7.0, 4.0)
     steps = np.arange(1, len(history) + 1)
     axes.plot(steps, history, color=_FAINT, linewidth=0.8, label="each step")
     axes.plot(steps, _running_mean(history), color=PALETTE[0], linewidth=2.2, label="running mean")
     axes.set(xlabel="training step", ylabel="multi-similarity loss", title="Loss on the training classes")
     axes.set_xlim(1, max(2, len(history)))
-    axes.set_ylim(0, None)
     axes.grid(color="#E5E8EB", linewidth=0.8)
     axes.legend(frameon=False)
     return _save(figure, path)
@@ -57,22 +58,24 @@ def neighbour_grid(before: Tensor, after: Tensor, split: Split, seed: int, path:
     queries = _queries(split.labels, seed)
     ranked = [nearest_neighbours(embeddings, queries, _NEIGHBOURS) for embeddings in (before, after)]
     shown = ranked[0].shape[1]
-    figure = Figure(figsize=(0.82 * (2 * shown + 2.6), 0.98 * len(queries) + 1.0), layout="constrained")
+    figure = Figure(figsize=(0.82 * (2 * shown + 2.6), 0.86 * len(queries) + 1.0), layout="constrained")
     figure.suptitle("Nearest neighbours of random queries from unseen classes", fontsize=13, fontweight="bold")
-    gap = [0.35]
-    grid = figure.add_gridspec(len(queries), 2 * shown + 3, width_ratios=[1.0, *gap, *[1.0] * shown, *gap, *[1.0] * shown])
+    widths = [1.0, _GAP, *[1.0] * shown, _GAP, *[1.0] * shown]
+    grid = figure.add_gridspec(len(queries), len(widths), width_ratios=widths)
     for row, query in enumerate(queries.tolist()):
         cell = figure.add_subplot(grid[row, 0])
         _image(cell, split.images[query], _INK)
-        cell.set_ylabel(_short(split.class_names[int(split.labels[query])]), fontsize=10, rotation=0, ha="right", va="center")
-        if row == 0:
-            cell.set_title("query", fontsize=10)
-        for side, title in enumerate(("before training", "after training")):
-            for column, item in enumerate(ranked[side][row].tolist()):
-                cell = figure.add_subplot(grid[row, 2 + side * (shown + 1) + column])
-                _marked(cell, split.images[item], bool(split.labels[item] == split.labels[query]))
-                if row == 0 and column == 0:
-                    cell.set_title(title, fontsize=10, loc="left")
+        name = _short(split.class_names[int(split.labels[query])])
+        cell.set_ylabel(name, fontsize=10, rotation=0, ha="right", va="center")
+    for side, title in enumerate(("before training", "after training")):
+        right = split.labels[ranked[side]] == split.labels[queries, None]
+        for row, column in np.ndindex(*right.shape):
+            cell = figure.add_subplot(grid[row, 2 + side * (shown + 1) + column])
+            _marked(cell, split.images[ranked[side][row, column]], bool(right[row, column]))
+            if row == column == 0:
+                caption = f"{title}: {int(right.sum())} of {right.numel()} right"
+                # Constrained layout would widen one image to hold the caption of the whole block.
+                cell.set_title(caption, fontsize=10, loc="left").set_in_layout(False)
     return _save(figure, path)
 
 
@@ -114,13 +117,13 @@ def _scatter(axes: Axes, points: np.ndarray, labels: np.ndarray, names: tuple[st
     for label in np.unique(labels):
         own = points[labels == label]
         colour = PALETTE[label % len(PALETTE)]
-        axes.scatter(*own.T, s=14, color=colour, alpha=0.75, linewidths=0)
-        if len(np.unique(labels)) <= 4 * len(PALETTE):
+        axes.scatter(own[:, 0], own[:, 1], s=14, color=colour, alpha=0.75, linewidths=0)
+        if len(names) <= _MAX_NAMED:
             # The member nearest the median lies inside the cluster even where the median does not.
             centre = own[np.abs(own - np.median(own, axis=0)).sum(1).argmin()]
             outline: list[Any] = [withStroke(linewidth=3.5, foreground="white")]
             axes.text(
-                *centre, _short(names[label]), color=colour, fontsize=14, fontweight="bold",
+                centre[0], centre[1], _short(names[label]), color=colour, fontsize=14, fontweight="bold",
                 ha="center", va="center", path_effects=outline,
             )  # fmt: skip
     axes.set(xticks=[], yticks=[])

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 from pml_fast.demo import plots, speed, tables
 from pml_fast.demo.augment import with_orientations
-from pml_fast.demo.data import ZeroShotData, load_digits, load_folder
+from pml_fast.demo.data import DemoError, ZeroShotData, load_digits, load_folder
 from pml_fast.demo.metrics import retrieval_metrics
 from pml_fast.demo.model import Embedder, channel_statistics, embed
 from pml_fast.demo.train import seed_everything, train
@@ -49,18 +51,19 @@ class Trained:
 def run(options: DemoOptions, console: Console) -> list[Path]:
     """Runs the demo, printing to console; returns the paths of the figures it wrote.
 
-    Raises DataError for a folder that is not one of images by class, OSError where out cannot be written, ValueError
-    for options that do not fit the data.
+    Raises DemoError for a folder that is not one of images by class, an out that cannot be written, or a device that
+    is not there.
     """
     data = _load(options)
-    options.out.mkdir(parents=True, exist_ok=True)
+    _make_folder(options.out)
+    device = _device(options.device)
     _introduce(data, console)
-    trained = _train(options, data)
+    trained = _train(options, data, device)
     console.print(_metrics_table(data, trained))
     paths = _draw(options, data, trained)
     console.print("Figures:")
     for path in paths:
-        console.print(f"  {path}", soft_wrap=True, highlight=False)
+        console.print(f"  {path}", soft_wrap=True, highlight=False, markup=False)
     if options.speed:
         compare_speed(options, console)
     return paths
@@ -74,7 +77,10 @@ def compare_speed(options: DemoOptions, console: Console) -> None:
         for row in speed.compare(list(options.speed_sizes), options.seed, memory_bytes, options.seconds):
             rows.append(row)
             status.update(f"timing loss steps: {row.step.title}, batch of {row.batch_size} done")
-    console.print(tables.speed_table(rows, options.memory_gb, options.seconds))
+    for table in tables.speed_tables(rows, options.memory_gb, options.seconds):
+        console.print(table)
+    for remark in tables.remarks(rows):
+        console.print(remark, style="red", markup=False, soft_wrap=True)
     if not speed.peer_installed():
         console.print(tables.PEER_REMEDY, highlight=False)
 
@@ -86,14 +92,13 @@ def _load(options: DemoOptions) -> ZeroShotData:
 
 
 def _introduce(data: ZeroShotData, console: Console) -> None:
-    console.print(f"[bold]{data.name}[/bold]" if "[" not in data.name else data.name)
+    console.print(data.name, style="bold", markup=False)
     for verb, split in (("train on", data.train), ("test on ", data.test)):
         names = tables.class_list(split.class_names)
         console.print(f"  {verb} {len(split.labels)} images of classes {names}", highlight=False, markup=False)
 
 
-def _train(options: DemoOptions, data: ZeroShotData) -> Trained:
-    device = _device(options.device)
+def _train(options: DemoOptions, data: ZeroShotData, device: torch.device) -> Trained:
     seed_everything(options.seed)
     turn = options.data is None if options.orientations is None else options.orientations
     split = with_orientations(data.train) if turn else data.train
@@ -104,7 +109,7 @@ def _train(options: DemoOptions, data: ZeroShotData) -> Trained:
     return Trained(history, before, embed(model, data.test.images, device))
 
 
-def _metrics_table(data: ZeroShotData, trained: Trained) -> tables.Table:
+def _metrics_table(data: ZeroShotData, trained: Trained) -> Table:
     candidates = {
         "pixels, no network": data.test.images.flatten(1),
         "before training": trained.before,
@@ -126,9 +131,22 @@ def _draw(options: DemoOptions, data: ZeroShotData, trained: Trained) -> list[Pa
     ]
 
 
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DemoError(f"--out {path} cannot be made a folder ({error.strerror}); choose another") from error
+    if not os.access(path, os.W_OK):
+        raise DemoError(f"--out {path} is not writable; choose another folder")
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device is {name!r} but torch sees no CUDA device; use --device cpu")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DemoError(f"--device {name!r} is not a device of torch; use auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DemoError(f"--device is {name!r} but torch sees no CUDA device; use --device cpu")
+    return device

@@ -80,8 +80,7 @@ def peer_installed() -> bool:
 def compare(
     batch_sizes: list[int], seed: int, memory_bytes: int, seconds: float, steps: tuple[Step, ...] = STEPS
 ) -> Iterator[Comparison]:
-    """Runs every step at every batch size under the bounds, here and in PML if it is installed, on the CPU.
-    """
+    """Runs every step at every batch size under the bounds, here and in PML if it is installed, on the CPU."""
     for step in steps:
         for batch_size in batch_sizes:
             ours = _run(OURS, step, batch_size, seed, memory_bytes, seconds)
@@ -89,9 +88,7 @@ def compare(
             yield Comparison(step, batch_size, ours, peer)
 
 
-def _run(
-    library: str, step: Step, batch_size: int, seed: int, memory_bytes: int, seconds: float
-) -> _bounded.Outcome:
+def _run(library: str, step: Step, batch_size: int, seed: int, memory_bytes: int, seconds: float) -> _bounded.Outcome:
     return _bounded.run(
         measure_step,
         library,

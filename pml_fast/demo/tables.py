@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 from rich import box
 from rich.table import Table
@@ -19,7 +20,7 @@ def metrics_table(rows: Mapping[str, RetrievalMetrics]) -> Table:
     """One row an embedding, one column a metric; the last row is the one to look at."""
     queries = next(iter(rows.values())).queries
     table = Table(title="Retrieval among classes never seen in training", box=box.SIMPLE_HEAD, title_justify="left")
-    table.caption = f"{queries} queries, each against all other test images, by cosine similarity"
+    table.caption = f"{queries} queries, each against all other test images (cosine)"
     table.caption_justify = "left"
     table.add_column("embedding")
     for name in ("precision@1", "R-precision", "MAP@R"):
@@ -31,22 +32,29 @@ def metrics_table(rows: Mapping[str, RetrievalMetrics]) -> Table:
     return table
 
 
-def speed_table(rows: Sequence[Comparison], memory_gb: float, seconds: float) -> Table:
-    """One row a step and batch size: time and peak extra memory here and in PML, and the ratio of the times."""
-    table = Table(title="One loss step, forward and backward, on the CPU", box=box.SIMPLE_HEAD, title_justify="left")
-    table.caption = f"medians; peak memory beyond the inputs; each run bounded to {memory_gb:g} GiB and {seconds:g} s"
-    table.caption_justify = "left"
-    table.add_column("step")
-    for name in ("batch", "pml_fast", "memory", "PML", "memory", "faster", "same loss"):
-        table.add_column(name, justify="right")
-    previous = None
+def speed_tables(rows: Sequence[Comparison], memory_gb: float, seconds: float) -> list[Table]:
+    """A table a step, a row a batch size: time and peak extra memory here and in PML, and the ratio of the times."""
+    tables = [_speed_table(title, list(group)) for title, group in groupby(rows, key=lambda row: row.step.title)]
+    if tables:
+        tables[-1].caption = (
+            "forward + backward on the CPU, median time, peak memory beyond the inputs;\n"
+            f"each run bounded to {memory_gb:g} GiB and {seconds:g} s"
+        )
+        tables[-1].caption_justify = "left"
+    return tables
+
+
+def remarks(rows: Sequence[Comparison]) -> list[str]:
+    """One line for each run that ended with neither a result nor a bound, and for each pair of losses that differ."""
+    lines = []
     for row in rows:
-        if previous is not None and previous != row.step:
-            table.add_section()
-        title = "" if previous == row.step else row.step.title
-        previous = row.step
-        table.add_row(title, str(row.batch_size), *_cost(row.ours), *_cost(row.peer), _ratio(row), _agreement(row))
-    return table
+        where = f"{row.step.title}, batch {row.batch_size}"
+        for name, outcome in (("pml_fast", row.ours), ("PML", row.peer)):
+            if outcome is not None and outcome.status == _bounded.FAILED:
+                lines.append(f"{where}, {name}: {(outcome.error or 'no reason given').splitlines()[0]}")
+        if row.same_loss is False and row.peer is not None:
+            lines.append(f"{where}: the losses differ: {row.ours.value.loss:.8g} and {row.peer.value.loss:.8g}")
+    return lines
 
 
 def class_list(names: Sequence[str]) -> str:
@@ -68,25 +76,26 @@ def size(count: int | None) -> str:
     return f"{count / 2**20:.1f} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"
 
 
+def _speed_table(title: str, rows: Sequence[Comparison]) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for name in ("batch", "pml_fast", "memory", "PML", "memory", "times faster", "same loss"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(str(row.batch_size), *_cost(row.ours), *_cost(row.peer), _ratio(row), _agreement(row))
+    return table
+
+
 def _cost(outcome: _bounded.Outcome | None) -> tuple[str, str]:
     if outcome is None:
         return "not installed", "-"
     if outcome.ok:
         return duration(outcome.value.seconds), size(outcome.value.peak_bytes)
-    if outcome.status == _bounded.FAILED:
-        return f"[red]failed: {_first_line(outcome.error)}[/red]", "-"
     return f"[red]{outcome.status}[/red]", "-"
 
 
 def _ratio(row: Comparison) -> str:
-    return "-" if row.speed_up is None else f"{row.speed_up:.3g} x"
+    return "-" if row.speed_up is None else f"{row.speed_up:,.1f}"
 
 
 def _agreement(row: Comparison) -> str:
-    if row.same_loss is None:
-        return "-"
-    return "yes" if row.same_loss else f"[red]no: {row.ours.value.loss:.6g}, {row.peer.value.loss:.6g}[/red]"
-
-
-def _first_line(error: str | None) -> str:
-    return error.splitlines()[0].replace("[", "\\[") if error else "no reason given"
+    return "-" if row.same_loss is None else "yes" if row.same_loss else "[red]no[/red]"

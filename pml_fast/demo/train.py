@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from tqdm.auto import tqdm
 
 from pml_fast import losses, miners, samplers
 from pml_fast.demo.augment import distort
-from pml_fast.demo.data import Split
+from pml_fast.demo.data import DemoError, Split
 
 _MAX_PER_CLASS = 32
 _MIN_PER_CLASS = 4
@@ -47,14 +48,12 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def train(
-    model: nn.Module, split: Split, steps: int, batch_size: int, seed: int, device: torch.device
-) -> list[float]:
+def train(model: nn.Module, split: Split, steps: int, batch_size: int, seed: int, device: torch.device) -> list[float]:
     """Trains model in place for so many steps, with a progress bar; returns the loss of each step.
 
     MPerClassSampler makes the batches, MultiSimilarityMiner keeps their hard pairs and MultiSimilarityLoss
     weighs them (Wang et al., "Multi-Similarity Loss with General Pair Weighting", 2019).
-    Raises RuntimeError if the loss stops being finite.
+    Raises DemoError if the loss stops being finite.
     """
     loader = _loader(split, batch_shape(len(split.class_names), batch_size), steps, seed)
     loss_function = losses.MultiSimilarityLoss()
@@ -64,7 +63,9 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     history: list[float] = []
     model.train()
-    with tqdm(loader, total=steps, desc="training", unit="step", dynamic_ncols=True) as bar:
+    # Redrawing ten times a second suits a terminal; a log file gets a line now and then.
+    interval = 0.1 if sys.stderr.isatty() else 5.0
+    with tqdm(loader, total=steps, desc="training", unit="step", mininterval=interval) as bar:
         for images, labels in bar:
             embeddings = model(distort(images, generator).to(device))
             labels = labels.to(device)
@@ -74,7 +75,7 @@ def train(
             optimiser.step()
             schedule.step()
             history.append(_finite(loss, len(history)))
-            bar.set_postfix(loss=f"{history[-1]:.4f}")
+            bar.set_postfix(loss=f"{history[-1]:.4f}", refresh=False)
     return history
 
 
@@ -92,5 +93,5 @@ def _loader(split: Split, shape: BatchShape, steps: int, seed: int) -> DataLoade
 def _finite(loss: Tensor, step: int) -> float:
     value = loss.item()
     if not math.isfinite(value):
-        raise RuntimeError(f"the loss is {value} at step {step}: training has diverged; try another --seed")
+        raise DemoError(f"the loss is {value} at step {step}: training has diverged; try another --seed")
     return value

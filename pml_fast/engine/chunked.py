@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from pml_fast.engine import grad_sum, triplet_strips
+from pml_fast.engine.autograd import autograd_enabled
+from pml_fast.engine.fold import inside
 from pml_fast.engine.grad_sum import GradSum, strips
 from pml_fast.engine.problem import (
     ExtremeProblem,
@@ -45,7 +47,7 @@ def term_rows(term: Term, limits: Limits, loss: Tensor, view: View) -> tuple[Ten
         return loss, torch.ones_like(loss)
     mask = _side(view, term).mask
     low, high = limits
-    kept = mask & ~((loss <= low) | (loss >= high))
+    kept = mask & inside(loss, low, high)
     return torch.where(kept, loss, 0.0).sum(dim=1), kept.sum(dim=1).to(loss.dtype)
 
 
@@ -76,10 +78,10 @@ class ChunkedBackend:
     def pair_grads(
         self, problem: PairProblem, state: PairRows, w: Tensor, need_x: bool, need_y: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        accumulate = GradSum(problem.x, problem.y, problem.itself, need_x, need_y)
+        accumulate = GradSum(problem.x, problem.y, problem.shared, need_x, need_y)
         for first, last in strips(problem.x.shape[0], problem.y.shape[0]):
             base = strip_base(problem.score, problem.x[first:last], problem.y)
-            with torch.enable_grad():
+            with autograd_enabled():
                 s = powered(problem.score, base).detach().requires_grad_()
                 view = _view(problem, first, last, s)
                 losses = problem.spec.formula(view, problem.score)
@@ -137,7 +139,7 @@ class ChunkedBackend:
         dy = torch.zeros_like(y) if need_y else None
         done = 0
         for a, b in _list_chunks(i, j, x.shape[1]):
-            with torch.enable_grad():
+            with autograd_enabled():
                 xa, yb = x[a].detach().requires_grad_(), y[b].detach().requires_grad_()
                 s = paired_scores(score, xa, yb)
                 ga, gb = torch.autograd.grad(s, (xa, yb), grad[done : done + len(a)])

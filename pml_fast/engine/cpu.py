@@ -68,18 +68,18 @@ class Tile:
     mirror: int
 
 
-def tiles(n: int, m: int, itself: bool, item: int) -> Iterator[Tile]:
-    """Every tile of the sweep; with ``itself`` only those on or above the diagonal."""
+def tiles(n: int, m: int, shared: bool, item: int) -> Iterator[Tile]:
+    """Every tile of the sweep; where ``shared`` only those on or above the diagonal."""
     width = min(m, TILE_COLUMNS)
     height = max(16, min(512, TILE_BYTES // (item * max(width, 1))))
-    if itself and n <= 2048:
+    if shared and n <= 2048:
         # Smaller strips waste less of the diagonal.
         height = min(height, 256) if n > 512 else n
     for i0 in range(0, n, max(height, 1)):
         i1 = min(n, i0 + height)
-        for j0 in range(i0 if itself else 0, m, width):
+        for j0 in range(i0 if shared else 0, m, width):
             j1 = min(m, j0 + width)
-            yield Tile(i0, i1, j0, j1, max(i1, j0) if itself else j1)
+            yield Tile(i0, i1, j0, j1, max(i1, j0) if shared else j1)
 
 
 class Sweep:
@@ -89,10 +89,10 @@ class Sweep:
         extension = _extension.load()
         assert extension is not None
         score = problem.score
-        self.problem, self.itself = problem, problem.itself
+        self.problem, self.shared = problem, problem.shared
         self.layout = class_layout(problem.x_labels, problem.y_labels, problem.itself)
         self.x = problem.x.index_select(0, self.layout.row_order)
-        self.y = self.x if self.itself else problem.y.index_select(0, self.layout.col_order)
+        self.y = self.x if self.shared else problem.y.index_select(0, self.layout.col_order)
         self.n, self.m = len(self.x), len(self.y)
         self.rule = None if rule is None else rule.to(self.x.dtype).index_select(1, self.layout.row_order)
         self.shift = fixed_shift(spec, params, score, self.x.dtype) if spec else 0.0
@@ -101,15 +101,15 @@ class Sweep:
         self.engine = extension.pair_engine(
             spec, params, score.sign, limits, self.x.data_ptr(), self.y.data_ptr(), layout.start.data_ptr(),
             layout.end.data_ptr(), layout.offset.data_ptr(), layout.col_start.data_ptr(), layout.col_end.data_ptr(),
-            0 if self.rule is None else self.rule.data_ptr(), self.n, self.m, self.x.shape[1], self.itself,
-            _distance(score), self.shift, self.x.dtype == torch.float64, torch.get_num_threads(),
+            0 if self.rule is None else self.rule.data_ptr(), self.n, self.m, self.x.shape[1], self.shared,
+            problem.itself, _distance(score), self.shift, self.x.dtype == torch.float64, torch.get_num_threads(),
         )  # fmt: skip
         self.kept: dict[tuple[int, int], Tensor] = {}
         self._buffer: Tensor | None = None
 
     def tiles(self) -> Iterator[Tile]:
         """The tiles of this problem."""
-        return tiles(self.n, self.m, self.itself, self.x.element_size())
+        return tiles(self.n, self.m, self.shared, self.x.element_size())
 
     def products(self, tile: Tile, out: Tensor | None = None) -> Tensor:
         """Inner products of a tile, in ``out`` or in a buffer that the next tile overwrites."""
@@ -171,13 +171,13 @@ class Sweep:
         w = w.to(self.x.dtype).index_select(1, self.layout.row_order)
         self.engine.set_weights(w.data_ptr())
         dx = torch.zeros_like(self.x) if need_x else None
-        dy = torch.zeros_like(self.y) if need_y and not self.itself else None
+        dy = torch.zeros_like(self.y) if need_y and not self.shared else None
         for tile in self.tiles():
             s = self.kept.get((tile.i0, tile.j0))
             scored = s is not None
             s = self.products(tile) if s is None else s
             live = self.engine.coefficients(
-                s.data_ptr(), s.stride(0), tile.i0, tile.i1, tile.j0, tile.j1, tile.mirror, scored, self.itself
+                s.data_ptr(), s.stride(0), tile.i0, tile.i1, tile.j0, tile.j1, tile.mirror, scored, self.shared
             )
             if live:
                 self._add_products(tile, s, dx, dy)
@@ -188,7 +188,7 @@ class Sweep:
         rows, cols = slice(tile.i0, tile.i1), slice(tile.j0, tile.j1)
         if dx is not None:
             dx[rows].addmm_(h, self.y[cols])
-        if self.itself and dx is not None and tile.mirror < tile.j1:
+        if self.shared and dx is not None and tile.mirror < tile.j1:
             dx[tile.mirror : tile.j1].addmm_(h[:, tile.mirror - tile.j0 :].t(), self.x[rows])
         if dy is not None:
             dy[cols].addmm_(h.t(), self.x[rows])

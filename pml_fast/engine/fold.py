@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ INF = float("inf")
 KINDS = ("mean", "sum", "threshold", "class_weighted", "per_anchor")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fold:
     """A reduction of one term.
 
@@ -29,7 +29,21 @@ class Fold:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"kind must be one of {KINDS}, got {self.kind!r}")
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        if self.weights is not None and self.kind != "class_weighted":
+            raise ValueError(f"weights belong to kind 'class_weighted' and to no other, got kind {self.kind!r}")
+        if (self.inner is not None) != (self.kind == "per_anchor"):
+            raise ValueError(f"inner belongs to kind 'per_anchor' and to no other, got kind {self.kind!r}")
+
+    # Weights compare by identity: comparing their values would wait for the device.
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Fold):
+            return NotImplemented
+        same_numbers = (self.kind, self.low, self.high) == (other.kind, other.low, other.high)
+        return same_numbers and self.weights is other.weights and self.inner == other.inner
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.low, self.high, id(self.weights), self.inner))
 
     def encode(self) -> str:
         """The fold, without its weights, as the string an operator's schema carries."""
@@ -53,6 +67,14 @@ class Fold:
         return self.inner.row_weights(labels, dtype) if self.inner is not None else None
 
 
+def inside(losses: Tensor, low: float, high: float) -> Tensor:
+    """Mask of the losses with ``low < loss < high``. An infinite bound is not tested, and a NaN is kept, and seen."""
+    outside = torch.zeros_like(losses, dtype=torch.bool)
+    if low != -INF:
+        outside = losses <= low
+    return ~(outside if high == INF else outside | (losses >= high))
+
+
 def _ratio(total: Tensor, count: Tensor) -> Tensor:
     return torch.where(count > 0, total / count.clamp(min=1), 0.0)
 
@@ -60,8 +82,7 @@ def _ratio(total: Tensor, count: Tensor) -> Tensor:
 def _reduce_elements(fold: Fold, values: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     n = values.shape[0]
     if fold.kind == "threshold":
-        # Written so that a NaN is kept, and seen.
-        keep = ~((values <= fold.low) | (values >= fold.high))
+        keep = inside(values, fold.low, fold.high)
         w = keep.to(values.dtype) / keep.sum().clamp(min=1)
         return torch.where(keep, values * w, 0.0).sum(), w
     if fold.kind == "sum":
@@ -104,8 +125,3 @@ def reduce_rows(fold: Fold, term: Term, values: Tensor, counts: Tensor, weights:
         return _reduce_elements(fold, values, weights)
     return _reduce_pairs(fold, values, counts, weights)
 
-
-def without_weights(fold: Fold) -> Fold:
-    """The fold with its class weights taken out (they travel as a tensor of their own)."""
-    inner = without_weights(fold.inner) if fold.inner is not None else None
-    return replace(fold, weights=None, inner=inner)

@@ -19,7 +19,8 @@ NO_LIMITS: Limits = (float("-inf"), float("inf"))
 class PairProblem:
     """Rows ``x [N, D]`` against columns ``y [M, D]``, already normalised where the score asks for it.
 
-    ``itself`` means that ``y`` is ``x``: self pairs are excluded and the gradient of both roles goes to ``x``.
+    ``itself`` means that both are one batch: self pairs are excluded, and where ``shared`` ``y`` is ``x`` and the gradient of both
+    roles goes to ``x``.
     ``rule`` is ``[4, N]``, closed intervals of the score a pair must lie in (positive low, high; negative low, high).
     ``limits`` is one interval a term: only pair losses strictly inside it are summed and counted.
     """
@@ -33,6 +34,11 @@ class PairProblem:
     itself: bool
     rule: Tensor | None
     limits: list[Limits]
+
+    @property
+    def shared(self) -> bool:
+        """Whether ``y`` is ``x`` itself: one matrix, symmetric, whose gradient has one owner a row."""
+        return self.itself and self.score.symmetric
 
 
 @dataclass
@@ -64,6 +70,11 @@ class TripletProblem:
     rule: Tensor | None
     limits: Limits
 
+    @property
+    def shared(self) -> bool:
+        """Whether ``y`` is ``x`` itself: one matrix, symmetric, whose gradient has one owner a row."""
+        return self.itself and self.score.symmetric
+
 
 @dataclass
 class ExtremeProblem:
@@ -82,6 +93,22 @@ class ExtremeProblem:
     largest: bool
     low: Tensor | None
     high: Tensor | None
+
+    @property
+    def shared(self) -> bool:
+        """Whether ``y`` is ``x`` itself: one matrix, symmetric, whose gradient has one owner a row."""
+        return self.itself and self.score.symmetric
+
+
+@dataclass
+class IndexedProblem:
+    """Rows ``i [K]`` of ``x`` against rows ``j [K]`` of ``y``, pair by pair; prepared rows."""
+
+    score: Score
+    x: Tensor
+    y: Tensor
+    i: Tensor
+    j: Tensor
 
 
 class Backend(Protocol):

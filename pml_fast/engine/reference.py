@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pml_fast.engine.autograd import autograd_enabled
 from pml_fast.engine.problem import (
     ExtremeProblem,
     Limits,
@@ -119,7 +120,7 @@ class ReferenceBackend:
         need_x: bool,
         need_y: bool,
     ) -> Grads:
-        with torch.enable_grad():
+        with autograd_enabled():
             x_leaf, y_leaf = x.detach().requires_grad_(), y.detach().requires_grad_()
             s = paired_scores(score, x_leaf[i], y_leaf[j])
             dx, dy = torch.autograd.grad(s, (x_leaf, y_leaf), grad)
@@ -130,13 +131,13 @@ def _gradients(
     total: Callable[[Tensor, Tensor], Tensor], problem: Problem, need_x: bool, need_y: bool
 ) -> Grads:
     """Derivative of ``total(x, y)``; for a batch against itself both roles are one leaf."""
-    with torch.enable_grad():
+    with autograd_enabled():
         x = problem.x.detach().requires_grad_()
-        y = x if problem.itself else problem.y.detach().requires_grad_()
-        leaves = (x,) if problem.itself else (x, y)
+        y = x if problem.shared else problem.y.detach().requires_grad_()
+        leaves = (x,) if problem.shared else (x, y)
         grads = torch.autograd.grad(total(x, y), leaves, allow_unused=True, materialize_grads=True)
     dx = grads[0] if need_x else None
-    dy = grads[1] if need_y and not problem.itself else None
+    dy = grads[1] if need_y and not problem.shared else None
     return dx, dy
 
 

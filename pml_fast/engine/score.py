@@ -19,7 +19,8 @@ class Score:
 
     ``kind`` is ``"dot"`` (inner product), ``"l2"`` (Euclidean distance) or ``"lp"`` (p-norm of the difference).
     ``normalize`` divides rows and columns by their Euclidean norm first. ``power`` is applied to the value last.
-    ``inverted`` says that a larger value means closer. ``bounded`` says that the value is known to stay in
+    ``inverted`` says that a larger value means closer. ``symmetric`` says that rows and columns are prepared alike, so that a set
+    against itself has a symmetric matrix. ``bounded`` says that the value is known to stay in
     [-1, 1] (dot) or [0, 2**power] (l2), which holds when both sides are unit vectors.
     """
 
@@ -28,6 +29,7 @@ class Score:
     power: float = 1.0
     normalize: bool = True
     inverted: bool = True
+    symmetric: bool = True
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -55,13 +57,13 @@ class Score:
 
     def encode(self) -> str:
         """The score as the string an operator's schema carries."""
-        return f"{self.kind}|{self.p!r}|{self.power!r}|{int(self.normalize)}|{int(self.inverted)}"
+        return f"{self.kind}|{self.p!r}|{self.power!r}|{int(self.normalize)}|{int(self.inverted)}|{int(self.symmetric)}"
 
     @staticmethod
     def decode(text: str) -> Score:
         """The inverse of :meth:`encode`."""
-        kind, p, power, normalize, inverted = text.split("|")
-        return Score(kind, float(p), float(power), normalize == "1", inverted == "1")
+        kind, p, power, normalize, inverted, symmetric = text.split("|")
+        return Score(kind, float(p), float(power), normalize == "1", inverted == "1", symmetric == "1")
 
     def prepared(self) -> Score:
         """The same score for rows that are already unit vectors or need no normalising."""

@@ -47,7 +47,7 @@ def rows_and_grads(
     wanted = uniform or w is not None
     problem, order_x, order_y = _by_class(problem)
     weight = problem.x.new_ones(len(order_x)) if w is None else w[order_x].to(problem.x.dtype)
-    grads = GradSum(problem.x, problem.y, problem.itself, need_x and wanted, need_y and wanted)
+    grads = GradSum(problem.x, problem.y, problem.shared, need_x and wanted, need_y and wanted)
     rows = torch.zeros(2, len(order_x), dtype=torch.float64, device=problem.x.device)
     start = torch.searchsorted(problem.y_labels, problem.x_labels)
     stop = torch.searchsorted(problem.y_labels, problem.x_labels, right=True)
@@ -105,7 +105,7 @@ def _by_class(problem: TripletProblem) -> tuple[TripletProblem, Tensor, Tensor]:
     ordered = replace(
         problem,
         x=x,
-        y=x if problem.itself else problem.y[order_y],
+        y=x if problem.shared else problem.y[order_y],
         x_labels=x_labels,
         y_labels=x_labels if problem.itself else problem.y_labels[order_y],
         rule=problem.rule[:, order_x] if problem.rule is not None else None,

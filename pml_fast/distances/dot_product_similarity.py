@@ -1,0 +1,44 @@
+"""Inner products."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pml_fast.distances.base_distance import BaseDistance
+from pml_fast.engine.score import Score
+
+
+class DotProductSimilarity(BaseDistance):
+    """``x . y``; of unit vectors unless ``normalize_embeddings=False``. Larger is closer."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("is_inverted", True)
+        super().__init__(**kwargs)
+        if not self.is_inverted:
+            raise ValueError(f"is_inverted must be True for {type(self).__name__} (larger is closer), got False")
+
+    def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
+        return torch.matmul(query_emb, ref_emb.transpose(-1, -2))
+
+    def pairwise_distance(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
+        return torch.sum(query_emb * ref_emb, dim=1)
+
+    def engine_score(self) -> Score | None:
+        if not self._is_plain(DotProductSimilarity):
+            return None
+        inside = self.normalize_embeddings and self.p == 2
+        return Score("dot", 2.0, float(self.power), inside, inverted=True)
+
+    def engine_rows(self, query_emb: Tensor, ref_emb: Tensor) -> tuple[Tensor, Tensor]:
+        return _outside(self, query_emb, ref_emb)
+
+
+def _outside(distance: BaseDistance, query_emb: Tensor, ref_emb: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows normalised here where the engine cannot: it knows the Euclidean norm only."""
+    if not distance.normalize_embeddings or distance.p == 2:
+        return query_emb, ref_emb
+    query = distance.normalize(query_emb)
+    return query, query if ref_emb is query_emb else distance.normalize(ref_emb)

@@ -1,0 +1,189 @@
+"""What miners return: a tuple of index tensors that need not exist.
+
+A lazy tuple unpacks, indexes and measures like the tuple it stands for, but holds only the rule that selects the pairs. A loss of
+this package that is handed one, for the same embeddings, folds the rule into its kernel; anything else that touches it gets
+ordinary index tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pml_fast.engine.materialise import rule_pairs, selected_triplets
+from pml_fast.engine.score import Score
+from pml_fast.utils.index_types import PairIndices, TripletIndices
+
+
+def _same_data(a: Tensor, b: Tensor) -> bool:
+    if a is b:
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    return (
+        a.data_ptr() == b.data_ptr()
+        and a.shape == b.shape
+        and a.stride() == b.stride()
+        and a.dtype == b.dtype
+        and a.device == b.device
+    )
+
+
+@dataclass(frozen=True)
+class Source:
+    """The embeddings and labels a miner saw."""
+
+    embeddings: Tensor
+    labels: Tensor
+    ref_emb: Tensor
+    ref_labels: Tensor
+    itself: bool
+    version: tuple[int, int]
+
+    @staticmethod
+    def of(embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor, itself: bool) -> Source:
+        """Remember the tensors as they are now."""
+        embeddings, ref_emb = embeddings.detach(), ref_emb.detach()
+        return Source(embeddings, labels, ref_emb, ref_labels, itself, _versions(embeddings, ref_emb))
+
+    def is_for(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor, itself: bool) -> bool:
+        """Whether a loss is called on the very data that was mined, unchanged since."""
+        return (
+            itself == self.itself
+            and _same_data(self.embeddings, embeddings)
+            and _same_data(self.labels, labels)
+            and (itself or (_same_data(self.ref_emb, ref_emb) and _same_data(self.ref_labels, ref_labels)))
+            and self.unchanged()
+        )
+
+    def unchanged(self) -> bool:
+        """Whether nothing has written into the mined embeddings since."""
+        return _versions(self.embeddings, self.ref_emb) == self.version
+
+
+def _versions(embeddings: Tensor, ref_emb: Tensor) -> tuple[int, int]:
+    if torch.compiler.is_compiling() or embeddings.is_inference() or ref_emb.is_inference():
+        return (0, 0)
+    return (embeddings._version, ref_emb._version)
+
+
+class LazyIndices(Sequence[Tensor]):
+    """The base: a sequence of 3 or 4 index tensors, made when first touched."""
+
+    size: int
+
+    def __init__(self) -> None:
+        self._made: PairIndices | TripletIndices | None = None
+
+    def _make(self) -> PairIndices | TripletIndices:
+        raise NotImplementedError
+
+    def materialise(self) -> PairIndices | TripletIndices:
+        """The index tensors, int64."""
+        if self._made is None:
+            self._made = self._make()
+        return self._made
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.materialise()[index]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.materialise())
+
+    def __repr__(self) -> str:
+        state = "materialised" if self._made is not None else "not materialised"
+        return f"{type(self).__name__}({self.describe()}; {state})"
+
+    def describe(self) -> str:
+        """The rule in words."""
+        raise NotImplementedError
+
+
+class RulePairs(LazyIndices):
+    """All pairs whose score lies in its anchor's intervals ``rule [4, N]`` (closed: positive low, high; negative low, high)."""
+
+    size = 4
+
+    def __init__(self, source: Source, rows: tuple[Tensor, Tensor], score: Score, rule: Tensor, words: str) -> None:
+        super().__init__()
+        self.source, self.rows, self.score, self.rule, self.words = source, rows, score, rule, words
+
+    def _make(self) -> PairIndices:
+        _require_unchanged(self.source)
+        return rule_pairs(self.source.labels, self.source.ref_labels, self.rows, self.score, self.rule, self.source.itself)
+
+    def describe(self) -> str:
+        return self.words
+
+
+class SelectedTriplets(LazyIndices):
+    """All triplets that a TripletMarginMiner's ``select`` and ``margin`` leave."""
+
+    size = 3
+
+    def __init__(self, source: Source, rows: tuple[Tensor, Tensor], score: Score, select: str, margin: float) -> None:
+        super().__init__()
+        self.source, self.rows, self.score, self.select, self.margin = source, rows, score, select, margin
+
+    def _make(self) -> TripletIndices:
+        _require_unchanged(self.source)
+        source = self.source
+        return selected_triplets(
+            source.labels, source.ref_labels, self.rows, self.score, self.select, self.margin, source.itself
+        )
+
+    def describe(self) -> str:
+        return f"{self.select} triplets by a margin of {self.margin:g}"
+
+
+class RowChoice(LazyIndices):
+    """At most one positive and one negative an anchor: indices ``[N]`` with a mask ``keep [N]`` for each side.
+
+    ``triplets`` gives ``(a, p, n)`` of the anchors that have both; otherwise ``(a1, p, a2, n)``.
+    """
+
+    def __init__(self, pos: Tensor, keep_pos: Tensor, neg: Tensor, keep_neg: Tensor, triplets: bool, words: str) -> None:
+        super().__init__()
+        self.anchor = torch.arange(pos.shape[0], device=pos.device)
+        self.pos, self.keep_pos, self.neg, self.keep_neg = pos, keep_pos, neg, keep_neg
+        self.triplets, self.words = triplets, words
+        self.size = 3 if triplets else 4
+
+    def _make(self) -> PairIndices | TripletIndices:
+        a = self.anchor
+        if self.triplets:
+            keep = self.keep_pos & self.keep_neg
+            return TripletIndices(a[keep], self.pos[keep], self.neg[keep])
+        return PairIndices(a[self.keep_pos], self.pos[self.keep_pos], a[self.keep_neg], self.neg[self.keep_neg])
+
+    def describe(self) -> str:
+        return self.words
+
+
+class Deferred(LazyIndices):
+    """Index tensors that a function makes when they are touched; no loss has a kernel for the rule."""
+
+    def __init__(self, size: int, make: Callable[[], PairIndices | TripletIndices], words: str) -> None:
+        super().__init__()
+        self.size, self._function, self.words = size, make, words
+
+    def _make(self) -> PairIndices | TripletIndices:
+        return self._function()
+
+    def describe(self) -> str:
+        return self.words
+
+
+def _require_unchanged(source: Source) -> None:
+    if not source.unchanged():
+        raise RuntimeError(
+            "the embeddings were changed in place after they were mined, so the mined indices can no longer be made; "
+            "unpack the miner's result (tuple(indices)) before the change"
+        )

@@ -1,0 +1,120 @@
+"""Explicit pairs and triplets: scores of the listed pairs only, and a spec's formula over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pml_fast.engine.triplet_ops  # noqa: F401  (defines the operators)
+from pml_fast.engine.fold import Fold, inside, reduce_rows
+from pml_fast.engine.lazy import RowChoice
+from pml_fast.engine.score import Score
+from pml_fast.engine.spec import PairSpec
+from pml_fast.engine.views import ListedSide, View
+from pml_fast.utils import loss_and_miner_utils as lmu
+
+Scorer = Callable[[Tensor, Tensor], Tensor]
+
+
+def engine_scorer(x: Tensor, y: Tensor, score: Score) -> Scorer:
+    """Scores of listed pairs by the indexed engine."""
+    text = score.encode()
+
+    def scores(i: Tensor, j: Tensor) -> Tensor:
+        value: Tensor = torch.ops.pml_fast.listed_scores(x, y, i, j, text)
+        return value
+
+    return scores
+
+
+def matrix_scorer(mat: Tensor) -> Scorer:
+    """Scores of listed pairs out of a user's own matrix."""
+    return lambda i, j: mat[i, j]
+
+
+@dataclass
+class PairLists:
+    """Listed pairs; a mask (or ``None``) says which of a padded list are there."""
+
+    a1: Tensor
+    p: Tensor
+    keep_pos: Tensor | None
+    a2: Tensor
+    n: Tensor
+    keep_neg: Tensor | None
+
+
+def pair_lists(indices: Sequence[Tensor] | None, labels: Tensor | None, ref_labels: Tensor | None, m: int, unique: bool) -> PairLists:
+    """The pairs of an index tuple (all pairs for ``None``), each once where ``unique``."""
+    if isinstance(indices, RowChoice):
+        both = indices.keep_pos & indices.keep_neg if indices.triplets else None
+        a = indices.anchor
+        return PairLists(
+            a, indices.pos, indices.keep_pos if both is None else both,
+            a, indices.neg, indices.keep_neg if both is None else both,
+        )  # fmt: skip
+    a1, p, a2, n = lmu.convert_to_pairs(indices, labels, ref_labels)
+    if unique and indices is not None:
+        (a1, p), (a2, n) = _distinct(a1, p, m), _distinct(a2, n, m)
+    return PairLists(a1, p, None, a2, n, None)
+
+
+def _distinct(i: Tensor, j: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    key = torch.unique(i * m + j)
+    return torch.div(key, m, rounding_mode="floor"), key % m
+
+
+def listed_view(lists: PairLists, scores: Scorer, n: int) -> View:
+    """The view a spec's formula reads; clamping keeps the padded entries of a masked list in range."""
+    pos = ListedSide(scores(lists.a1, lists.p.clamp(min=0)), lists.a1, n, lists.keep_pos)
+    neg = ListedSide(scores(lists.a2, lists.n.clamp(min=0)), lists.a2, n, lists.keep_neg)
+    return View(pos, neg)
+
+
+def _both_exist(view: View) -> Tensor:
+    return (view.pos.count() > 0).any() & (view.neg.count() > 0).any()
+
+
+def _term_rows(side: ListedSide, loss: Tensor, fold: Fold) -> tuple[Tensor, Tensor]:
+    kept = inside(loss.detach(), *fold.pair_limits())
+    if side.keep is not None:
+        kept = kept & side.keep
+    counted = ListedSide(loss, side.row, side.n, kept)
+    return counted.sum(loss), counted.count().to(loss.dtype)
+
+
+def folded_loss(
+    spec: PairSpec, score: Score, view: View, folds: Sequence[Fold], labels: Tensor | None
+) -> Tensor:
+    """The reduced loss over listed pairs, without a data-dependent size."""
+    total: Any = 0
+    for term, fold, loss in zip(spec.terms, folds, spec.formula(view, score), strict=True):
+        weights = None if labels is None else fold.row_weights(labels, loss.dtype)
+        if term.kind == "element":
+            value, _ = reduce_rows(fold, term, loss, torch.ones_like(loss), weights)
+        else:
+            side = view.pos if term.kind == "pos_pair" else view.neg
+            assert isinstance(side, ListedSide)
+            value, _ = reduce_rows(fold, term, *_term_rows(side, loss, fold), weights)
+        total = total + value
+    return torch.where(_both_exist(view), total, 0.0) if spec.gated else total
+
+
+def loss_dict(spec: PairSpec, score: Score, view: View, lists: PairLists) -> dict[str, dict[str, Any]]:
+    """Every single loss with its indices, as reducers take them; empty terms are the number 0."""
+    result: dict[str, dict[str, Any]] = {}
+    none = {"losses": 0, "indices": None, "reduction_type": "already_reduced"}
+    if spec.gated and not bool(_both_exist(view)):
+        return {term.name: dict(none) for term in spec.terms}
+    for term, loss in zip(spec.terms, spec.formula(view, score), strict=True):
+        if term.kind == "element":
+            index: Any = torch.arange(loss.shape[0], device=loss.device)
+        else:
+            index = (lists.a1, lists.p) if term.kind == "pos_pair" else (lists.a2, lists.n)
+        empty = loss.shape[0] == 0
+        result[term.name] = dict(none) if empty else {"losses": loss, "indices": index, "reduction_type": term.kind}
+    return result

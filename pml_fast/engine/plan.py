@@ -1,0 +1,153 @@
+"""From a loss and what it is called with to the engine that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pml_fast.engine.fold import Fold
+from pml_fast.engine.lazy import LazyIndices, RowChoice, RulePairs, SelectedTriplets
+from pml_fast.engine.score import Score
+from pml_fast.engine.spec import PairSpec, TripletSpec
+
+FUSED, PARTLY, MATERIALISED = "fused", "partly fused", "materialised"
+
+
+@dataclass
+class Call:
+    """One call of a loss: checked tensors, and whether the reference set is the batch itself."""
+
+    embeddings: Tensor
+    labels: Tensor | None
+    indices: Sequence[Tensor] | None
+    ref_emb: Tensor
+    ref_labels: Tensor | None
+    itself: bool
+
+
+@dataclass
+class Plan:
+    """How a call runs. ``notes`` say what is fused or materialised, and why."""
+
+    mode: str
+    engine: str
+    spec: PairSpec | TripletSpec | None = None
+    score: Score | None = None
+    folds: list[Fold] | None = None
+    rule: Tensor | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Reduction:
+    """How the terms of a loss are reduced: folds, or the reason why every single loss is needed."""
+
+    folds: list[Fold] | None
+    reason: str = ""
+
+
+def reduction_of(reducer: Any, names: Sequence[str]) -> Reduction:
+    """Ask a reducer for the folds of the named terms."""
+    if not hasattr(reducer, "fold_for"):
+        return Reduction(None, f"{type(reducer).__name__} is no reducer of this package")
+    folds = []
+    for name in names:
+        fold = reducer.fold_for(name)
+        if fold is None:
+            return Reduction(None, reducer.fold_refusal_for(name))
+        folds.append(fold)
+    return Reduction(folds)
+
+
+def convert_rule(rule: Tensor, have: Score, want: Score) -> Tensor | None:
+    """A miner's intervals in the score of a loss, where the one is a monotone function of the other; else ``None``.
+
+    Between unit vectors ``d^2 = 2 - 2 s``, so a cosine's interval is a distance's, ends swapped.
+    """
+    if have == want:
+        return rule
+    if not (have.bounded and want.bounded):
+        return None
+    inner = rule if have.kind == "dot" else 1 - _root(rule, have.power).square() / 2
+    if have.kind == "dot" and have.power != 1:
+        return None
+    infinite = torch.isinf(rule)
+    if have.kind != "dot":
+        inner = torch.where(infinite, -rule, inner)[[1, 0, 3, 2]]
+    else:
+        inner = torch.where(infinite, rule, inner)
+    if want.kind == "dot":
+        return inner if want.power == 1 else None
+    square = (2 - 2 * inner).clamp(min=0)
+    out = square ** (want.power / 2)
+    # A bound below every distance must stay below: clamping it to 0 would let duplicates in.
+    out = torch.where(2 - 2 * inner < 0, torch.full_like(out, -1.0), out)
+    return torch.where(torch.isinf(inner), -inner, out)[[1, 0, 3, 2]]
+
+
+def _root(value: Tensor, power: float) -> Tensor:
+    return value if power == 1 else value.clamp(min=0) ** (1.0 / power)
+
+
+@dataclass
+class Mined:
+    """What a call's index tuple means to an engine: a rule, a choice of triplets, or lists."""
+
+    rule: Tensor | None = None
+    select: str = "every"
+    select_margin: float = 0.0
+    lists: Sequence[Tensor] | None = None
+    note: str = ""
+
+
+def read_indices(call: Call, score: Score, triplets: bool) -> Mined:
+    """Fold a lazy tuple where the engine has a predicate for it, else fall back to lists of indices."""
+    indices = call.indices
+    if indices is None:
+        return Mined(note="all triplets" if triplets else "all pairs")
+    if isinstance(indices, RulePairs | SelectedTriplets):
+        return _fold_lazy(call, indices, score, triplets)
+    if isinstance(indices, RowChoice):
+        return Mined(lists=indices, note=f"the miner's {indices.describe()} as one row of indices an anchor, masked")
+    if isinstance(indices, LazyIndices):
+        return Mined(lists=indices, note=f"the miner's {indices.describe()} has no predicate: index tensors")
+    return Mined(lists=indices, note="explicit index tensors")
+
+
+def _fold_lazy(call: Call, lazy: RulePairs | SelectedTriplets, score: Score, triplets: bool) -> Mined:
+    labels, ref_labels = call.labels, call.ref_labels
+    if labels is None or ref_labels is None:
+        return Mined(lists=lazy, note="the miner's rule needs the labels it was mined with: index tensors")
+    if not lazy.source.is_for(call.embeddings, labels, call.ref_emb, ref_labels, call.itself):
+        return Mined(lists=lazy, note="the miner saw other embeddings or labels than the loss: index tensors")
+    if isinstance(lazy, RulePairs):
+        rule = convert_rule(lazy.rule, lazy.score, score)
+        if rule is None:
+            return Mined(lists=lazy, note="the miner's distance is no function of the loss's: index tensors")
+        return Mined(rule=rule, note=f"the miner's rule ({lazy.describe()}) is a predicate in the kernel")
+    if not triplets:
+        return Mined(lists=lazy, note="mined triplets count their pairs as often as they occur: index tensors")
+    if lazy.score != score:
+        return Mined(lists=lazy, note="the miner's distance differs from the loss's: index tensors")
+    note = f"the miner's rule ({lazy.describe()}) is a range of the sorted positives in the kernel"
+    return Mined(select=lazy.select, select_margin=lazy.margin, note=note)
+
+
+# Methods that choose parts and hold no maths.
+_HARMLESS = {"get_default_distance", "get_default_reducer", "extra_repr"}
+
+
+def overridden(obj: Any) -> list[str]:
+    """What a user's subclass replaces of ours: its own maths is not ours to fuse."""
+    mro = type(obj).__mro__
+    ours = next(k for k, cls in enumerate(mro) if cls.__module__.startswith("pml_fast."))
+    return [
+        name
+        for cls in mro[:ours]
+        for name in vars(cls)
+        if not name.startswith("__") and name not in _HARMLESS and hasattr(mro[ours], name)
+    ]

@@ -1,0 +1,98 @@
+"""Process-wide choices: which backend, which precision, deterministic or not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+
+BACKENDS = ("auto", "cpu", "triton", "chunked", "reference")
+PRECISIONS = ("highest", "high", "medium")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """``precision`` of ``None`` means torch.get_float32_matmul_precision()."""
+
+    backend: str = "auto"
+    precision: str | None = None
+    deterministic: bool = True
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
+        if self.precision is not None and self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be None or one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if not isinstance(self.deterministic, bool):
+            raise TypeError(f"deterministic must be True or False, got {self.deterministic!r}")
+
+
+def _from_environment() -> Settings:
+    flag = os.environ.get("PML_FAST_DETERMINISTIC", "1")
+    if flag not in ("0", "1"):
+        raise ValueError(f"PML_FAST_DETERMINISTIC must be 0 or 1, got {flag!r}")
+    return Settings(
+        os.environ.get("PML_FAST_BACKEND", "auto"), os.environ.get("PML_FAST_PRECISION") or None, flag == "1"
+    )
+
+
+_current: Settings | None = None
+
+
+def current() -> Settings:
+    """The settings in force; the first call reads ``PML_FAST_BACKEND``, ``_PRECISION`` and ``_DETERMINISTIC``."""
+    global _current
+    if _current is None:
+        _current = _from_environment()
+    return _current
+
+
+def float32_precision() -> str:
+    """``highest``, ``high`` or ``medium``, as :func:`torch.set_float32_matmul_precision` understands them."""
+    return current().precision or torch.get_float32_matmul_precision()
+
+
+class use:
+    """Choose the backend, the float32 precision and determinism; at once, and as a context manager for a block.
+
+    ``use(backend="chunked")`` sets the choice for the process; ``with use(backend="chunked"): ...`` restores the previous one
+    at the end. What is not given stays as it is. Raises ``ValueError`` for an unknown name.
+    """
+
+    def __init__(
+        self, backend: str | None = None, precision: str | None = None, deterministic: bool | None = None
+    ) -> None:
+        global _current
+        self._before = current()
+        _current = replace(
+            self._before,
+            **{
+                name: value
+                for name, value in (("backend", backend), ("precision", precision), ("deterministic", deterministic))
+                if value is not None
+            },
+        )
+
+    def __enter__(self) -> use:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        global _current
+        _current = self._before
+
+
+@contextmanager
+def math_precision() -> Iterator[None]:
+    """torch's own float32 products at the precision in force, for the length of a block."""
+    wanted, before = float32_precision(), torch.get_float32_matmul_precision()
+    if wanted == before:
+        yield
+        return
+    torch.set_float32_matmul_precision(wanted)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

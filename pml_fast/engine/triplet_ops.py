@@ -1,0 +1,135 @@
+"""The operators of the triplet and the indexed engine (see :mod:`pml_fast.engine.ops` for how they are built)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pml_fast.engine import dispatch
+from pml_fast.engine.fold import Fold, reduce_rows
+from pml_fast.engine.ops import _SETS, _both, _define, _grad_like, _LIBRARY, _refuse_double_backward, _Rows, _scaled, _shared
+from pml_fast.engine.problem import IndexedProblem, TripletProblem
+from pml_fast.engine.score import Score, compute_type
+from pml_fast.engine.settings import math_precision
+from pml_fast.engine.spec import Term, TripletSpec
+
+TERM = Term("loss", "triplet")
+# Folds under which every anchor weighs the same: their gradient is one factor times that of the plain sum.
+UNIFORM = ("mean", "sum", "threshold")
+
+
+def _triplet_loss(
+    x: Tensor, y: Tensor, x_labels: Tensor, y_labels: Tensor, rule: Tensor | None, row_weights: Tensor | None,
+    options: Sequence[float], select: str, score: str, itself: bool, fold: str, need_x: bool, need_y: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    sc, reduction = Score.decode(score), Fold.decode(fold)
+    with math_precision():
+        rows, cols = _both(x, y, itself, sc)
+        margin, smooth, swap, select_margin = options
+        spec = TripletSpec(margin, bool(smooth), bool(swap), select, select_margin)
+        problem = TripletProblem(
+            spec, sc, rows.rows, cols.rows, x_labels, y_labels, itself, rule, reduction.pair_limits()
+        )
+        backend = dispatch.select(problem)
+        uniform, need = reduction.kind in UNIFORM, need_x or need_y
+        sums, dx, dy = backend.triplet_rows(problem, need_x, need_y, uniform and need)
+        own = None if row_weights is None else row_weights.to(sums.dtype)
+        loss, w = reduce_rows(reduction, TERM, sums[0], sums[1], own)
+        wide = compute_type(x.dtype)
+        if need and uniform:
+            scale = w[:1].to(wide) if len(w) else 0.0
+            dx, dy = (None if g is None else g * scale for g in (dx, dy))
+        elif need:
+            dx, dy = backend.triplet_grads(problem, w.to(wide), need_x, need_y)
+        loss = loss.to(wide)
+        return loss, loss.reshape(1).clone(), rows.back(dx), cols.back(dy)
+
+
+def _triplet_loss_fake(
+    x: Tensor, y: Tensor, x_labels: Tensor, y_labels: Tensor, rule: Tensor | None, row_weights: Tensor | None,
+    options: Sequence[float], select: str, score: str, itself: bool, fold: str, need_x: bool, need_y: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    loss = x.new_empty((), dtype=compute_type(x.dtype))
+    return loss, loss.new_empty(1), _grad_like(x, need_x), _grad_like(y, need_y and not _shared(itself, score))
+
+
+def _triplet_loss_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    itself, need_x, need_y = inputs[9], inputs[11], inputs[12]
+    ctx.needed = need_x, need_y and not _shared(itself, inputs[8])
+    ctx.save_for_backward(output[2], output[3])
+    ctx.set_materialize_grads(False)
+
+
+def _triplet_loss_backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
+    if grad_loss is None:
+        return (None,) * 13
+    return (*_scaled(ctx, grad_loss), *(None,) * 11)
+
+
+_define(
+    "triplet_loss",
+    f"({_SETS}, Tensor? row_weights, float[] options, str select, str score, bool itself, str fold, "
+    "bool need_x, bool need_y) -> (Tensor, Tensor, Tensor, Tensor)",
+    _triplet_loss,
+    _triplet_loss_fake,
+)
+torch.library.register_autograd(
+    "pml_fast::triplet_loss", _triplet_loss_backward, setup_context=_triplet_loss_context, lib=_LIBRARY
+)
+
+
+# ---- listed_scores -----------------------------------------------------------------------------------------------------------
+
+
+def _listed_scores(x: Tensor, y: Tensor, i: Tensor, j: Tensor, score: str) -> Tensor:
+    sc = Score.decode(score)
+    rows, cols = _Rows.of(x, sc), _Rows.of(y, sc)
+    problem = IndexedProblem(sc, rows.rows, cols.rows, i, j)
+    return dispatch.select(problem).listed_scores(sc, rows.rows, cols.rows, i, j)
+
+
+def _listed_scores_fake(x: Tensor, y: Tensor, i: Tensor, j: Tensor, score: str) -> Tensor:
+    return x.new_empty(i.shape[0], dtype=compute_type(x.dtype))
+
+
+def _listed_grads(
+    x: Tensor, y: Tensor, i: Tensor, j: Tensor, score: str, grad: Tensor, need_x: bool, need_y: bool
+) -> tuple[Tensor, Tensor]:
+    sc = Score.decode(score)
+    rows, cols = _Rows.of(x, sc), _Rows.of(y, sc)
+    problem = IndexedProblem(sc, rows.rows, cols.rows, i, j)
+    dx, dy = dispatch.select(problem).listed_grads(sc, rows.rows, cols.rows, i, j, grad, need_x, need_y)
+    return rows.back(dx), cols.back(dy)
+
+
+def _listed_grads_fake(
+    x: Tensor, y: Tensor, i: Tensor, j: Tensor, score: str, grad: Tensor, need_x: bool, need_y: bool
+) -> tuple[Tensor, Tensor]:
+    return _grad_like(x, need_x), _grad_like(y, need_y)
+
+
+def _listed_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.score = inputs[4]
+
+
+def _listed_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    _refuse_double_backward()
+    need_x, need_y = ctx.needs_input_grad[:2]
+    dx, dy = torch.ops.pml_fast.listed_grads(*ctx.saved_tensors, ctx.score, grad.contiguous(), need_x, need_y)
+    return (dx if need_x else None), (dy if need_y else None), None, None, None
+
+
+_define("listed_scores", "(Tensor x, Tensor y, Tensor i, Tensor j, str score) -> Tensor", _listed_scores, _listed_scores_fake)
+_define(
+    "listed_grads",
+    "(Tensor x, Tensor y, Tensor i, Tensor j, str score, Tensor grad, bool need_x, bool need_y) -> (Tensor, Tensor)",
+    _listed_grads,
+    _listed_grads_fake,
+)
+torch.library.register_autograd(
+    "pml_fast::listed_scores", _listed_backward, setup_context=_listed_context, lib=_LIBRARY
+)

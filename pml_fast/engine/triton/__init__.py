@@ -1,0 +1,1 @@
+"""The Triton backend. Importing this package does not import triton; its modules other than ``backend`` do."""

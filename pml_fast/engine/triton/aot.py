@@ -1,0 +1,144 @@
+"""Ahead-of-time compilation of every kernel, without a GPU: registers, shared memory and spills by architecture.
+
+Each kernel module lists what it launches by default as :data:`KERNELS`, a list of :class:`Kernel`. Run as
+``python -m pml_fast.engine.triton.aot --out DIR`` to compile them all and write ``DIR/sm_80.json`` and ``DIR/sm_90.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+MODULES = ("sweeps", "triplet", "indexed")
+ARCHES = (80, 90)
+# Most shared memory one block may ask for (CUDA programming guide, table of technical specifications), bytes.
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One default configuration of one kernel.
+
+    ``signature`` gives each argument, in order, its Triton type (``"*fp32"``, ``"i32"``, ``"fp32"``) or ``"constexpr"``;
+    ``constexprs`` the values of the latter (jit functions may be values). ``aligned`` names the pointers and integers known to
+    be divisible by 16, as the launcher's arguments are in the common case. ``quick`` puts the configuration in the small set
+    that the default test run compiles. ``arches`` are those whose tables hold the configuration.
+    """
+
+    name: str
+    fn: Any
+    signature: dict[str, str]
+    constexprs: dict[str, Any]
+    num_warps: int = 4
+    num_stages: int = 2
+    aligned: tuple[str, ...] = ()
+    quick: bool = False
+    arches: tuple[int, ...] = ARCHES
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one compiled configuration takes of a multiprocessor; ``spills`` and ``shared`` are bytes."""
+
+    name: str
+    registers: int
+    shared: int
+    spills: int
+    num_warps: int
+    num_stages: int
+    constexprs: dict[str, str] = field(default_factory=dict)
+
+
+def kernels(modules: Iterable[str] = MODULES) -> list[Kernel]:
+    """The configurations that the kernel modules list."""
+    found: list[Kernel] = []
+    for module in modules:
+        found += importlib.import_module(f"pml_fast.engine.triton.{module}").KERNELS
+    return found
+
+
+def compile_kernel(kernel: Kernel, arch: int) -> Resources:
+    """Compile for ``sm_<arch>`` and read the resource report of the machine code."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = list(kernel.fn.arg_names)
+    missing = [n for n in names if n not in kernel.signature]
+    if missing:
+        raise ValueError(f"signature of {kernel.name} must name every argument of the kernel; missing {missing}")
+    # Arguments are looked up by position.
+    signature = {n: kernel.signature[n] for n in names}
+    attrs = {(names.index(n),): [["tt.divisibility", 16]] for n in kernel.aligned}
+    source = ASTSource(fn=kernel.fn, signature=signature, constexprs=kernel.constexprs, attrs=attrs)
+    options = {"num_warps": kernel.num_warps, "num_stages": kernel.num_stages}
+    built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    registers, spills = _resource_usage(built.asm["cubin"])
+    shown = {n: getattr(v, "__name__", str(v)) for n, v in kernel.constexprs.items()}
+    return Resources(
+        kernel.name, registers, built.metadata.shared, spills, kernel.num_warps, kernel.num_stages, shown
+    )
+
+
+def _resource_usage(cubin: bytes) -> tuple[int, int]:
+    """Registers a thread and bytes of stack a thread: Triton's kernels have no arrays, so their stack is what was spilled."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        report = subprocess.run(
+            [_cuobjdump(), "--dump-resource-usage", str(path)], capture_output=True, text=True, check=True
+        ).stdout
+    found = re.search(r"REG:(\d+)\s+STACK:(\d+).*?LOCAL:(\d+)", report)
+    if found is None:
+        raise RuntimeError(f"cuobjdump reported no resource usage: {report!r}")
+    registers, stack, local = (int(v) for v in found.groups())
+    return registers, stack + local
+
+
+def _cuobjdump() -> str:
+    from triton import knobs
+
+    return str(knobs.nvidia.cuobjdump.path)
+
+
+def report(arch: int, chosen: Iterable[Kernel]) -> dict[str, Any]:
+    """Resources of the kernels whose tables cover ``sm_<arch>``, ready for JSON."""
+    import triton
+
+    rows = [asdict(compile_kernel(k, arch)) for k in chosen if arch in k.arches]
+    return {"arch": f"sm_{arch}", "triton": triton.__version__, "kernels": rows}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Compile the Triton kernels ahead of time and report their resources.")
+    parser.add_argument("--out", type=Path, required=True, help="folder for sm_80.json and sm_90.json")
+    parser.add_argument("--quick", action="store_true", help="only the representative configurations")
+    parser.add_argument("--arch", type=int, action="append", choices=ARCHES, help="only this architecture")
+    parser.add_argument("--modules", nargs="+", default=list(MODULES), choices=MODULES, help="only these modules")
+    args = parser.parse_args(argv)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("TRITON_INTERPRET must not be set: interpreted kernels cannot be compiled; unset it")
+    chosen = [k for k in kernels(args.modules) if k.quick or not args.quick]
+    args.out.mkdir(parents=True, exist_ok=True)
+    worst = 0
+    for arch in args.arch or ARCHES:
+        made = report(arch, chosen)
+        (args.out / f"sm_{arch}.json").write_text(json.dumps(made, indent=1) + "\n")
+        over = [k["name"] for k in made["kernels"] if k["spills"] or k["shared"] > SHARED_LIMIT[arch]]
+        worst = max(worst, len(over))
+        print(f"sm_{arch}: {len(made['kernels'])} configurations, over budget: {over or 'none'}")
+    return 1 if worst else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

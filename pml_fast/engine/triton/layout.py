@@ -1,0 +1,72 @@
+"""How a problem's tensors are laid out for the kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pml_fast.engine.problem import PairProblem
+from pml_fast.engine.score import Score
+
+# Every output of a launcher is made here, so that a test can poison them all.
+empty = torch.empty
+
+# From this many columns on, a second sweep over the positives pays for sorting both sides by class.
+SORT_FROM = 4096
+
+KINDS = {("dot", 1.0): 0, ("l2", 1.0): 1, ("l2", 2.0): 2}
+
+
+@dataclass
+class Operand:
+    """Rows as the kernels read them: unit stride along D, squared norms where the score needs them."""
+
+    rows: Tensor
+    norms: Tensor
+    labels: Tensor
+
+
+def score_kind(score: Score) -> int:
+    """The constexpr of a score (``tiles.DOT``, ``L2``, ``L2_SQUARED``)."""
+    return KINDS[(score.kind, float(score.power))]
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """``input_precision`` of every product: float32 follows torch's own setting, "highest" being a three-term split."""
+    exact = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    return "tf32x3" if exact else "tf32"
+
+
+def rounded_tf32(x: Tensor) -> Tensor:
+    """``x`` rounded to the 11 bits that tf32 products read: the hardware would truncate, which is biased."""
+    bits = ((x.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
+    return torch.where(x.isnan(), x, bits)
+
+
+def operand(x: Tensor, labels: Tensor, kind: int) -> Operand:
+    """Lay out one side. The norms are those of the rows as the products see them."""
+    rows = x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+    if rows.dtype == torch.float32 and dot_precision(rows.dtype) == "tf32":
+        rows = rounded_tf32(rows.contiguous())
+    norms = rows if kind == 0 else torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32).square_()
+    return Operand(rows, norms, labels.contiguous())
+
+
+def class_sorted(problem: PairProblem) -> tuple[PairProblem, Tensor]:
+    """The problem with both sides sorted by class, and the place each row went to (``[N]``)."""
+    x_order = torch.argsort(problem.x_labels, stable=True)
+    y_order = x_order if problem.itself else torch.argsort(problem.y_labels, stable=True)
+    x, x_labels = problem.x[x_order], problem.x_labels[x_order]
+    sorted_problem = replace(
+        problem,
+        x=x,
+        y=x if problem.itself else problem.y[y_order],
+        x_labels=x_labels,
+        y_labels=x_labels if problem.itself else problem.y_labels[y_order],
+        rule=None if problem.rule is None else problem.rule[:, x_order],
+    )
+    place = torch.empty_like(x_order)
+    place[x_order] = torch.arange(len(x_order), device=place.device)
+    return sorted_problem, place

@@ -1,0 +1,150 @@
+"""The base of all losses."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pml_fast.engine.plan import MATERIALISED, Call, Plan
+from pml_fast.losses.mixins import EmbeddingRegularizerMixin
+from pml_fast.utils import common_functions as c_f
+from pml_fast.utils.module_with_records_and_reducer import ModuleWithRecordsReducerAndDistance
+
+LossDict = dict[str, dict[str, Any]]
+
+
+class BaseMetricLossFunction(EmbeddingRegularizerMixin, ModuleWithRecordsReducerAndDistance):
+    """A loss over a batch of embeddings.
+
+    A subclass of your own implements :meth:`compute_loss` and returns a loss dictionary; the reducer turns it into a scalar.
+    Losses of this package also implement :meth:`plan` and :meth:`run_plan`: where every single loss need not exist, the
+    reduction happens inside the kernels.
+    """
+
+    def compute_loss(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None,
+        indices_tuple: Any,
+        ref_emb: Tensor,
+        ref_labels: Tensor | None,
+    ) -> LossDict:
+        """The losses as ``{name: {"losses", "indices", "reduction_type"}}``. Subclasses implement it."""
+        raise NotImplementedError
+
+    def plan(self, call: Call) -> Plan:
+        """How a call would run."""
+        return Plan(MATERIALISED, "dense", notes=[f"{type(self).__name__} computes its losses in its own compute_loss"])
+
+    def run_plan(self, plan: Plan, call: Call) -> Tensor | None:
+        """The reduced loss of a plan that needs no loss dictionary, else ``None``."""
+        return None
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        indices_tuple: Sequence[Tensor] | None = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Any:
+        """The loss, a scalar (float32 for half-precision embeddings).
+
+        Args:
+            embeddings: ``[N, D]``.
+            labels: ``[N]``; may be ``None`` where ``indices_tuple`` is given.
+            indices_tuple: triplets ``(a, p, n)`` or pairs ``(a1, p, a2, n)``, from a miner or made by hand; ``None`` for all.
+            ref_emb: ``[M, D]`` to take positives and negatives from; ``None`` for the batch itself.
+            ref_labels: ``[M]``.
+        """
+        self.reset_stats()
+        call = prepare_call(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        plan = self.plan(call)
+        loss = self.run_plan(plan, call)
+        if loss is not None:
+            if self.embedding_regularizer is not None:
+                loss = loss + self.embedding_regularization_loss(embeddings)["losses"]
+            return loss
+        loss_dict = self.compute_loss(embeddings, call.labels, call.indices, call.ref_emb, call.ref_labels)
+        self.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)
+        return self.reducer(loss_dict, embeddings, call.labels)
+
+    def zero_loss(self) -> dict[str, Any]:
+        """The entry of a loss without usable pairs."""
+        return {"losses": 0, "indices": None, "reduction_type": "already_reduced"}
+
+    def zero_losses(self) -> LossDict:
+        """:meth:`zero_loss` for every sub-loss."""
+        return {name: self.zero_loss() for name in self.sub_loss_names()}
+
+    def _sub_loss_names(self) -> list[str]:
+        return ["loss"]
+
+    def sub_loss_names(self) -> list[str]:
+        """The names of all sub-losses, those of regularizers included."""
+        return self._sub_loss_names() + self.all_regularization_loss_names()
+
+    def all_regularization_loss_names(self) -> list[str]:
+        """The names of the regularizers' sub-losses."""
+        names = []
+        for cls in inspect.getmro(type(self)):
+            suffix = "RegularizerMixin"
+            if cls.__name__.endswith(suffix):
+                attribute = f"{cls.__name__.removesuffix(suffix).lower()}_regularizer"
+                if getattr(self, attribute):
+                    names.extend(cls.regularization_loss_names(self))  # type: ignore[attr-defined]
+        return names
+
+
+def prepare_call(
+    embeddings: Tensor, labels: Any, indices: Any, ref_emb: Tensor | None, ref_labels: Any
+) -> Call:
+    """Check the arguments of a loss and bring labels to the embeddings' device.
+
+    Raises ``ValueError``/``TypeError`` naming the argument that does not fit.
+    """
+    _check_embeddings("embeddings", embeddings)
+    if ref_emb is not None:
+        _check_embeddings("ref_emb", ref_emb)
+        if ref_emb.shape[1] != embeddings.shape[1]:
+            raise ValueError(
+                f"ref_emb must have rows of the length of the embeddings', {embeddings.shape[1]}, got {ref_emb.shape[1]}"
+            )
+        if ref_labels is None and labels is not None and indices is None:
+            raise ValueError("ref_labels must be given with ref_emb, got None; pass the labels of the reference set")
+    elif ref_labels is not None:
+        raise ValueError("ref_labels were given without ref_emb; pass both, or neither")
+    itself = ref_emb is None or (ref_emb is embeddings and (ref_labels is labels or ref_labels is None))
+    labels = _as_labels("labels", labels, embeddings)
+    if itself:
+        return Call(embeddings, labels, indices, embeddings, labels, True)
+    assert ref_emb is not None
+    return Call(embeddings, labels, indices, ref_emb, _as_labels("ref_labels", ref_labels, ref_emb), False)
+
+
+def _check_embeddings(name: str, value: Any) -> None:
+    if not torch.is_tensor(value):
+        raise TypeError(f"{name} must be a tensor of shape (batch_size, embedding_size), got {type(value).__name__}")
+    if value.ndim != 2:
+        raise ValueError(
+            f"{name} must be a 2-D tensor of shape (batch_size, embedding_size), got shape {tuple(value.shape)}"
+        )
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {value.dtype}; call .float() on them")
+
+
+def _as_labels(name: str, labels: Any, embeddings: Tensor) -> Tensor | None:
+    if labels is None:
+        return None
+    if not torch.is_tensor(labels):
+        raise TypeError(f"{name} must be a tensor of shape (batch_size,), got {type(labels).__name__}")
+    if labels.ndim != 1 or labels.shape[0] != embeddings.shape[0]:
+        raise ValueError(
+            f"{name} must be a 1-D tensor with one label an embedding, shape ({embeddings.shape[0]},), "
+            f"got shape {tuple(labels.shape)}"
+        )
+    return c_f.to_device(labels, embeddings)

@@ -1,0 +1,148 @@
+"""Losses over pairs whose maths is a spec of the pairwise engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pml_fast.engine.ops  # noqa: F401  (defines the operators)
+from pml_fast.engine import listed
+from pml_fast.engine.fold import Fold
+from pml_fast.engine.lazy import LazyIndices, RowChoice
+from pml_fast.engine.plan import FUSED, MATERIALISED, PARTLY, Call, Plan, overridden, read_indices, reduction_of
+from pml_fast.engine.score import Score
+from pml_fast.engine.spec import PairSpec
+from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction, LossDict
+from pml_fast.utils import common_functions as c_f
+
+
+def engine_labels(labels: Tensor, ref_labels: Tensor, itself: bool) -> tuple[Tensor, Tensor]:
+    """Labels as the engines take them: int64, of any values."""
+    if labels.is_floating_point():
+        merged = labels if itself else torch.cat([labels, ref_labels])
+        codes = torch.unique(merged, return_inverse=True)[1]
+        return codes[: len(labels)], codes if itself else codes[len(labels) :]
+    labels = labels.to(torch.int64)
+    return labels, labels if itself else ref_labels.to(torch.int64)
+
+
+def row_weights(folds: list[Fold], labels: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """The anchors' weights of each term ``[T, N]``, where any fold weighs classes."""
+    rows = [fold.row_weights(labels, dtype) for fold in folds]
+    if all(row is None for row in rows):
+        return None
+    return torch.stack([torch.ones(len(labels), dtype=dtype, device=labels.device) if r is None else r for r in rows])
+
+
+class SpecPairLoss(BaseMetricLossFunction):
+    """A loss over positive and negative pairs. Subclasses say their :meth:`spec`."""
+
+    def spec(self) -> PairSpec:
+        """The maths of this loss with its parameters as they are now."""
+        raise NotImplementedError
+
+    def plan(self, call: Call) -> Plan:
+        """How a call would run."""
+        own = overridden(self)
+        if own:
+            return Plan(MATERIALISED, "dense", notes=[f"{type(self).__name__} replaces {', '.join(own)}"])
+        c_f.labels_or_indices_tuple_required(call.labels, call.indices)
+        score, spec = self.distance.engine_score(), self.spec()
+        if score is None:
+            note = f"the matrix of {type(self.distance).__name__} is materialised: {self.distance.engine_refusal()}"
+            return Plan(MATERIALISED, "dense", spec, Score(inverted=self.distance.is_inverted), notes=[note])
+        reduction = reduction_of(self.reducer, [term.name for term in spec.terms])
+        mined = read_indices(call, score, triplets=False)
+        notes = [mined.note]
+        if mined.lists is not None:
+            folds = reduction.folds
+            if folds is not None and any(f.kind == "per_anchor" for f in folds) and not isinstance(mined.lists, RowChoice):
+                folds = None
+            notes.append("only the listed pairs are scored; their losses are reduced in torch")
+            return Plan(PARTLY, "indexed", spec, score, folds, notes=notes)
+        if reduction.folds is not None:
+            notes.append("losses are reduced inside the sweep; no pair is named")
+            return Plan(FUSED, "pairwise", spec, score, reduction.folds, mined.rule, notes)
+        if all(term.kind == "element" for term in spec.terms):
+            notes.append(f"one loss a row comes out of the sweep and is reduced in torch: {reduction.reason}")
+            return Plan(PARTLY, "pairwise", spec, score, None, mined.rule, notes)
+        notes.append(f"the loss of every pair is materialised: {reduction.reason}")
+        return Plan(MATERIALISED, "indexed", spec, score, None, mined.rule, notes)
+
+    def run_plan(self, plan: Plan, call: Call) -> Tensor | None:
+        if plan.folds is None or plan.score is None or not isinstance(plan.spec, PairSpec):
+            return None
+        x, y = self.distance.engine_rows(call.embeddings, call.ref_emb)
+        if plan.engine == "indexed":
+            view, _ = self._listed(plan, call, x, y)
+            return listed.folded_loss(plan.spec, plan.score, view, plan.folds, call.labels)
+        assert call.labels is not None and call.ref_labels is not None
+        labels, ref_labels = engine_labels(call.labels, call.ref_labels, call.itself)
+        need = torch.is_grad_enabled()
+        loss, *_ = torch.ops.pml_fast.pairwise_loss(
+            x, y, labels, ref_labels, plan.rule, row_weights(plan.folds, call.labels, torch.float32), plan.spec.name,
+            plan.spec.params(), plan.score.encode(), call.itself, [fold.encode() for fold in plan.folds],
+            need and x.requires_grad, need and y.requires_grad,
+        )  # fmt: skip
+        result: Tensor = loss
+        return result
+
+    def _listed(self, plan: Plan, call: Call, x: Tensor, y: Tensor) -> tuple[Any, listed.PairLists]:
+        """The view over listed pairs, scored by the indexed engine."""
+        assert isinstance(plan.spec, PairSpec) and plan.score is not None
+        lists = self._lists(plan.spec, call)
+        return listed.listed_view(lists, listed.engine_scorer(x, y, plan.score), x.shape[0]), lists
+
+    def _lists(self, spec: PairSpec, call: Call) -> listed.PairLists:
+        indices = call.indices
+        # A loss a row sees each pair once, however often a tuple names it; a loss a pair counts repetitions.
+        unique = all(term.kind == "element" for term in spec.terms)
+        return listed.pair_lists(indices, call.labels, call.ref_labels, call.ref_emb.shape[0], unique)
+
+    def compute_loss(
+        self, embeddings: Tensor, labels: Tensor | None, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor | None
+    ) -> LossDict:
+        """Every single loss, for reducers that need them and for distances that have only a matrix."""
+        itself = ref_emb is embeddings and ref_labels is labels
+        call = Call(embeddings, labels, indices_tuple, ref_emb, ref_labels, itself)
+        c_f.labels_or_indices_tuple_required(labels, indices_tuple)
+        spec, score = self.spec(), self.distance.engine_score()
+        if score is not None:
+            x, y = self.distance.engine_rows(embeddings, ref_emb)
+            rows = self._row_losses(spec, score, call, x, y)
+            if rows is not None:
+                return rows
+        call = _materialised(call)
+        lists = self._lists(spec, call)
+        if score is None:
+            scorer = listed.matrix_scorer(self.distance(embeddings, ref_emb))
+            score = Score(inverted=self.distance.is_inverted)
+        else:
+            scorer = listed.engine_scorer(x, y, score)
+        return listed.loss_dict(spec, score, listed.listed_view(lists, scorer, embeddings.shape[0]), lists)
+
+    def _row_losses(self, spec: PairSpec, score: Score, call: Call, x: Tensor, y: Tensor) -> LossDict | None:
+        """One loss a row straight out of the sweep, where the spec and the index tuple allow it."""
+        if any(term.kind != "element" for term in spec.terms) or call.labels is None or call.ref_labels is None:
+            return None
+        mined = read_indices(call, score, triplets=False)
+        if mined.lists is not None:
+            return None
+        labels, ref_labels = engine_labels(call.labels, call.ref_labels, call.itself)
+        values, _ = torch.ops.pml_fast.pairwise_rows(
+            x, y, labels, ref_labels, mined.rule, spec.name, spec.params(), score.encode(), call.itself
+        )
+        index = torch.arange(x.shape[0], device=x.device)
+        return {
+            term.name: {"losses": values[t], "indices": index, "reduction_type": "element"}
+            for t, term in enumerate(spec.terms)
+        }
+
+
+def _materialised(call: Call) -> Call:
+    indices = call.indices
+    if isinstance(indices, LazyIndices):
+        indices = indices.materialise()
+    return Call(call.embeddings, call.labels, indices, call.ref_emb, call.ref_labels, call.itself)
