@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmarks; returns 1 where pml_fast is wrong or fails, 2 for arguments that cannot be run."""
     arguments = parser().parse_args(argv)
-    console = Console(width=None if sys.stdout.isatty() else 170)
+    console = Console(width=None if sys.stdout.isatty() else 200)
     try:
         cases, peers, device = _selection(arguments)
     except ValueError as error:

@@ -164,12 +164,14 @@ def supcon_sampled(embeddings: Tensor, labels: Tensor, temperature: float = 0.1)
     labels = labels.cpu()
     single = unit.float()
     positives = torch.bincount(labels)[labels] - 1
-    log_sums, row_losses = torch.empty(n, dtype=torch.float64), torch.empty(n, dtype=torch.float64)
+    log_sums = torch.empty(n, dtype=torch.float64)
     for rows in _strips(n):
-        strip = _strip(single, labels, rows)
-        scores = strip.scores / temperature
-        log_sums[rows] = _log_sum(scores, strip.positive | strip.negative).double()
-        row_losses[rows] = log_sums[rows] - (scores * strip.positive).sum(dim=1).double() / positives[rows]
+        scores = (single[rows] / temperature) @ single.T
+        scores[torch.arange(len(rows)), rows] = -INFINITY
+        log_sums[rows] = scores.logsumexp(dim=1).double()
+    class_sums = torch.zeros(int(labels.max()) + 1, unit.shape[1], dtype=unit.dtype).index_add(0, labels, unit)
+    positive_sums = (unit * (class_sums[labels] - unit)).sum(dim=1) / temperature
+    row_losses = log_sums - positive_sums / positives
     chosen = torch.linspace(0, n - 1, min(SAMPLED_ROWS, n)).long()
     strip = _strip(unit, labels, chosen)
     scores = strip.scores / temperature

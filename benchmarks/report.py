@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from benchmarks import results
@@ -31,14 +32,15 @@ NOTHING = ""
 def show(report: Report, console: Console) -> None:
     """Print the results, then the targets, then a line of totals."""
     table = Table(*COLUMNS, title=_title(report))
+    table.columns[0].no_wrap = True
     for case in report.cases:
         for row in _case_rows(case):
-            table.add_row(*row, style="bold" if row[1].startswith(OURS) else None)
+            table.add_row(*map(escape, row), style="bold" if row[1].startswith(OURS) else None)
         table.add_section()
     console.print(table)
     targets = Table(*TARGET_COLUMNS, title="Targets")
     for row in _target_rows(report):
-        targets.add_row(*row, style={"missed": "red", "met": "green"}.get(row[-1]))
+        targets.add_row(*map(escape, row), style={"missed": "red", "met": "green"}.get(row[-1]))
     if targets.row_count:
         console.print(targets)
     console.print(totals(report), highlight=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from benchmarks.results import CaseResult, PeerResult
 from benchmarks.targets import judge
 from benchmarks.timing import WARM_UP_CALLS, Plan
 
+LOGGER = logging.getLogger(__name__)
 # Imported once for all child processes; the first sets what the compiler reads when it is imported.
 PRELOAD = (
     "benchmarks.peers",
@@ -111,7 +113,7 @@ def _run_case(
         on_progress(f"{case.name}: oracle")
         truth = run(run_oracle, case, setup, seconds=ORACLE_SECONDS, preload=PRELOAD)
         if not truth.ok:
-            reason = f"no answer to compare with: {truth.status}, {truth.error}"
+            reason = f"no answer to compare with: {truth.status}, {_first_line(truth, case.name)}"
             result.peers += [PeerResult(name, results.NOT_RUN, reason) for name in present]
             return
         expected = {}
@@ -141,7 +143,7 @@ def _probe(case: Case, peer: Peer, truth: Answer, setup: Setup, limits: Limits) 
     if not outcome.ok:
         refused = peer.is_ours and REFUSAL in (outcome.error or "")
         status = results.UNAVAILABLE if refused else outcome.status
-        return PeerResult(peer.name, status, outcome.error), outcome.seconds
+        return PeerResult(peer.name, status, _first_line(outcome, f"{case.name}, {peer.name}")), outcome.seconds
     probe: Probe = outcome.value
     value_error, gradient_error = compare(probe, truth)
     entry = PeerResult(peer.name, results.OK, value_error=value_error, gradient_error=gradient_error)
@@ -178,14 +180,25 @@ def _time(case: Case, result: CaseResult, expected: dict[str, float], setup: Set
     timings: dict[str, Timing] = outcome.value if outcome.ok else {}
     floor = timings.get(FLOOR)
     result.floor_seconds = floor.quantiles if floor else None
+    reason = _first_line(outcome, f"{case.name}, timing")
     for name in expected:
         entry = result.peer(name)
         assert entry is not None
         if not outcome.ok:
-            entry.status, entry.detail = outcome.status, f"while timing: {outcome.error}"
+            entry.status, entry.detail = outcome.status, f"while timing: {reason}"
         else:
             _record(entry, timings[name])
     _compare_times(result)
+
+
+def _first_line(outcome: Outcome, what: str) -> str | None:
+    """What went wrong in a line, for the results; a traceback, which names this machine's folders, is only logged."""
+    if outcome.error is None:
+        return None
+    summary, _, traceback = outcome.error.partition("\n")
+    if traceback:
+        LOGGER.warning("%s: %s", what, outcome.error)
+    return summary
 
 
 def _record(entry: PeerResult, timing: Timing) -> None:

@@ -86,7 +86,7 @@ class CudaClock:
             end.record()
             pairs.append((begin, end))
         torch.cuda.synchronize()
-        return sum(begin.elapsed_time(end) for begin, end in pairs) / calls / 1e3
+        return float(sum(begin.elapsed_time(end) for begin, end in pairs)) / calls / 1e3
 
 
 def clock(device: str) -> CpuClock | CudaClock:

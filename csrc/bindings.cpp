@@ -46,5 +46,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled CPU kernels of pml_fast.";
   bind_isa(m);
   pml_fast::bind_pairwise(m);
+  pml_fast::bind_triplet(m);
+  pml_fast::bind_indexed(m);
   m.def("threads_from", &pml_fast::parallel_runtime, "What runs the threads: 'openmp' (the one torch loaded) or 'serial'.");
 }

@@ -370,6 +370,18 @@ def test_both_libraries_give_the_same_loss() -> None:
     assert tables.remarks(rows) == []
 
 
+def test_tables_of_speed_fit_a_terminal_of_80_columns() -> None:
+    text = io.StringIO()
+    ours, peer = outcome(_bounded.OK, seconds=0.1234), outcome(_bounded.OK, seconds=123.4)
+    rows = [speed.Comparison(step, 65536, ours, peer) for step in speed.STEPS]
+    rows += [speed.Comparison(speed.STEPS[1], 65536, ours, outcome(_bounded.OUT_OF_MEMORY))]
+    for table in tables.speed_tables(rows, 4, 20):
+        Console(file=text, width=80).print(table)
+    assert "…" not in text.getvalue()
+    for wanted in (*(step.title for step in speed.STEPS), "1,000 x", "out of memory", "4 GiB and 20 s"):
+        assert wanted in text.getvalue()
+
+
 def test_what_goes_beyond_the_bounds_is_said_in_the_table(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "images")
     text = quick(tmp_path / "out", data=root, image_size=8, speed=True, speed_sizes=(64,), seconds=0.001)
@@ -395,8 +407,8 @@ def test_without_the_peer_the_table_says_how_to_get_it(tmp_path: Path, monkeypat
     assert "timed out" not in printed
 
 
-def outcome(status: str, loss: float = 1.0, error: str | None = None) -> _bounded.Outcome:
-    value = speed.Cost(0.5, 1 << 20, loss) if status == _bounded.OK else None
+def outcome(status: str, loss: float = 1.0, error: str | None = None, seconds: float = 0.5) -> _bounded.Outcome:
+    value = speed.Cost(seconds, 999 << 20, loss) if status == _bounded.OK else None
     return _bounded.Outcome(status, value, error, 1.0, None)
 
 

@@ -15,7 +15,15 @@ from torch import Tensor
 import pml_fast.engine.specs  # noqa: F401  (fills the registry)
 from pml_fast.engine import grad_sum
 from pml_fast.engine.chunked import ChunkedBackend
-from pml_fast.engine.problem import NO_LIMITS, ExtremeProblem, Limits, PairProblem, PairRows, TripletProblem
+from pml_fast.engine.problem import (
+    NO_LIMITS,
+    ExtremeProblem,
+    IndexedProblem,
+    Limits,
+    PairProblem,
+    PairRows,
+    TripletProblem,
+)
 from pml_fast.engine.reference import MOST_ELEMENTS, ReferenceBackend
 from pml_fast.engine.score import Score, unit_rows
 from pml_fast.engine.spec import PAIR_SPECS, PairSpec, TripletSpec
@@ -67,18 +75,12 @@ def test_strips_equal_the_dense_formula(monkeypatch: pytest.MonkeyPatch, name: s
     """
     monkeypatch.setattr(grad_sum, "STRIP_ELEMENTS", 5 * 19)
     chunked, reference = ChunkedBackend(), ReferenceBackend()
-    for itself, ruled, limits in itertools.product(
-        [True, False], [False, True], [NO_LIMITS, (0.0, INF), (0.1, 0.9)]
-    ):
+    for itself, ruled, limits in itertools.product([True, False], [False, True], [NO_LIMITS, (0.0, INF), (0.1, 0.9)]):
         problem = pair_problem(PAIR_SPECS[name](), score, itself, ruled, limits)
         got, want = chunked.pair_rows(problem, False), reference.pair_rows(problem, False)
         torch.testing.assert_close(got.rows, want.rows, rtol=1e-9, atol=1e-10, equal_nan=True)
         assert got.exists.tolist() == want.exists.tolist()
-        w = (
-            torch.linspace(-1, 2, want.rows[:, 0].numel(), dtype=torch.float64)
-            .view_as(want.rows[:, 0])
-            .clone()
-        )
+        w = torch.linspace(-1, 2, want.rows[:, 0].numel(), dtype=torch.float64).view_as(want.rows[:, 0]).clone()
         w[:, ::4] = 0
         got_grads = chunked.pair_grads(problem, got, w, True, True)
         want_grads = reference.pair_grads(problem, want, w, True, True)
@@ -92,9 +94,9 @@ def test_strips_equal_the_dense_formula(monkeypatch: pytest.MonkeyPatch, name: s
 @pytest.mark.parametrize("n", [0, 1, 2])
 def test_tiny_batches_are_finite(name: str, n: int) -> None:
     """No row, no pair, or one pair: every backend's numbers are finite and equal."""
-    x = unit_rows(
-        torch.ones(n, 3, dtype=torch.float64).cumsum(dim=0).square() + torch.eye(3, dtype=torch.float64)[:n]
-    )[0]
+    x = unit_rows(torch.ones(n, 3, dtype=torch.float64).cumsum(dim=0).square() + torch.eye(3, dtype=torch.float64)[:n])[
+        0
+    ]
     labels = torch.zeros(n, dtype=torch.int64)
     spec = PAIR_SPECS[name]()
     problem = PairProblem(spec, DOT, x, x, labels, labels, True, None, [NO_LIMITS] * len(spec.terms))
@@ -102,9 +104,7 @@ def test_tiny_batches_are_finite(name: str, n: int) -> None:
         state = backend.pair_rows(problem, False)
         assert state.rows.shape == (len(spec.terms), 2, n)
         assert torch.isfinite(state.rows).all()
-        dx, dy = backend.pair_grads(
-            problem, state, torch.ones(len(spec.terms), n, dtype=x.dtype), True, False
-        )
+        dx, dy = backend.pair_grads(problem, state, torch.ones(len(spec.terms), n, dtype=x.dtype), True, False)
         assert dy is None
         assert dx is not None
         assert torch.isfinite(dx).all()
@@ -177,9 +177,7 @@ def test_triplets_equal_plain_loops(select: str, smooth: bool, swap: bool, itsel
 
 def test_triplet_gradient_is_the_numerical_one() -> None:
     x, y, x_labels, y_labels = draw(8, 9)
-    problem = TripletProblem(
-        TripletSpec(0.2, True, True), L2, x, y, x_labels, y_labels, False, None, NO_LIMITS
-    )
+    problem = TripletProblem(TripletSpec(0.2, True, True), L2, x, y, x_labels, y_labels, False, None, NO_LIMITS)
     w = torch.linspace(0.5, 1.5, 8, dtype=torch.float64)
     backend = ReferenceBackend()
     dx, dy = backend.triplet_grads(problem, w, True, True)
@@ -255,4 +253,5 @@ def test_refuses_what_does_not_fit() -> None:
     assert backend.available() is None
     assert "triplets" in (backend.refuse(triplets) or "")
     assert backend.refuse(pairs) is None
+    assert backend.refuse(IndexedProblem(DOT, x, x, labels[:1], labels[:1])) is None
     assert isinstance(backend.pair_rows(pair_problem(spec, DOT), False), PairRows)

@@ -13,13 +13,6 @@ namespace py = pybind11;
 namespace pml_fast {
 namespace {
 
-using Address = uintptr_t;
-
-template <typename T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
 void layout(Address row_labels, int64_t rows, Address col_labels, int64_t cols, bool itself, Address row_order,
             Address col_order, Address start, Address end, Address offset, Address col_start, Address col_end) {
   class_order(at<int64_t>(row_labels), rows, at<int64_t>(row_order));
@@ -38,11 +31,9 @@ void layout(Address row_labels, int64_t rows, Address col_labels, int64_t cols, 
                at<int64_t>(col_start), at<int64_t>(col_end));
 }
 
-std::unique_ptr<PairEngine> make(const std::string& spec, const std::vector<double>& params, double sign,
-                                 const std::vector<std::pair<double, double>>& limits, Address x, Address y, Address start,
-                                 Address end, Address offset, Address col_start, Address col_end, Address rule, int64_t n,
-                                 int64_t m, int64_t d, bool itself, bool exclude_self, const std::string& distance, double fixed_shift,
-                                 bool is_double, int threads) {
+PairLayout problem(Address x, Address y, Address start, Address end, Address offset, Address col_start, Address col_end,
+                   Address rule, int64_t n, int64_t m, int64_t d, bool itself, bool exclude_self,
+                   const std::string& distance, int threads) {
   PairLayout g{};
   g.x = at<void>(x);
   g.y = at<void>(y);
@@ -59,10 +50,16 @@ std::unique_ptr<PairEngine> make(const std::string& spec, const std::vector<doub
   g.exclude_self = exclude_self;
   g.distance = distance == "dot" ? Distance::kDot : distance == "l2" ? Distance::kL2 : Distance::kL2Squared;
   g.threads = threads;
+  return g;
+}
+
+std::unique_ptr<PairEngine> make(const PairLayout& g, const std::string& spec, const std::vector<double>& params, double sign,
+                                 const std::vector<std::pair<double, double>>& limits, double fixed_shift, bool is_double) {
   std::vector<Limits> intervals;
   // An infinite bound is not tested: a comparison with NaN never holds.
   constexpr double kNever = std::numeric_limits<double>::quiet_NaN();
-  for (const auto& [low, high] : limits) intervals.push_back({std::isinf(low) ? kNever : low, std::isinf(high) ? kNever : high});
+  for (const auto& [low, high] : limits)
+    intervals.push_back({std::isinf(low) ? kNever : low, std::isinf(high) ? kNever : high});
   return PML_FAST_DISPATCH(make_pair_engine(spec, params, sign, intervals, g, fixed_shift, is_double));
 }
 
@@ -71,6 +68,8 @@ std::unique_ptr<PairEngine> make(const std::string& spec, const std::vector<doub
 void bind_pairwise(py::module_& m) {
   using Release = py::call_guard<py::gil_scoped_release>;
   m.def("layout", &layout);
+  py::class_<PairLayout>(m, "PairLayout");
+  m.def("problem", &problem);
   m.def("pair_engine", &make);
   py::class_<PairEngine>(m, "PairEngine")
       .def("score_positives", &PairEngine::score_positives, Release())

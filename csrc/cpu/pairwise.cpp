@@ -2,6 +2,7 @@
 
 #include "../engine/pair_specs.h"
 #include "../runtime/parallel.h"
+#include "scores.h"
 
 #include <algorithm>
 #include <stdexcept>
@@ -10,30 +11,7 @@ namespace pml_fast {
 namespace PML_FAST_ISA {
 namespace {
 
-// Columns a task owns: its share of a strip stays in the second-level cache, and sums are formed in an order that no number of
-// threads changes.
-constexpr int64_t kBlock = 256;
-
-// Below this share of the norms |x|^2 + |y|^2 - 2xy has lost digits: the distance is taken again by differences.
-constexpr double kNear = 1e-2;
-
 struct NoFold {};
-
-template <typename T>
-T dot(const T* a, const T* b, int64_t d) {
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t k = 0; k < d; ++k) sum += a[k] * b[k];
-  return sum;
-}
-
-template <typename T>
-T squared_difference(const T* a, const T* b, int64_t d) {
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t k = 0; k < d; ++k) sum += (a[k] - b[k]) * (a[k] - b[k]);
-  return sum;
-}
 
 int64_t blocks_of(int64_t first, int64_t last) { return (last - first + kBlock - 1) / kBlock; }
 
@@ -68,17 +46,12 @@ class Engine final : public PairEngine {
   Engine(const Spec& spec, const PairLayout& layout, double fixed_shift)
       : spec_(spec),
         g_(layout),
-        x_(static_cast<const T*>(layout.x)),
-        y_(static_cast<const T*>(layout.y)),
+        scores_(layout),
         per_row_shift_(fixed_shift != fixed_shift),
         fixed_shift_(per_row_shift_ ? T(0) : T(fixed_shift)) {
     const T* rule = static_cast<const T*>(layout.rule);
     if (rule != nullptr)
       for (int k = 0; k < 4; ++k) rule_[k] = rule + k * g_.n;
-    if (g_.distance != Distance::kDot) {
-      square_norms(x_, g_.n, x_norm_);
-      if (!g_.itself) square_norms(y_, g_.m, y_norm_);
-    }
     table_.resize(g_.offset[g_.n]);
     first_.assign(g_.n, T(0));
     second_.assign(g_.n, T(0));
@@ -94,7 +67,7 @@ class Engine final : public PairEngine {
   void score_positives() override {
     over_rows([&](int64_t i) {
       T* s = table_.data() + g_.offset[i];
-      for (int64_t j = g_.start[i]; j < g_.end[i]; ++j) s[j - g_.start[i]] = exact_score(i, j);
+      for (int64_t j = g_.start[i]; j < g_.end[i]; ++j) s[j - g_.start[i]] = scores_.exact(i, j);
     });
   }
 
@@ -108,7 +81,7 @@ class Engine final : public PairEngine {
     over_blocks(j0, j1, [&](int64_t block, int64_t b0, int64_t b1) {
       for (int64_t i = i0; i < i1; ++i) {
         T* s = static_cast<T*>(tile) + (i - i0) * ld - j0;
-        to_scores(s, i, b0, b1);
+        scores_.from_products(s, i, b0, b1);
         T& top = row_best[block * rows + i - i0];
         int64_t& where = row_index[block * rows + i - i0];
         const Segments segments(g_.start[i], g_.end[i], b0, b1, j_mirror);
@@ -143,7 +116,7 @@ class Engine final : public PairEngine {
       over_blocks(j0, j1, [&](int64_t block, int64_t b0, int64_t b1) {
         for (int64_t i = i0; i < i1; ++i) {
           T* s = static_cast<T*>(tile) + (i - i0) * ld - j0;
-          to_scores(s, i, b0, b1);
+          scores_.from_products(s, i, b0, b1);
           T* sums = partial_.data() + 2 * (block * rows + i - i0);
           const Segments segments(g_.start[i], g_.end[i], b0, b1, j_mirror);
           for (int p = 0; p < segments.count; ++p) fold_segment(f, s, i, segments.part[p], sums[0], sums[1]);
@@ -210,7 +183,7 @@ class Engine final : public PairEngine {
         T largest = 0;
         for (int64_t i = i0; i < i1; ++i) {
           T* s = static_cast<T*>(tile) + (i - i0) * ld - j0;
-          if (!scored) to_scores(s, i, b0, b1);
+          if (!scored) scores_.from_products(s, i, b0, b1);
           const Segments segments(g_.start[i], g_.end[i], b0, b1, b1);
           for (int p = 0; p < segments.count; ++p) {
             const Segment& seg = segments.part[p];
@@ -264,47 +237,7 @@ class Engine final : public PairEngine {
     });
   }
 
-  // ---- scores ----------------------------------------------------------------------------------------------------------------
-
-  void square_norms(const T* rows, int64_t count, std::vector<T>& out) const {
-    out.resize(count);
-    for (int64_t i = 0; i < count; ++i) out[i] = dot(rows + i * g_.d, rows + i * g_.d, g_.d);
-  }
-
-  const T* column_norms() const { return g_.itself ? x_norm_.data() : y_norm_.data(); }
-  const T* column(int64_t j) const { return (g_.itself ? x_ : y_) + j * g_.d; }
-
-  T exact_score(int64_t i, int64_t j) const {
-    if (g_.distance == Distance::kDot) return dot(x_ + i * g_.d, column(j), g_.d);
-    const T square = squared_difference(x_ + i * g_.d, column(j), g_.d);
-    return g_.distance == Distance::kL2 ? std::sqrt(square) : square;
-  }
-
-  // Inner products of row i become scores, in place.
-  void to_scores(T* s, int64_t i, int64_t j0, int64_t j1) const {
-    if (g_.distance == Distance::kDot) return;
-    const T* norms = column_norms();
-    const T own = x_norm_[i];
-    int near = 0;
-    T square[kBlock];
-#pragma omp simd reduction(+ : near)
-    for (int64_t j = j0; j < j1; ++j) {
-      const T both = own + norms[j];
-      const T value = relu(both - T(2) * s[j]);
-      near += value < T(kNear) * both ? 1 : 0;
-      square[j - j0] = value;
-    }
-    if (near != 0)
-      for (int64_t j = j0; j < j1; ++j)
-        if (square[j - j0] < T(kNear) * (own + norms[j]))
-          square[j - j0] = squared_difference(x_ + i * g_.d, column(j), g_.d);
-    if (g_.distance == Distance::kL2)
-#pragma omp simd
-      for (int64_t j = j0; j < j1; ++j) s[j] = std::sqrt(square[j - j0]);
-    else
-#pragma omp simd
-      for (int64_t j = j0; j < j1; ++j) s[j] = square[j - j0];
-  }
+  // ---- rows ------------------------------------------------------------------------------------------------------------------
 
   Positives<T> positives(int64_t i) const {
     const T infinity = std::numeric_limits<T>::infinity();
@@ -543,32 +476,31 @@ class Engine final : public PairEngine {
   }
 
   void finish_row(int64_t i, T* grad) const {
-    const T* own = x_ + i * g_.d;
+    const T* own = scores_.row(i);
     add_own(row_sum_[i], own, grad);
     for (int64_t j = g_.start[i]; j < g_.end[i]; ++j) {
       if (g_.exclude_self && j == i) continue;
       T factor = positive_factor(i, j - g_.start[i]);
       if (g_.itself) factor += positive_factor(j, i - g_.start[j]);
-      add_pair(factor, own, column(j), grad);
+      add_pair(factor, own, scores_.column(j), grad);
     }
   }
 
   void finish_column(int64_t j, T* grad) const {
-    const T* own = column(j);
+    const T* own = scores_.column(j);
     add_own(col_sum_[j], own, grad);
     for (int64_t i = g_.col_start[j]; i < g_.col_end[j]; ++i)
-      add_pair(positive_factor(i, j - g_.start[i]), own, x_ + i * g_.d, grad);
+      add_pair(positive_factor(i, j - g_.start[i]), own, scores_.row(i), grad);
   }
 
   Spec spec_;
   PairLayout g_;
-  const T *x_, *y_;
+  Scores<T> scores_;
   bool per_row_shift_;
   T fixed_shift_;
   const T* rule_[4] = {nullptr, nullptr, nullptr, nullptr};
   const T* row_shift_ = nullptr;
   const T* pos_weight_ = nullptr;
-  std::vector<T> x_norm_, y_norm_;             // squared norms, for distances
   std::vector<T> table_, slope_table_;         // positives' scores, and d(row value)/d(score)
   std::vector<T> first_, second_;              // the negatives' state of each row
   std::vector<T> alpha_, weighted_;            // its factor in the coefficients, without and with the row's weight

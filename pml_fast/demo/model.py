@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 _FIRST_WIDTH = 32
-_MAX_WIDTH = 128
+_MAX_WIDTH = 64
 _FINAL_GRID = 4
+_LARGEST_POOLED = 8
 
 
 class Embedder(nn.Module):
@@ -27,8 +28,9 @@ class Embedder(nn.Module):
         stages: list[nn.Module] = []
         channels, width, size = mean.numel(), _FIRST_WIDTH, image_size
         while not stages or size > _FINAL_GRID + 1:
-            stages.append(_stage(channels, width))
-            channels, width, size = width, min(2 * width, _MAX_WIDTH), size // 2
+            pooled = size <= _LARGEST_POOLED
+            stages.append(_stage(channels, width, pooled))
+            channels, width, size = width, min(2 * width, _MAX_WIDTH), size // 2 if pooled else (size + 1) // 2
         self.features = nn.Sequential(*stages)
         self.project = nn.Linear(channels * size * size, embedding_dim)
 
@@ -53,13 +55,14 @@ def embed(model: nn.Module, images: Tensor, device: torch.device, batch_size: in
     return torch.cat([model(batch.to(device)).cpu() for batch in images.split(batch_size)])
 
 
-def _stage(channels: int, width: int) -> nn.Sequential:
+def _stage(channels: int, width: int, pooled: bool) -> nn.Sequential:
+    """Two convolutions that halve the image: by a pool at the end, or, a quarter of the work, by a stride at once."""
     return nn.Sequential(
-        nn.Conv2d(channels, width, 3, padding=1, bias=False),
+        nn.Conv2d(channels, width, 3, padding=1, stride=1 if pooled else 2, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(inplace=True),
         nn.Conv2d(width, width, 3, padding=1, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(inplace=True),
-        nn.MaxPool2d(2),
+        nn.MaxPool2d(2) if pooled else nn.Identity(),
     )

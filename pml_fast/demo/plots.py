@@ -65,6 +65,8 @@ def neighbour_grid(before: Tensor, after: Tensor, split: Split, seed: int, path:
     for row, query in enumerate(queries.tolist()):
         cell = figure.add_subplot(grid[row, 0])
         _image(cell, split.images[query], _INK)
+        if row == 0:
+            _caption(cell, "query")
         name = _short(split.class_names[int(split.labels[query])])
         cell.set_ylabel(name, fontsize=10, rotation=0, ha="right", va="center")
     for side, title in enumerate(("before training", "after training")):
@@ -73,9 +75,7 @@ def neighbour_grid(before: Tensor, after: Tensor, split: Split, seed: int, path:
             cell = figure.add_subplot(grid[row, 2 + side * (shown + 1) + column])
             _marked(cell, split.images[ranked[side][row, column]], bool(right[row, column]))
             if row == column == 0:
-                caption = f"{title}: {int(right.sum())} of {right.numel()} right"
-                # Constrained layout would widen one image to hold the caption of the whole block.
-                cell.set_title(caption, fontsize=10, loc="left").set_in_layout(False)
+                _caption(cell, f"{title}: {int(right.sum())} of {right.numel()} right")
     return _save(figure, path)
 
 
@@ -93,11 +93,13 @@ def _save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def _running_mean(values: list[float], window: int = 15) -> np.ndarray:
+def _running_mean(values: list[float], reach: int = 7) -> np.ndarray:
+    """The mean of each value and as many as reach on either side of it."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(0, ends - window)
-    return (sums[ends] - sums[starts]) / (ends - starts)
+    at = np.arange(len(values))
+    # Equal reach on both sides, so that the ends do not lag behind a falling curve.
+    reaches = np.minimum(reach, np.minimum(at, at[::-1]))
+    return (sums[at + reaches + 1] - sums[at - reaches]) / (2 * reaches + 1)
 
 
 def _flatten(embeddings: Tensor, seed: int) -> np.ndarray:
@@ -163,6 +165,12 @@ def _image(axes: Axes, image: Tensor, colour: str) -> None:
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_color(colour)
     axes.spines[:].set_linewidth(2.5)
+
+
+def _caption(axes: Axes, text: str) -> None:
+    """Text above the axes, reserving a line of height but no width: it may run on over the neighbours."""
+    axes.set_title(" ", fontsize=10)
+    axes.text(0, 1.06, text, transform=axes.transAxes, fontsize=10, va="bottom").set_in_layout(False)
 
 
 def _short(name: str, most: int = 14) -> str:

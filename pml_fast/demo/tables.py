@@ -77,8 +77,8 @@ def size(count: int | None) -> str:
 
 
 def _speed_table(title: str, rows: Sequence[Comparison]) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-    for name in ("batch", "pml_fast", "memory", "PML", "memory", "times faster", "same loss"):
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", collapse_padding=True)
+    for name in ("batch", "pml_fast", "memory", "PML", "memory", "faster", "loss"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(str(row.batch_size), *_cost(row.ours), *_cost(row.peer), _ratio(row), _agreement(row))
@@ -94,8 +94,10 @@ def _cost(outcome: _bounded.Outcome | None) -> tuple[str, str]:
 
 
 def _ratio(row: Comparison) -> str:
-    return "-" if row.speed_up is None else f"{row.speed_up:,.1f}"
+    if row.speed_up is None:
+        return "-"
+    return f"{row.speed_up:,.0f} x" if row.speed_up >= 100 else f"{row.speed_up:.1f} x"
 
 
 def _agreement(row: Comparison) -> str:
-    return "-" if row.same_loss is None else "yes" if row.same_loss else "[red]no[/red]"
+    return "-" if row.same_loss is None else "same" if row.same_loss else "[red]differs[/red]"

@@ -19,8 +19,8 @@ from pml_fast.demo.data import DemoError, Split
 
 _MAX_PER_CLASS = 32
 _MIN_PER_CLASS = 4
-_MAX_LEARNING_RATE = 3e-3
-_WEIGHT_DECAY = 1e-4
+_MAX_LEARNING_RATE = 5e-3
+_WEIGHT_DECAY = 0.05
 
 
 @dataclass(frozen=True)

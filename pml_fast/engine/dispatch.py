@@ -12,7 +12,7 @@ from pml_fast.engine.problem import Backend
 from pml_fast.engine.settings import current
 
 _CLASSES = {
-    "cpu": ("pml_fast.engine.cpu", "CpuBackend"),
+    "cpu": ("pml_fast.engine.cpu.backend", "CpuBackend"),
     "triton": ("pml_fast.engine.triton.backend", "TritonBackend"),
     "chunked": ("pml_fast.engine.chunked", "ChunkedBackend"),
     "reference": ("pml_fast.engine.reference", "ReferenceBackend"),

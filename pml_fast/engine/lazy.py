@@ -42,13 +42,13 @@ class Source:
     ref_emb: Tensor
     ref_labels: Tensor
     itself: bool
-    version: tuple[int, int]
+    version: tuple[int, ...]
 
     @staticmethod
     def of(embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor, itself: bool) -> Source:
         """Remember the tensors as they are now."""
-        embeddings, ref_emb = embeddings.detach(), ref_emb.detach()
-        return Source(embeddings, labels, ref_emb, ref_labels, itself, _versions(embeddings, ref_emb))
+        mined = embeddings.detach(), labels, ref_emb.detach(), ref_labels
+        return Source(*mined, itself, _versions(*mined))
 
     def is_for(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor, itself: bool) -> bool:
         """Whether a loss is called on the very data that was mined, unchanged since."""
@@ -61,14 +61,15 @@ class Source:
         )
 
     def unchanged(self) -> bool:
-        """Whether nothing has written into the mined embeddings since."""
-        return _versions(self.embeddings, self.ref_emb) == self.version
+        """Whether nothing has written into the mined embeddings or labels since."""
+        return _versions(self.embeddings, self.labels, self.ref_emb, self.ref_labels) == self.version
 
 
-def _versions(embeddings: Tensor, ref_emb: Tensor) -> tuple[int, int]:
-    if torch.compiler.is_compiling() or embeddings.is_inference() or ref_emb.is_inference():
-        return (0, 0)
-    return (embeddings._version, ref_emb._version)
+def _versions(*tensors: Tensor) -> tuple[int, ...]:
+    # Inference tensors keep no count of writes.
+    if torch.compiler.is_compiling():
+        return ()
+    return tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors)
 
 
 class LazyIndices(Sequence[Tensor]):
@@ -184,6 +185,6 @@ class Deferred(LazyIndices):
 def _require_unchanged(source: Source) -> None:
     if not source.unchanged():
         raise RuntimeError(
-            "the embeddings were changed in place after they were mined, so the mined indices can no longer be made; "
+            "the embeddings or labels were changed in place after they were mined, so the mined indices can no longer be made; "
             "unpack the miner's result (tuple(indices)) before the change"
         )

@@ -77,6 +77,8 @@ def convert_rule(rule: Tensor, have: Score, want: Score) -> Tensor | None:
         return None
     infinite = torch.isinf(rule)
     if have.kind != "dot":
+        # A bound below every distance stays beyond every inner product, however it rounds.
+        inner = torch.where(rule < 0, float("inf"), inner)
         inner = torch.where(infinite, -rule, inner)[[1, 0, 3, 2]]
     else:
         inner = torch.where(infinite, rule, inner)

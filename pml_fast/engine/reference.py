@@ -16,6 +16,7 @@ from torch import Tensor
 from pml_fast.engine.autograd import autograd_enabled
 from pml_fast.engine.problem import (
     ExtremeProblem,
+    IndexedProblem,
     Limits,
     PairProblem,
     PairRows,
@@ -43,6 +44,8 @@ class ReferenceBackend:
         return None
 
     def refuse(self, problem: Any) -> str | None:
+        if isinstance(problem, IndexedProblem):
+            return None
         n, m = problem.x.shape[0], problem.y.shape[0]
         triplets = isinstance(problem, TripletProblem)
         elements = n * m * m if triplets else n * m
@@ -53,15 +56,11 @@ class ReferenceBackend:
 
     def pair_rows(self, problem: PairProblem, keep_scratch: bool) -> PairRows:
         view = _view(problem, dense_scores(problem.score, problem.x, problem.y))
-        rows = torch.stack(
-            [torch.stack(_term_rows(problem, view, t)) for t in range(len(problem.spec.terms))]
-        )
+        rows = torch.stack([torch.stack(_term_rows(problem, view, t)) for t in range(len(problem.spec.terms))])
         exists = torch.stack([view.pos.count().sum() > 0, view.neg.count().sum() > 0])
         return PairRows(rows, exists, rows.new_zeros(0))
 
-    def pair_grads(
-        self, problem: PairProblem, state: PairRows, w: Tensor, need_x: bool, need_y: bool
-    ) -> Grads:
+    def pair_grads(self, problem: PairProblem, state: PairRows, w: Tensor, need_x: bool, need_y: bool) -> Grads:
         def total(x: Tensor, y: Tensor) -> Tensor:
             view = _view(problem, dense_scores(problem.score, x, y))
             values = [_term_rows(problem, view, t)[0] for t in range(len(problem.spec.terms))]
@@ -127,9 +126,7 @@ class ReferenceBackend:
         return (dx if need_x else None), (dy if need_y else None)
 
 
-def _gradients(
-    total: Callable[[Tensor, Tensor], Tensor], problem: Problem, need_x: bool, need_y: bool
-) -> Grads:
+def _gradients(total: Callable[[Tensor, Tensor], Tensor], problem: Problem, need_x: bool, need_y: bool) -> Grads:
     """Derivative of ``total(x, y)``; for a batch against itself both roles are one leaf."""
     with autograd_enabled():
         x = problem.x.detach().requires_grad_()

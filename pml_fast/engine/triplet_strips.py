@@ -224,9 +224,7 @@ def _range_counts(enter: Tensor, high: Tensor | None, p: int) -> Tensor:
     return ends[:, :p].cumsum(dim=1)
 
 
-def _with_nans(
-    strip: _Strip, live: Tensor, ok: Tensor, value: Tensor, number: Tensor
-) -> tuple[Tensor, Tensor]:
+def _with_nans(strip: _Strip, live: Tensor, ok: Tensor, value: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
     """A triplet with a NaN has a NaN loss, which every interval keeps (a miner's rule drops it)."""
     every = strip.has.sum(dim=1) * strip.neg.sum(dim=1)
     broken = every - live.sum(dim=1) * ok.sum(dim=1)

@@ -9,18 +9,21 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-MODULES = ("sweeps", "triplet", "indexed")
-ARCHES = (80, 90)
+from pml_fast.engine.triton.configs import ARCHES
+
+MODULES = ("catalogue", "triplet", "indexed")
 # Most shared memory one block may ask for (CUDA programming guide, table of technical specifications), bytes.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 
@@ -111,11 +114,18 @@ def _cuobjdump() -> str:
     return str(knobs.nvidia.cuobjdump.path)
 
 
-def report(arch: int, chosen: Iterable[Kernel]) -> dict[str, Any]:
-    """Resources of the kernels whose tables cover ``sm_<arch>``, ready for JSON."""
+def _compile_named(module: str, name: str, arch: int) -> Resources:
+    # A worker finds the kernel again by name: jit functions do not travel between processes.
+    return compile_kernel(next(k for k in kernels([module]) if k.name == name and arch in k.arches), arch)
+
+
+def report(arch: int, modules: Iterable[str] = MODULES, quick: bool = False, jobs: int = 1) -> dict[str, Any]:
+    """Resources of the kernels whose tables cover ``sm_<arch>``, compiled by ``jobs`` processes, ready for JSON."""
     import triton
 
-    rows = [asdict(compile_kernel(k, arch)) for k in chosen if arch in k.arches]
+    names = [(m, k.name) for m in modules for k in kernels([m]) if arch in k.arches and (k.quick or not quick)]
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        rows = [asdict(r) for r in pool.map(_compile_named, *zip(*names), [arch] * len(names))]
     return {"arch": f"sm_{arch}", "triton": triton.__version__, "kernels": rows}
 
 
@@ -125,14 +135,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="only the representative configurations")
     parser.add_argument("--arch", type=int, action="append", choices=ARCHES, help="only this architecture")
     parser.add_argument("--modules", nargs="+", default=list(MODULES), choices=MODULES, help="only these modules")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile")
     args = parser.parse_args(argv)
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET must not be set: interpreted kernels cannot be compiled; unset it")
-    chosen = [k for k in kernels(args.modules) if k.quick or not args.quick]
     args.out.mkdir(parents=True, exist_ok=True)
     worst = 0
     for arch in args.arch or ARCHES:
-        made = report(arch, chosen)
+        made = report(arch, args.modules, args.quick, args.jobs)
         (args.out / f"sm_{arch}.json").write_text(json.dumps(made, indent=1) + "\n")
         over = [k["name"] for k in made["kernels"] if k["spills"] or k["shared"] > SHARED_LIMIT[arch]]
         worst = max(worst, len(over))

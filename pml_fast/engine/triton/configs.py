@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
+ARCHES = (80, 90)
 # Fewer row blocks than this leave multiprocessors idle (an A100 has 108, an H100 132).
 ENOUGH_BLOCKS = {80: 108, 90: 132}
+
+Entry = tuple[int, int, int, int, int, int]
+Key = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
@@ -23,43 +25,9 @@ class Config:
     resident: bool
 
 
-# Largest D kept in one chunk, by bytes an element.
-RESIDENT_D = {4: 128, 2: 256}
-
-# (op, bytes an element, D bucket) -> block_m, block_n, block_k, block_out, num_warps, num_stages; D buckets are the largest D they
-# serve, 0 the chunked rest. block_k 0 means "D rounded up", block_out 0 means "block_k".
-TABLE: dict[int, dict[tuple[str, int, int], tuple[int, int, int, int, int, int]]] = {
-    80: {
-        ("state", 4, 64): (64, 64, 0, 0, 4, 2),
-        ("state", 4, 128): (64, 64, 0, 0, 4, 2),
-        ("state", 4, 0): (64, 64, 32, 0, 4, 3),
-        ("state", 2, 64): (64, 64, 0, 0, 4, 3),
-        ("state", 2, 128): (64, 64, 0, 0, 4, 3),
-        ("state", 2, 256): (64, 64, 0, 0, 4, 2),
-        ("state", 2, 0): (64, 64, 64, 0, 4, 3),
-        ("grad", 4, 64): (64, 32, 0, 0, 4, 2),
-        ("grad", 4, 128): (64, 32, 0, 0, 8, 2),
-        ("grad", 4, 0): (64, 32, 32, 128, 8, 2),
-        ("grad", 2, 64): (64, 64, 0, 0, 4, 2),
-        ("grad", 2, 128): (64, 64, 0, 0, 8, 2),
-        ("grad", 2, 256): (64, 32, 0, 0, 8, 2),
-        ("grad", 2, 0): (64, 64, 64, 256, 8, 2),
-    },
-}
-TABLE[90] = TABLE[80]
-
-
 def table_arch(capability: tuple[int, int]) -> int:
     """The table that serves a device's compute capability."""
     return 90 if capability >= (9, 0) else 80
-
-
-def bucket(size: int, d: int) -> int:
-    """The D bucket of ``d`` for an element of ``size`` bytes."""
-    for limit in (64, 128, 256):
-        if d <= limit <= RESIDENT_D[size]:
-            return limit
-    return 0
 
 
 def block_rows(arch: int, largest: int, rows: int) -> int:
@@ -70,12 +38,187 @@ def block_rows(arch: int, largest: int, rows: int) -> int:
     return block
 
 
-def config(op: str, arch: int, dtype: torch.dtype, d: int, rows: int) -> Config:
-    """The launch of ``op`` (``"state"`` or ``"grad"``) for ``rows`` rows of ``d`` numbers of ``dtype``."""
-    size = dtype.itemsize
-    which = bucket(size, d)
-    block_m, block_n, block_k, block_out, num_warps, num_stages = TABLE[arch][(op, size, which)]
-    if block_k == 0:
-        block_k = max(16, 1 << max(d - 1, 0).bit_length())
-    block_m = block_rows(arch, block_m, rows)
-    return Config(block_m, block_n, block_k, block_out or block_k, num_warps, num_stages, which != 0)
+def config(op: str, arch: int, product: str, distance: bool, d: int, rows: int) -> Config:
+    """The launch of ``op`` (``"state"``, also for extremes, or ``"grad"``) for ``rows`` rows of ``d`` numbers.
+
+    ``product`` is a :func:`layout.product_type`; ``distance`` whether the score is one rather than an inner product.
+    """
+    entries = TABLE[arch][(op, product, "distance" if distance else "dot")]
+    rounded = max(64, 1 << (d - 1).bit_length())
+    bucket = rounded if rounded in entries else 0
+    block_m, block_n, block_k, block_out, num_warps, num_stages = entries[bucket]
+    if bucket:
+        block_k = block_out = bucket
+    return Config(
+        block_rows(arch, block_m, rows), block_n, block_k, block_out or block_k, num_warps, num_stages, bucket != 0
+    )
+
+
+# (op, product, geometry) -> D rounded up to a power of two -> block_m, block_n, block_k, block_out, num_warps, num_stages. Entry 0 serves
+# every other D, in chunks of block_k; the others hold D in one block. Each is the largest tile tried that compiles without a
+# spilled register for every loss (tests/test_triton_compile.py); none was timed.
+TABLE: dict[int, dict[Key, dict[int, Entry]]] = {
+    80: {
+        ("state", "bf16", "dot"): {
+            64: (64, 64, 0, 0, 4, 2),
+            128: (64, 64, 0, 0, 4, 2),
+            256: (64, 64, 0, 0, 4, 2),
+            0: (64, 64, 64, 0, 4, 3),
+        },
+        ("state", "bf16", "distance"): {
+            64: (64, 64, 0, 0, 8, 2),
+            128: (64, 64, 0, 0, 8, 2),
+            256: (64, 64, 0, 0, 8, 2),
+            0: (64, 64, 32, 0, 8, 2),
+        },
+        ("grad", "bf16", "dot"): {
+            64: (64, 64, 0, 0, 8, 2),
+            128: (64, 64, 0, 0, 8, 2),
+            256: (64, 64, 0, 0, 8, 2),
+            0: (64, 64, 64, 128, 8, 2),
+        },
+        ("grad", "bf16", "distance"): {
+            64: (64, 32, 0, 0, 4, 2),
+            0: (64, 32, 32, 128, 8, 2),
+        },
+        ("state", "tf32", "dot"): {
+            64: (64, 64, 0, 0, 4, 2),
+            128: (64, 64, 0, 0, 4, 2),
+            0: (64, 64, 32, 0, 4, 3),
+        },
+        ("state", "tf32", "distance"): {
+            64: (64, 64, 0, 0, 8, 2),
+            128: (64, 64, 0, 0, 8, 2),
+            0: (64, 64, 32, 0, 8, 2),
+        },
+        ("grad", "tf32", "dot"): {
+            64: (64, 64, 0, 0, 4, 2),
+            128: (64, 64, 0, 0, 8, 2),
+            0: (64, 64, 32, 128, 8, 2),
+        },
+        ("grad", "tf32", "distance"): {
+            64: (64, 32, 0, 0, 4, 2),
+            0: (64, 32, 32, 128, 8, 2),
+        },
+        ("state", "tf32x3", "dot"): {
+            64: (64, 32, 0, 0, 4, 2),
+            0: (64, 32, 32, 0, 4, 2),
+        },
+        ("state", "tf32x3", "distance"): {
+            64: (64, 32, 0, 0, 4, 2),
+            0: (64, 32, 32, 0, 8, 2),
+        },
+        ("grad", "tf32x3", "dot"): {
+            64: (64, 16, 0, 0, 8, 2),
+            0: (64, 32, 32, 128, 8, 2),
+        },
+        ("grad", "tf32x3", "distance"): {
+            64: (64, 16, 0, 0, 8, 2),
+            0: (64, 16, 32, 64, 4, 2),
+        },
+        ("state", "fp16", "dot"): {
+            64: (64, 64, 0, 0, 4, 2),
+            128: (64, 64, 0, 0, 4, 2),
+            256: (64, 64, 0, 0, 4, 2),
+            0: (64, 64, 64, 0, 4, 3),
+        },
+        ("state", "fp16", "distance"): {
+            64: (64, 64, 0, 0, 8, 2),
+            128: (64, 64, 0, 0, 8, 2),
+            256: (64, 64, 0, 0, 8, 2),
+            0: (64, 64, 32, 0, 8, 2),
+        },
+        ("grad", "fp16", "dot"): {
+            64: (64, 64, 0, 0, 8, 2),
+            256: (64, 64, 0, 0, 8, 2),
+            0: (64, 64, 64, 256, 8, 2),
+        },
+        ("grad", "fp16", "distance"): {
+            64: (64, 32, 0, 0, 8, 2),
+            0: (64, 32, 32, 128, 8, 2),
+        },
+    },
+    90: {
+        ("state", "bf16", "dot"): {
+            64: (64, 64, 0, 0, 4, 2),
+            128: (64, 64, 0, 0, 4, 2),
+            256: (64, 64, 0, 0, 4, 2),
+            0: (64, 64, 64, 0, 4, 3),
+        },
+        ("state", "bf16", "distance"): {
+            64: (64, 64, 0, 0, 8, 2),
+            128: (64, 64, 0, 0, 8, 2),
+            256: (64, 64, 0, 0, 8, 2),
+            0: (64, 64, 32, 0, 8, 2),
+        },
+        ("grad", "bf16", "dot"): {
+            64: (64, 64, 0, 0, 4, 2),
+            128: (64, 64, 0, 0, 8, 2),
+            256: (64, 32, 0, 0, 8, 2),
+            0: (64, 64, 64, 256, 8, 2),
+        },
+        ("grad", "bf16", "distance"): {
+            64: (64, 64, 0, 0, 8, 2),
+            128: (64, 64, 0, 0, 8, 2),
+            0: (64, 64, 64, 128, 8, 2),
+        },
+        ("state", "tf32", "dot"): {
+            64: (64, 64, 0, 0, 4, 2),
+            128: (64, 64, 0, 0, 4, 2),
+            0: (64, 64, 64, 0, 4, 3),
+        },
+        ("state", "tf32", "distance"): {
+            64: (64, 64, 0, 0, 8, 2),
+            128: (64, 64, 0, 0, 8, 2),
+            0: (64, 64, 32, 0, 8, 2),
+        },
+        ("grad", "tf32", "dot"): {
+            64: (64, 64, 0, 0, 4, 2),
+            128: (64, 32, 0, 0, 4, 2),
+            0: (64, 64, 64, 128, 8, 2),
+        },
+        ("grad", "tf32", "distance"): {
+            64: (64, 32, 0, 0, 4, 2),
+            0: (64, 32, 32, 128, 8, 2),
+        },
+        ("state", "tf32x3", "dot"): {
+            64: (64, 64, 0, 0, 4, 2),
+            128: (64, 32, 0, 0, 4, 2),
+            0: (64, 64, 32, 0, 4, 3),
+        },
+        ("state", "tf32x3", "distance"): {
+            64: (64, 32, 0, 0, 4, 2),
+            0: (64, 64, 32, 0, 8, 2),
+        },
+        ("grad", "tf32x3", "dot"): {
+            64: (64, 32, 0, 0, 4, 2),
+            0: (64, 32, 32, 64, 8, 2),
+        },
+        ("grad", "tf32x3", "distance"): {
+            0: (64, 16, 32, 64, 4, 2),
+        },
+        ("state", "fp16", "dot"): {
+            64: (64, 64, 0, 0, 4, 2),
+            128: (64, 64, 0, 0, 4, 2),
+            256: (64, 64, 0, 0, 4, 2),
+            0: (64, 64, 64, 0, 4, 3),
+        },
+        ("state", "fp16", "distance"): {
+            64: (64, 64, 0, 0, 8, 2),
+            128: (64, 64, 0, 0, 8, 2),
+            256: (64, 64, 0, 0, 8, 2),
+            0: (64, 64, 32, 0, 8, 2),
+        },
+        ("grad", "fp16", "dot"): {
+            64: (64, 64, 0, 0, 4, 2),
+            128: (64, 32, 0, 0, 4, 2),
+            256: (64, 16, 0, 0, 8, 2),
+            0: (64, 64, 64, 256, 8, 2),
+        },
+        ("grad", "fp16", "distance"): {
+            64: (64, 64, 0, 0, 8, 2),
+            128: (64, 32, 0, 0, 8, 2),
+            0: (64, 64, 32, 128, 8, 2),
+        },
+    },
+}

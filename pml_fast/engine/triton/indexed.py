@@ -1,7 +1,7 @@
 """Scores of listed pairs in Triton, and their gradients: O(pairs * D) work and reads, never the matrix.
 
-The backward sorts the pairs by row (a stable sort), so one program owns each row of the gradient and adds its pairs in the order
-of the list: no atomics, the same bits every time.
+The backward sorts the pairs by row (a stable sort), so one program owns each row of the gradient and adds its pairs in
+the order of the list: no atomics, the same bits every time.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
+import triton
+import triton.language as tl
 from pml_fast.engine.problem import IndexedProblem
 from pml_fast.engine.score import Score
 from pml_fast.engine.triton import layout

@@ -33,6 +33,12 @@ def score_kind(score: Score) -> int:
     return KINDS[(score.kind, float(score.power))]
 
 
+def product_type(dtype: torch.dtype) -> str:
+    """How products of this type are taken: ``bf16``, ``fp16``, ``tf32`` or ``tf32x3`` (the key of the tables of tiles)."""
+    names = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+    return names.get(dtype) or dot_precision(dtype)
+
+
 def dot_precision(dtype: torch.dtype) -> str:
     """``input_precision`` of every product: float32 follows torch's own setting, "highest" being a three-term split."""
     exact = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"

@@ -1,19 +1,21 @@
-"""All triplets of a batch in Triton: linear memory, no host synchronisation, no atomics, one owner for every row of an output.
+"""All triplets of a batch in Triton: linear memory, no host synchronisation, no atomics, one owner for every row of an
+output.
 
-Rows and columns are put in the order of their labels, so that the positives of an anchor are one range of columns; the ends of
-the ranges stay on the device. Triplets are taken ``width`` positives of every anchor at a time. Each such slab is
+Rows and columns are put in the order of their labels, so that the positives of an anchor are one range of columns; the
+ends of the ranges stay on the device. Triplets are taken ``width`` positives of every anchor at a time. Each such slab
+is
 
 1. ``triplet_positives_kernel``: a table ``[width, N]`` of the scores of the positives, by differences for distances;
-2. ``triplet_counts_kernel``: streams the negatives; gives each anchor its sum and count and each positive its *hits*, the sum
-   of the slopes of its triplets, which for the hinge is its number of active negatives;
-3. ``triplet_grads_kernel``: streams again. The coefficient of an (anchor, negative) is the number of active positives, compared
-   anew with the table; that of an (anchor, positive) is its hits. A batch against itself plays both roles in one sweep, because
-   the score is symmetric: three products of matrices in all.
+2. ``triplet_counts_kernel``: streams the negatives; gives each anchor its sum and count and each positive its *hits*,
+the sum of the slopes of its triplets, which for the hinge is its number of active negatives; 3.
+``triplet_grads_kernel``: streams again. The coefficient of an (anchor, negative) is the number of active positives,
+compared anew with the table; that of an (anchor, positive) is its hits. A batch against itself plays both roles in one
+sweep, because the score is symmetric: three products of matrices in all.
 
-How many positives there are is known to the device alone: the host launches the slabs of the worst case, and those past the
-largest class find nothing to do. Each negative is compared with each positive, O(N M P): for the few positives that an anchor has
-in most batches this is cheaper than sorting them. For many, sorted positives and prefix sums (``triplet_strips``) are the better
-kernel.
+How many positives there are is known to the device alone: the host launches the slabs of the worst case, and those
+past the largest class find nothing to do. Each negative is compared with each positive, O(N M P): for the few
+positives that an anchor has in most batches this is cheaper than sorting them. For many, sorted positives and prefix
+sums (``triplet_strips``) are the better kernel.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
+import triton
 from pml_fast.engine.problem import TripletProblem
 from pml_fast.engine.triton import layout
 from pml_fast.engine.triton.aot import Kernel
@@ -83,7 +85,9 @@ def refuse_triplet(problem: TripletProblem) -> str | None:
 def triplet_rows(
     problem: TripletProblem, need_x: bool, need_y: bool, uniform: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """``rows [2, N]`` (float64 sum and count of each anchor) and, where ``uniform``, the float32 gradients of the plain sum."""
+    """``rows [2, N]`` (float64 sum and count of each anchor) and, where ``uniform``, the float32 gradients of the
+    plain sum.
+    """
     w = torch.ones(problem.x.shape[0], dtype=torch.float32, device=problem.x.device)
     sweep = _Sweep(problem, w, need_x and uniform, need_y and uniform)
     sweep.run()
@@ -192,12 +196,13 @@ class _Sweep:
     ) -> None:
         """Add the slab's gradient by the rows of ``own``; the anchors are its rows, those of ``other``, or both."""
         (n, d), t = out.shape, TILES["grads", self.precision]
+        low, high = self.problem.limits
         block_out = min(t.block_out, max(16, triton.next_power_of_2(d)))
         triplet_grads_kernel[(triton.cdiv(n, t.block_m), triton.cdiv(d, block_out))](
             own.rows, other.rows, own.norms, other.norms, self.start, self.stop, self.w, self.rule, self.table,
             self.hits, out, own.rows.stride(0), other.rows.stride(0), out.stride(0), n, other.rows.shape[0], d,
             *self._numbers(first), ROW_ANCHORS=by_row, COL_ANCHORS=by_col, BLOCK_OUT=block_out,
-            **self._choices(t),
+            BOUNDED=low > 0 or high < float("inf"), **self._choices(t),
         )  # fmt: skip
 
     def rows(self) -> Tensor:
@@ -225,7 +230,7 @@ _FLOATS = ("sign", "margin", "select_margin", "low", "high")
 def _kernel(label: str, fn: Any, rows: str, t: Tiles, chosen: dict[str, Any], quick: bool = False) -> Kernel:
     types = {**_POINTERS, "x_ptr": f"*{rows}", "y_ptr": f"*{rows}", **dict.fromkeys(_FLOATS, "fp32")}
     every = {"BLOCK_M": t.block_m, "BLOCK_N": t.block_n, "BLOCK_K": t.block_k, "BLOCK_OUT": t.block_out}
-    every |= {"HITS": HITS, "HAS_RULE": False, "ITSELF": True, **chosen}
+    every |= {"HITS": HITS, "HAS_RULE": False, "ITSELF": True, "BOUNDED": False, **chosen}
     constexprs = {a: every[a] for a in fn.arg_names if a in every}
     signature = {a: "constexpr" if a in constexprs else types.get(a, "i32") for a in fn.arg_names}
     aligned = tuple(a for a in fn.arg_names if a.endswith("_ptr") or a.startswith("stride_") or a == "D")

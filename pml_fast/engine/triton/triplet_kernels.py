@@ -1,14 +1,13 @@
 """The triplet kernels; :mod:`pml_fast.engine.triton.triplet` says how they work together.
 
-Rows and columns are sorted by class: the positives of anchor ``i`` are the columns ``start[i]..stop[i]``. Scores are turned so
-that larger is farther (``v = -sign * s``): a triplet's violation is ``(a - v) + margin`` for every score.
+Rows and columns are sorted by class: the positives of anchor ``i`` are the columns ``start[i]..stop[i]``. Scores are
+turned so that larger is farther (``v = -sign * s``): a triplet's violation is ``(a - v) + margin`` for every score.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
-
 from pml_fast.engine.triton.tiles import load_rows, products, round_tf32, scores
 
 NEG_INF = tl.constexpr(float("-inf"))
@@ -21,9 +20,7 @@ def score_tile(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     # [BLOCK_M, BLOCK_N]; only the wanted pairs need be exact near zero
-    dots = products(
-        x_ptr, y_ptr, offs_m, offs_n, stride_xm, stride_ym, N, M, D, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K
-    )
+    dots = products(x_ptr, y_ptr, offs_m, offs_n, stride_xm, stride_ym, N, M, D, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
     return scores(
         dots, wanted, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, stride_xm, stride_ym, N, M, D,
         KIND, BLOCK_M, BLOCK_N,
@@ -31,16 +28,8 @@ def score_tile(
 
 
 @triton.jit
-def softplus(x):
-    small = tl.exp(-tl.abs(x))
-    # log(1 + small) loses its digits where small is far below 1.
-    series = small * (1.0 - small * (0.5 - small * (1.0 / 3.0 - small * 0.25)))
-    return tl.where(x <= 0.0, 0.0, x) + tl.where(small < 0.01, series, tl.log(1.0 + small))
-
-
-@triton.jit
-def triplets(a, v, valid, margin, select_margin, low, high, SELECT: tl.constexpr, SMOOTH: tl.constexpr):
-    # loss, whether it counts, and slope of turned positives a and negatives v, broadcast against each other
+def chosen(a, v, valid, select_margin, SELECT: tl.constexpr):
+    # the triplets of turned positives a and negatives v (broadcast) that are there and that a miner's rule leaves
     kept = valid & (a != NEG_INF)
     gap = v - a
     if SELECT == "easy":
@@ -51,17 +40,30 @@ def triplets(a, v, valid, margin, select_margin, low, high, SELECT: tl.constexpr
         kept = kept & (gap <= 0.0)
     if SELECT == "semihard":
         kept = kept & (gap > 0.0)
-    violation = (a - v) + margin
+    return kept
+
+
+@triton.jit
+def loss_of(violation, SMOOTH: tl.constexpr):
+    # A NaN is neither below nor above: it stays, and is seen.
+    loss = tl.where(violation <= 0.0, 0.0, violation)
     if SMOOTH:
-        loss = softplus(violation)
-        slope = tl.sigmoid(violation)
-    else:
-        # A NaN is neither below nor above: it is kept, and seen.
-        loss = tl.where(violation <= 0.0, 0.0, violation)
-        slope = tl.where(violation <= 0.0, 0.0, 1.0)
+        small = tl.exp(-tl.abs(violation))
+        # log(1 + small) loses its digits where small is far below 1.
+        series = small * (1.0 - small * (0.5 - small * (1.0 / 3.0 - small * 0.25)))
+        loss += tl.where(small < 0.01, series, tl.log(1.0 + small))
+    return loss
+
+
+@triton.jit
+def slope_of(violation, SMOOTH: tl.constexpr):
+    return tl.sigmoid(violation) if SMOOTH else tl.where(violation <= 0.0, 0.0, 1.0)
+
+
+@triton.jit
+def within(loss, low, high):
     outside = (loss <= low) | (loss >= high)
-    kept = kept & (outside == 0)
-    return tl.where(kept, loss, 0.0), kept, tl.where(kept, slope, 0.0)
+    return outside == 0
 
 
 @triton.jit
@@ -94,7 +96,9 @@ def triplet_positives_kernel(
             offs_k = i + tl.arange(0, BLOCK_K)
             x = load_rows(x_ptr, offs_m, stride_xm, N, offs_k, D).to(tl.float32)
             mask = has[:, None] & (offs_k[None, :] < D)
-            y = tl.load(y_ptr + column[:, None].to(tl.int64) * stride_ym + offs_k[None, :], mask=mask, other=0.0).to(tl.float32)
+            y = tl.load(y_ptr + column[:, None].to(tl.int64) * stride_ym + offs_k[None, :], mask=mask, other=0.0).to(
+                tl.float32
+            )
             if KIND == 0:
                 s += tl.sum(x * y, axis=1)
             else:
@@ -145,12 +149,13 @@ def triplet_counts_kernel(
             for k in range(0, tl.minimum(HITS, most - k0)):
                 has = inside & (first + k0 + k < size)
                 a = tl.load(table_ptr + tl.cast(k0 + k, tl.int64) * N + offs_m, mask=has, other=NEG_INF)
-                loss, kept, slope = triplets(
-                    a[:, None], v, neg, margin, select_margin, low, high, SELECT, SMOOTH
-                )
-                total += loss
+                violation = (a[:, None] - v) + margin
+                loss = loss_of(violation, SMOOTH)
+                kept = chosen(a[:, None], v, neg, select_margin, SELECT) & within(loss, low, high)
+                total += tl.where(kept, loss, 0.0)
                 number += kept.to(tl.int32)
-                hits += tl.where(offs_h[None, :] == k, tl.sum(slope, axis=1)[:, None], 0.0)
+                slope = tl.sum(tl.where(kept, slope_of(violation, SMOOTH), 0.0), axis=1)
+                hits += tl.where(offs_h[None, :] == k, slope[:, None], 0.0)
             # A tile's sum is small: float32 does; the sum of tiles is not.
             value += tl.sum(total, axis=1).to(tl.float64)
             count += tl.sum(number, axis=1).to(tl.int64)
@@ -165,9 +170,10 @@ def triplet_counts_kernel(
 def anchor_coefficients(
     s, valid, offs_a, inside, offs_c, start, stop, w, rule_ptr, table_ptr, hits_ptr,
     sign, first, width, A, margin, select_margin, low, high,
-    AXIS: tl.constexpr, HAS_RULE: tl.constexpr, SELECT: tl.constexpr, SMOOTH: tl.constexpr,
+    AXIS: tl.constexpr, HAS_RULE: tl.constexpr, SELECT: tl.constexpr, SMOOTH: tl.constexpr, BOUNDED: tl.constexpr,
 ):  # fmt: skip
-    # w * dL/ds of a tile whose A anchors lie along AXIS and their partners along the other
+    # w * dL/ds of a tile whose A anchors lie along AXIS and their partners along the other. Unless BOUNDED every loss
+    # with a slope lies inside the limits.
     ACROSS: tl.constexpr = 1 - AXIS
     anchor = tl.expand_dims(offs_a, ACROSS)
     column = tl.expand_dims(offs_c, AXIS)
@@ -182,10 +188,12 @@ def anchor_coefficients(
     for k in range(0, tl.minimum(width, tl.max(size, axis=0) - first)):
         has = inside & (first + k < size)
         a = tl.load(table_ptr + tl.cast(k, tl.int64) * A + offs_a, mask=has, other=NEG_INF)
-        _, _, slope = triplets(
-            tl.expand_dims(a, ACROSS), v, neg, margin, select_margin, low, high, SELECT, SMOOTH
-        )
-        c += slope
+        a = tl.expand_dims(a, ACROSS)
+        violation = (a - v) + margin
+        kept = chosen(a, v, neg, select_margin, SELECT)
+        if BOUNDED:
+            kept = kept & within(loss_of(violation, SMOOTH), low, high)
+        c += tl.where(kept, slope_of(violation, SMOOTH), 0.0)
     place = column - begin - first
     listed = valid & same & (place >= 0) & (place < width)
     c -= tl.load(hits_ptr + place.to(tl.int64) * A + anchor, mask=listed, other=0.0)
@@ -200,7 +208,7 @@ def triplet_grads_kernel(
     stride_xm, stride_ym, stride_om, N, M, D, sign, first, width, margin, select_margin, low, high,
     ROW_ANCHORS: tl.constexpr, COL_ANCHORS: tl.constexpr,
     KIND: tl.constexpr, HAS_RULE: tl.constexpr, SELECT: tl.constexpr, SMOOTH: tl.constexpr,
-    PRECISION: tl.constexpr,
+    BOUNDED: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_OUT: tl.constexpr,
 ):  # fmt: skip
     # adds to out [N, D]. Anchors are the rows, the columns (the launch for y), or both (a batch against itself).
@@ -227,7 +235,7 @@ def triplet_grads_kernel(
         if ROW_ANCHORS:
             h += anchor_coefficients(
                 s, valid, offs_m, in_m, offs_n, row_start, row_stop, row_w, rule_ptr, table_ptr, hits_ptr,
-                sign, first, width, N, margin, select_margin, low, high, 0, HAS_RULE, SELECT, SMOOTH,
+                sign, first, width, N, margin, select_margin, low, high, 0, HAS_RULE, SELECT, SMOOTH, BOUNDED,
             )  # fmt: skip
         if COL_ANCHORS:
             start = tl.load(start_ptr + offs_n, mask=in_n, other=0)
@@ -235,7 +243,7 @@ def triplet_grads_kernel(
             w = tl.load(w_ptr + offs_n, mask=in_n, other=0.0)
             h += anchor_coefficients(
                 s, valid, offs_n, in_n, offs_m, start, stop, w, rule_ptr, table_ptr, hits_ptr,
-                sign, first, width, M, margin, select_margin, low, high, 1, HAS_RULE, SELECT, SMOOTH,
+                sign, first, width, M, margin, select_margin, low, high, 1, HAS_RULE, SELECT, SMOOTH, BOUNDED,
             )  # fmt: skip
         if KIND == 1:
             # Two equal rows pull nowhere.

@@ -1,0 +1,38 @@
+#include "cpu/indexed.h"
+
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "bindings.h"
+
+namespace py = pybind11;
+
+namespace pml_fast {
+namespace {
+
+PairList pairs(Address x, Address y, Address i, Address j, int64_t count, int64_t d, const std::string& distance, int threads) {
+  const Distance kind = distance == "dot" ? Distance::kDot : distance == "l2" ? Distance::kL2 : Distance::kL2Squared;
+  return {at<void>(x), at<void>(y), at<int64_t>(i), at<int64_t>(j), count, d, kind, threads};
+}
+
+}  // namespace
+
+void bind_indexed(py::module_& m) {
+  using Release = py::call_guard<py::gil_scoped_release>;
+  py::class_<PairList>(m, "PairList");
+  m.def("pair_list", &pairs);
+  m.def(
+      "score_list",
+      [](const PairList& list, Address scores, bool is_double) { PML_FAST_DISPATCH(score_list(list, at<void>(scores), is_double)); },
+      Release());
+  m.def(
+      "add_list_gradients",
+      [](const PairList& list, Address scores, Address grad_scores, bool columns, Address grad, int64_t rows, bool is_double) {
+        PML_FAST_DISPATCH(
+            add_list_gradients(list, at<void>(scores), at<void>(grad_scores), columns, at<void>(grad), rows, is_double));
+      },
+      Release());
+}
+
+}  // namespace pml_fast

@@ -1,0 +1,56 @@
+#include "cpu/triplet.h"
+
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "bindings.h"
+
+namespace py = pybind11;
+
+namespace pml_fast {
+namespace {
+
+Select select_named(const std::string& name) {
+  if (name == "every") return Select::kEvery;
+  if (name == "all") return Select::kAll;
+  if (name == "hard") return Select::kHard;
+  if (name == "semihard") return Select::kSemihard;
+  if (name == "easy") return Select::kEasy;
+  throw std::invalid_argument("select must be every, all, hard, semihard or easy, got '" + name + "'");
+}
+
+std::unique_ptr<TripletEngine> make(const PairLayout& g, double margin, bool smooth, const std::string& select,
+                                    double select_margin, bool positive_only, double sign, bool is_double) {
+  const TripletOptions options{margin, select_margin, smooth, select_named(select), positive_only, sign};
+  return PML_FAST_DISPATCH(make_triplet_engine(options, g, is_double));
+}
+
+}  // namespace
+
+void bind_triplet(py::module_& m) {
+  using Release = py::call_guard<py::gil_scoped_release>;
+  m.def("triplet_engine", &make);
+  py::class_<TripletEngine>(m, "TripletEngine")
+      .def(
+          "prepare",
+          [](TripletEngine& e, Address products, int64_t ld, int64_t i0, int64_t i1, int64_t j0) {
+            e.prepare(at<void>(products), ld, i0, i1, j0);
+          },
+          Release())
+      .def(
+          "fold",
+          [](TripletEngine& e, Address tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, bool gradients,
+             Address w) { return e.fold(at<void>(tile), ld, i0, i1, j0, j1, gradients, at<void>(w)); },
+          Release())
+      .def("rows", [](const TripletEngine& e, Address out) { e.rows(at<double>(out)); })
+      .def(
+          "finish_gradients",
+          [](TripletEngine& e, Address w, Address dx, Address dy) {
+            e.finish_gradients(at<void>(w), at<void>(dx), at<void>(dy));
+          },
+          Release());
+}
+
+}  // namespace pml_fast

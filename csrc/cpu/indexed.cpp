@@ -1,0 +1,86 @@
+#include "indexed.h"
+
+#include "../runtime/parallel.h"
+#include "scores.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace pml_fast {
+namespace PML_FAST_ISA {
+namespace {
+
+constexpr int64_t kPairs = 256;
+
+template <typename T>
+void score(const PairList& list, T* out) {
+  const T *x = static_cast<const T*>(list.x), *y = static_cast<const T*>(list.y);
+  parallel_for((list.count + kPairs - 1) / kPairs, list.count * list.d < 32768 ? 1 : list.threads, [&](int64_t task) {
+    for (int64_t k = task * kPairs; k < std::min(list.count, (task + 1) * kPairs); ++k) {
+      const T *a = x + list.i[k] * list.d, *b = y + list.j[k] * list.d;
+      if (list.distance == Distance::kDot) {
+        out[k] = dot(a, b, list.d);
+      } else {
+        const T square = squared_difference(a, b, list.d);
+        out[k] = list.distance == Distance::kL2 ? std::sqrt(square) : square;
+      }
+    }
+  });
+}
+
+// dL/dscore over what the difference (or inner product) is multiplied by.
+template <typename T>
+T factor(Distance distance, T grad, T score) {
+  if (distance == Distance::kDot) return grad;
+  if (distance == Distance::kL2Squared) return T(2) * grad;
+  return score == T(0) ? T(0) : grad / score;
+}
+
+template <typename T>
+void add(const PairList& list, const T* scores, const T* grad_scores, bool columns, T* grad, int64_t rows) {
+  const T* own = static_cast<const T*>(columns ? list.y : list.x);
+  const T* other = static_cast<const T*>(columns ? list.x : list.y);
+  const int64_t *mine = columns ? list.j : list.i, *theirs = columns ? list.i : list.j;
+  // The pairs of each row, in the order of the list.
+  std::vector<int64_t> first(rows + 1, 0), place(list.count);
+  for (int64_t k = 0; k < list.count; ++k) ++first[mine[k] + 1];
+  for (int64_t r = 0; r < rows; ++r) first[r + 1] += first[r];
+  std::vector<int64_t> next(first.begin(), first.end() - 1);
+  for (int64_t k = 0; k < list.count; ++k) place[next[mine[k]]++] = k;
+  constexpr int64_t kRows = 64;
+  parallel_for((rows + kRows - 1) / kRows, list.count * list.d < 32768 ? 1 : list.threads, [&](int64_t task) {
+    for (int64_t r = task * kRows; r < std::min(rows, (task + 1) * kRows); ++r)
+      for (int64_t p = first[r]; p < first[r + 1]; ++p) {
+        const int64_t k = place[p];
+        const T c = factor(list.distance, grad_scores[k], scores[k]);
+        if (c == T(0)) continue;
+        const T *a = own + r * list.d, *b = other + theirs[k] * list.d;
+        T* g = grad + r * list.d;
+        if (list.distance == Distance::kDot)
+#pragma omp simd
+          for (int64_t q = 0; q < list.d; ++q) g[q] += c * b[q];
+        else
+#pragma omp simd
+          for (int64_t q = 0; q < list.d; ++q) g[q] += c * (a[q] - b[q]);
+      }
+  });
+}
+
+}  // namespace
+
+void score_list(const PairList& list, void* scores, bool is_double) {
+  is_double ? score(list, static_cast<double*>(scores)) : score(list, static_cast<float*>(scores));
+}
+
+void add_list_gradients(const PairList& list, const void* scores, const void* grad_scores, bool columns, void* grad,
+                        int64_t rows, bool is_double) {
+  if (is_double)
+    add(list, static_cast<const double*>(scores), static_cast<const double*>(grad_scores), columns,
+        static_cast<double*>(grad), rows);
+  else
+    add(list, static_cast<const float*>(scores), static_cast<const float*>(grad_scores), columns, static_cast<float*>(grad),
+        rows);
+}
+
+}  // namespace PML_FAST_ISA
+}  // namespace pml_fast

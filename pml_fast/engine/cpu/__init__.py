@@ -1,0 +1,1 @@
+"""The compiled C++ kernels and what drives them."""

@@ -1,0 +1,97 @@
+"""The compiled backend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pml_fast import _extension
+from pml_fast.engine.cpu.indexed import listed_grads, listed_scores
+from pml_fast.engine.cpu.pairwise import Sweep
+from pml_fast.engine.cpu.triplet import refuse_triplet, triplet_grads, triplet_rows
+from pml_fast.engine.problem import ExtremeProblem, PairProblem, PairRows, TripletProblem
+from pml_fast.engine.score import Score
+
+
+class CpuBackend:
+    """The compiled C++ kernels."""
+
+    name = "cpu"
+
+    def available(self) -> str | None:
+        return None if _extension.load() is not None else f"the compiled extension is {_extension.status()}"
+
+    def refuse(self, problem: Any) -> str | None:
+        reason = self.available()
+        if reason is not None:
+            return reason
+        if problem.x.device.type != "cpu":
+            return f"the embeddings are on {problem.x.device.type}, the compiled kernels run on the cpu"
+        score: Score = problem.score
+        if score.kind == "lp":
+            return f"an L{score.p:g} distance is not an inner product; its tiles come from torch.cdist (backend chunked)"
+        if score.kind == "dot" and score.power != 1:
+            return f"power {score.power:g} of an inner product has no compiled epilogue"
+        if score.kind == "l2" and score.power not in (1, 2):
+            return f"power {score.power:g} of a distance has no compiled epilogue (1 and 2 have)"
+        if isinstance(problem, TripletProblem):
+            return refuse_triplet(problem)
+        return None
+
+    def pair_rows(self, problem: PairProblem, keep_scratch: bool) -> PairRows:
+        sweep = Sweep(problem, problem.spec.name, problem.spec.params(), problem.rule)
+        sweep.forward(keep_scratch)
+        rows, exists = sweep.finish()
+        return PairRows(rows, exists, rows.new_zeros(0), sweep if keep_scratch else None)
+
+    def pair_grads(
+        self, problem: PairProblem, state: PairRows, w: Tensor, need_x: bool, need_y: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        sweep = state.scratch
+        if sweep is None:
+            sweep = self.pair_rows(problem, True).scratch
+        return sweep.gradients(w, need_x, need_y)
+
+    def triplet_rows(
+        self, problem: TripletProblem, need_x: bool, need_y: bool, uniform: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return triplet_rows(problem, need_x, need_y, uniform)
+
+    def triplet_grads(
+        self, problem: TripletProblem, w: Tensor, need_x: bool, need_y: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        return triplet_grads(problem, w, need_x, need_y)
+
+    def extremes(self, problem: ExtremeProblem) -> tuple[Tensor, Tensor]:
+        sweep = Sweep(problem, "", [], _extreme_rule(problem))
+        order = sweep.layout.row_order
+        if problem.positive:
+            value = sweep.x.new_full((sweep.n,), float("-inf") if problem.largest else float("inf"))
+            index = torch.full((sweep.n,), -1, dtype=torch.int64)
+            sweep.engine.score_positives()
+            sweep.engine.positive_extreme(problem.largest, value.data_ptr(), index.data_ptr())
+        else:
+            value, index = sweep.extreme(problem.largest)
+        columns = torch.cat([sweep.layout.col_order, index.new_tensor([-1])])
+        out_value, out_index = torch.empty_like(value), torch.empty_like(index)
+        out_value[order], out_index[order] = value, columns[index]
+        return out_value, out_index
+
+    def listed_scores(self, score: Score, x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return listed_scores(score, x, y, i, j)
+
+    def listed_grads(
+        self, score: Score, x: Tensor, y: Tensor, i: Tensor, j: Tensor, grad: Tensor, need_x: bool, need_y: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        return listed_grads(score, x, y, i, j, grad, need_x, need_y)
+
+
+def _extreme_rule(problem: ExtremeProblem) -> Tensor | None:
+    if problem.low is None and problem.high is None:
+        return None
+    n, inf = problem.x.shape[0], float("inf")
+    low = problem.x.new_full((n,), -inf) if problem.low is None else problem.low
+    high = problem.x.new_full((n,), inf) if problem.high is None else problem.high
+    return torch.stack([low, high, low, high])

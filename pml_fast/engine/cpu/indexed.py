@@ -1,0 +1,53 @@
+"""Listed pairs on the compiled backend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pml_fast.engine.cpu.rows import distance_name, extension
+from pml_fast.engine.score import Score
+
+
+def _list(score: Score, x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Any:
+    return extension().pair_list(
+        x.data_ptr(), y.data_ptr(), i.data_ptr(), j.data_ptr(), len(i), x.shape[1], distance_name(score),
+        torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def _check(i: Tensor, j: Tensor, n: int, m: int) -> None:
+    for name, index, size in (("anchors", i, n), ("positives or negatives", j, m)):
+        if len(index) and (int(index.min()) < 0 or int(index.max()) >= size):
+            raise IndexError(
+                f"{name} must be indices from 0 to {size - 1}, got {int(index.min())} to {int(index.max())}"
+            )
+
+
+def listed_scores(score: Score, x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """Scores ``[K]`` of listed pairs."""
+    x, y, i, j = x.contiguous(), y.contiguous(), i.contiguous(), j.contiguous()
+    _check(i, j, x.shape[0], y.shape[0])
+    out = x.new_empty(len(i))
+    extension().score_list(_list(score, x, y, i, j), out.data_ptr(), x.dtype == torch.float64)
+    return out
+
+
+def listed_grads(
+    score: Score, x: Tensor, y: Tensor, i: Tensor, j: Tensor, grad: Tensor, need_x: bool, need_y: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients by both sides of ``sum(grad * score)``."""
+    x, y, i, j = x.contiguous(), y.contiguous(), i.contiguous(), j.contiguous()
+    scores, grad = listed_scores(score, x, y, i, j), grad.to(x.dtype).contiguous()
+    pairs = _list(score, x, y, i, j)
+    sides: list[Tensor | None] = []
+    for needed, rows, columns in ((need_x, x, False), (need_y, y, True)):
+        out = torch.zeros_like(rows) if needed else None
+        if out is not None:
+            extension().add_list_gradients(
+                pairs, scores.data_ptr(), grad.data_ptr(), columns, out.data_ptr(), len(rows), x.dtype == torch.float64
+            )
+        sides.append(out)
+    return sides[0], sides[1]

@@ -1,0 +1,148 @@
+"""The pairwise engine's sweeps: torch's matrix products on tiles, C++ epilogues on the tiles while they are in cache.
+
+Rows are put in the order of their class, so that the positives of a row are one run of columns: they are scored apart (exactly,
+``N x P`` numbers), and everything a tile is streamed for is negatives. A batch against itself visits only the tiles on or above
+the diagonal: a score serves both of its rows, and ``H = W + W^T`` gives the gradient of both roles in one sweep.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from pml_fast.engine.cpu.rows import SortedRows, Tile, extension, tiles
+from pml_fast.engine.problem import ExtremeProblem, PairProblem
+from pml_fast.engine.score import Score
+
+# Tiles of scores kept from the forward sweep for the gradient sweep that follows at once.
+KEPT_BYTES = 40 << 20
+# A float holds exp() over this range without overflow or underflow.
+LOGIT_SPAN = {torch.float32: 150.0, torch.float64: 1200.0}
+
+
+class Sweep:
+    """One problem on the compiled engine: sorted copies of the rows, the engine that holds the state, and the kept tiles."""
+
+    def __init__(self, problem: PairProblem | ExtremeProblem, spec: str, params: list[float], rule: Tensor | None) -> None:
+        score = problem.score
+        self.problem, self.rows = problem, SortedRows(problem, rule)
+        self.x, self.y, self.layout = self.rows.x, self.rows.y, self.rows.layout
+        self.n, self.m, self.shared = self.rows.n, self.rows.m, self.rows.shared
+        self.shift = fixed_shift(spec, params, score, self.x.dtype) if spec else 0.0
+        limits = problem.limits if isinstance(problem, PairProblem) else []
+        self.engine = extension().pair_engine(
+            self.rows.compiled, spec, params, score.sign, limits, self.shift, self.rows.is_double
+        )
+        self.kept: dict[tuple[int, int], Tensor] = {}
+
+    def tiles(self) -> Iterator[Tile]:
+        """The tiles of this problem."""
+        return tiles(self.n, self.m, self.shared, self.x.element_size())
+
+    def forward(self, keep: bool) -> None:
+        """Fold every tile into the engine's state; keep what fits of the scores when a gradient will follow."""
+        if math.isnan(self.shift):
+            self._take_shifts()
+        self.engine.score_positives()
+        room = KEPT_BYTES if keep else 0
+        for tile in self.tiles():
+            size = (tile.i1 - tile.i0) * (tile.j1 - tile.j0)
+            out = None
+            if size * self.x.element_size() <= room:
+                room -= size * self.x.element_size()
+                out = self.x.new_empty(tile.i1 - tile.i0, tile.j1 - tile.j0)
+                self.kept[tile.i0, tile.j0] = out
+            s = self.rows.products(tile, out)
+            self.engine.fold(s.data_ptr(), s.stride(0), tile.i0, tile.i1, tile.j0, tile.j1, tile.mirror)
+
+    def _take_shifts(self) -> None:
+        """Give every row its largest logit, for scores whose range is not known beforehand."""
+        problem = self.problem
+        assert isinstance(problem, PairProblem)
+        value, index = self.extreme(largest=problem.score.inverted)
+        closest = torch.where(index >= 0, value, 0.0)
+        self.row_shift = largest_logit(problem.spec.name, problem.spec.params(), problem.score, closest)
+        self.engine.set_shift(self.row_shift.data_ptr())
+
+    def extreme(self, largest: bool) -> tuple[Tensor, Tensor]:
+        """Value and sorted column of each sorted row's extreme negative."""
+        value = self.x.new_full((self.n,), float("-inf") if largest else float("inf"))
+        index = torch.full((self.n,), -1, dtype=torch.int64)
+        for tile in self.tiles():
+            s = self.rows.products(tile)
+            self.engine.fold_extreme(
+                s.data_ptr(), s.stride(0), tile.i0, tile.i1, tile.j0, tile.j1, tile.mirror, largest,
+                value.data_ptr(), index.data_ptr(),
+            )  # fmt: skip
+        return value, index
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        """Rows ``[T, 2, N]`` in the caller's order, and whether positives and negatives exist."""
+        rows = self.x.new_empty(self.engine.terms, 2, self.n)
+        exists = self.engine.finish(rows.data_ptr())
+        ordered = torch.empty_like(rows)
+        ordered[:, :, self.layout.row_order] = rows
+        return ordered, torch.tensor(exists)
+
+    def gradients(self, w: Tensor, need_x: bool, need_y: bool) -> tuple[Tensor | None, Tensor | None]:
+        """The second sweep."""
+        w = w.to(self.x.dtype).index_select(1, self.layout.row_order)
+        self.engine.set_weights(w.data_ptr())
+        dx = torch.zeros_like(self.x) if need_x else None
+        dy = torch.zeros_like(self.y) if need_y and not self.shared else None
+        for tile in self.tiles():
+            s = self.kept.get((tile.i0, tile.j0))
+            scored = s is not None
+            s = self.rows.products(tile) if s is None else s
+            live = self.engine.coefficients(
+                s.data_ptr(), s.stride(0), tile.i0, tile.i1, tile.j0, tile.j1, tile.mirror, scored, self.shared
+            )
+            if live:
+                self._add_products(tile, s, dx, dy)
+        self.engine.finish_gradients(0 if dx is None else dx.data_ptr(), 0 if dy is None else dy.data_ptr())
+        return self.rows.unsorted(dx, dy)
+
+    def _add_products(self, tile: Tile, h: Tensor, dx: Tensor | None, dy: Tensor | None) -> None:
+        rows, cols = slice(tile.i0, tile.i1), slice(tile.j0, tile.j1)
+        if dx is not None:
+            dx[rows].addmm_(h, self.y[cols])
+        if self.shared and dx is not None and tile.mirror < tile.j1:
+            dx[tile.mirror : tile.j1].addmm_(h[:, tile.mirror - tile.j0 :].t(), self.x[rows])
+        if dy is not None:
+            dy[cols].addmm_(h.t(), self.x[rows])
+
+
+def logit_ends(spec: str, params: list[float], score: Score) -> tuple[float, float]:
+    """The range of a loss's negative logit over the range of a bounded score."""
+    low, high = score.range()
+    if spec in ("supcon", "ntxent"):
+        ends = [score.sign * low / params[0], score.sign * high / params[0]]
+    elif spec == "multi_similarity":
+        ends = [score.sign * params[1] * (low - params[2]), score.sign * params[1] * (high - params[2])]
+    elif spec == "circle":
+        m, gamma = params
+        ends = [-gamma * m * m, gamma * max(high + m, 0.0) * (high - m), 0.0]
+    else:
+        ends = [0.0]
+    return min(ends), max(ends)
+
+
+def largest_logit(spec: str, params: list[float], score: Score, closest: Tensor) -> Tensor:
+    """Each row's largest negative logit (up to a constant that cannot overflow) from its closest negative's score."""
+    if spec in ("supcon", "ntxent"):
+        return closest * (score.sign / params[0])
+    if spec == "multi_similarity":
+        return score.sign * params[1] * (closest - params[2])
+    m, gamma = params
+    return gamma * torch.relu(closest + m) * (closest - m)
+
+
+def fixed_shift(spec: str, params: list[float], score: Score, dtype: torch.dtype) -> float:
+    """One shift for every logit where the whole range fits the type's exponent, else NaN: one a row."""
+    if spec == "contrastive":
+        return 0.0
+    low, high = logit_ends(spec, params, score)
+    return (low + high) / 2 if high - low <= LOGIT_SPAN[dtype] else math.nan

@@ -1,0 +1,123 @@
+"""Sorted rows: what every engine of the compiled backend starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pml_fast import _extension
+from pml_fast.engine.score import Score
+
+TILE_COLUMNS = 8192
+TILE_BYTES = 16 << 20
+
+
+def extension() -> ModuleType:
+    """The compiled module; the backend has said that it is there."""
+    module = _extension.load()
+    assert module is not None
+    return module
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Rows and columns by class (see csrc/runtime/layout.h); int64 on the CPU."""
+
+    row_order: Tensor
+    col_order: Tensor
+    start: Tensor
+    end: Tensor
+    offset: Tensor
+    col_start: Tensor
+    col_end: Tensor
+
+
+def class_layout(x_labels: Tensor, y_labels: Tensor, itself: bool) -> Layout:
+    """Sort rows and columns by class."""
+    x_labels, y_labels = x_labels.contiguous(), y_labels.contiguous()
+    n, m = len(x_labels), len(y_labels)
+    parts = torch.empty(3 * n + (0 if itself else 3 * m) + n + 1, dtype=torch.int64)
+    row_order, start, end, offset, *rest = parts.split([n, n, n, n + 1] + ([] if itself else [m, m, m]))
+    col_order, col_start, col_end = rest if rest else (row_order, start, end)
+    extension().layout(
+        x_labels.data_ptr(), n, y_labels.data_ptr(), m, itself, row_order.data_ptr(), col_order.data_ptr(),
+        start.data_ptr(), end.data_ptr(), offset.data_ptr(), col_start.data_ptr(), col_end.data_ptr(),
+    )  # fmt: skip
+    return Layout(row_order, col_order, start, end, offset, col_start, col_end)
+
+
+@dataclass
+class Tile:
+    """Rows ``i0:i1`` against columns ``j0:j1``; columns from ``mirror`` on also serve their own rows."""
+
+    i0: int
+    i1: int
+    j0: int
+    j1: int
+    mirror: int
+
+
+def tiles(n: int, m: int, shared: bool, item: int) -> Iterator[Tile]:
+    """Every tile of the sweep; where ``shared`` only those on or above the diagonal."""
+    width = max(1, min(m, TILE_COLUMNS))
+    height = max(16, min(512, TILE_BYTES // (item * width)))
+    if shared and n <= 2048:
+        # Smaller strips waste less of the diagonal.
+        height = min(height, 256) if n > 512 else n
+    for i0 in range(0, n, max(height, 1)):
+        i1 = min(n, i0 + height)
+        for j0 in range(i0 if shared else 0, m, width):
+            j1 = min(m, j0 + width)
+            yield Tile(i0, i1, j0, j1, max(i1, j0) if shared else j1)
+
+
+def distance_name(score: Score) -> str:
+    """The distance as the compiled engines name it."""
+    return "dot" if score.kind == "dot" else ("l2" if score.power == 1 else "l2_squared")
+
+
+class SortedRows:
+    """Copies of a problem's rows and columns in the order of their class, and products of their tiles."""
+
+    def __init__(self, problem: Any, rule: Tensor | None) -> None:
+        self.shared: bool = problem.shared
+        self.layout = class_layout(problem.x_labels, problem.y_labels, problem.itself)
+        self.x = problem.x.index_select(0, self.layout.row_order)
+        self.y = self.x if self.shared else problem.y.index_select(0, self.layout.col_order)
+        self.n, self.m = len(self.x), len(self.y)
+        self.rule = None if rule is None else rule.to(self.x.dtype).index_select(1, self.layout.row_order)
+        layout = self.layout
+        # The compiled side reads these tensors through their addresses: they live as long as this object.
+        self.compiled = extension().problem(
+            self.x.data_ptr(), self.y.data_ptr(), layout.start.data_ptr(), layout.end.data_ptr(),
+            layout.offset.data_ptr(), layout.col_start.data_ptr(), layout.col_end.data_ptr(),
+            0 if self.rule is None else self.rule.data_ptr(), self.n, self.m, self.x.shape[1], self.shared,
+            problem.itself, distance_name(problem.score), torch.get_num_threads(),
+        )  # fmt: skip
+        self.is_double = self.x.dtype == torch.float64
+        self._buffer: Tensor | None = None
+
+    def products(self, tile: Tile, out: Tensor | None = None) -> Tensor:
+        """Inner products of a tile, in ``out`` or in a buffer that the next tile overwrites."""
+        shape = (tile.i1 - tile.i0, tile.j1 - tile.j0)
+        if out is None:
+            size = shape[0] * shape[1]
+            if self._buffer is None or self._buffer.numel() < size:
+                self._buffer = self.x.new_empty(size)
+            out = self._buffer[:size].view(shape)
+        return torch.mm(self.x[tile.i0 : tile.i1], self.y[tile.j0 : tile.j1].t(), out=out)
+
+    def unsorted(self, dx: Tensor | None, dy: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients back in the caller's order."""
+        return _scatter(dx, self.layout.row_order), _scatter(dy, self.layout.col_order)
+
+
+def _scatter(sorted_rows: Tensor | None, order: Tensor) -> Tensor | None:
+    if sorted_rows is None:
+        return None
+    return torch.empty_like(sorted_rows).index_copy_(0, order, sorted_rows)

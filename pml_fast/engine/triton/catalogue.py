@@ -1,0 +1,90 @@
+"""The pairwise kernels' default configurations, for compiling ahead of time: every entry of the tables, at every block of rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pml_fast.engine.triton.aot import Kernel
+from pml_fast.engine.triton.configs import ARCHES, ENOUGH_BLOCKS, TABLE, config
+from pml_fast.engine.triton.epilogues import EPILOGUES
+from pml_fast.engine.triton.pairwise import extreme_kernel, pair_grad_kernel, pair_state_kernel
+from pml_fast.engine.triton.sweeps import tile_arguments
+
+ELEMENTS = {"bf16": "bf16", "fp16": "fp16", "tf32": "fp32", "tf32x3": "fp32"}
+# A D that the chunked entry of a table (bucket 0) serves.
+CHUNKED_D = 512
+# At smaller blocks of rows these stand for all: two sweeps, and two weights with limits.
+HEAVIEST = ("ntxent", "contrastive")
+QUICK = (("supcon", "dot"), ("ntxent", "distance"), ("contrastive", "distance"))
+
+_POINTERS = {
+    **dict.fromkeys(("x_norm_ptr", "y_norm_ptr", "rule_ptr", "rows_ptr", "saved_ptr", "w_ptr", "out_ptr"), "*fp32"),
+    **dict.fromkeys(("low_ptr", "high_ptr", "value_ptr"), "*fp32"),
+    **dict.fromkeys(("x_label_ptr", "y_label_ptr", "index_ptr"), "*i64"),
+    "seen_ptr": "*i8",
+}
+_FLOATS = dict.fromkeys(("sign", "low_pos", "high_pos", "low_neg", "high_neg", "p0", "p1", "p2"), "fp32")
+
+
+def _kernel(
+    label: str, fn: Any, op: str, arch: int, product: str, kind: int, d: int, rows: int, chosen: dict[str, Any], quick: bool
+) -> Kernel:
+    cfg = config(op, arch, product, kind != 0, d, rows)
+    tile = tile_arguments(cfg)
+    warps, stages = tile.pop("num_warps"), tile.pop("num_stages")
+    precision = "tf32x3" if product == "tf32x3" else "tf32"
+    constexprs = {**chosen, **tile, "KIND": kind, "ITSELF": True, "PRECISION": precision}
+    if op == "grad":
+        constexprs["BLOCK_OUT"] = cfg.block_out
+    element = f"*{ELEMENTS[product]}"
+    types = {**_POINTERS, **_FLOATS, "x_ptr": element, "y_ptr": element, **dict.fromkeys(constexprs, "constexpr")}
+    # What is left are strides and sizes.
+    signature = {name: types.get(name, "i32") for name in fn.arg_names}
+    strides = ("stride_xm", "stride_ym", "stride_om", "D")
+    aligned = tuple(n for n in fn.arg_names if n.endswith("_ptr") or n in strides)
+    name = f"{label}-kind{kind}-{product}-d{d}-bm{cfg.block_m}"
+    return Kernel(name, fn, signature, constexprs, warps, stages, aligned, quick, (arch,))
+
+
+def _losses(arch: int, product: str, geometry: str, d: int, op: str, rows: int, full: bool) -> list[Kernel]:
+    kind = 0 if geometry == "dot" else 1
+    found = []
+    for loss, epilogue in EPILOGUES.items():
+        if not (full or loss in HEAVIEST):
+            continue
+        # A miner's rule is the heavier variant, as is a batch against itself with both of its roles.
+        chosen = {"LOGIT": epilogue.logit, "HAS_RULE": True}
+        if op == "state":
+            chosen |= {"SHAPE": epilogue.shape, "FINISH": epilogue.finish}
+        else:
+            chosen |= {"TERMS": 2 if loss == "contrastive" else 1, "SAVED": epilogue.levels > 0}
+            chosen |= {"DERIVATIVE": epilogue.derivative, "ROW_ANCHORS": True, "COL_ANCHORS": True}
+        quick = full and product == "bf16" and d == CHUNKED_D and (loss, geometry) in QUICK
+        fn = pair_state_kernel if op == "state" else pair_grad_kernel
+        found.append(_kernel(f"{op}-{loss}", fn, op, arch, product, kind, d, rows, chosen, quick))
+    return found
+
+
+def _extremes(arch: int, product: str, geometry: str, d: int, rows: int, full: bool) -> Kernel:
+    kind = 0 if geometry == "dot" else 1
+    chosen = {"POSITIVE": False, "LARGEST": kind == 0, "HAS_LOW": True, "HAS_HIGH": True}
+    quick = full and product == "tf32x3" and d == CHUNKED_D
+    return _kernel("extreme", extreme_kernel, "state", arch, product, kind, d, rows, chosen, quick)
+
+
+def _catalogue() -> list[Kernel]:
+    found: list[Kernel] = []
+    for arch in ARCHES:
+        # Numbers of rows that get the whole block, the half and the smallest.
+        for rows in (1 << 20, 32 * ENOUGH_BLOCKS[arch], 1):
+            full = rows == 1 << 20
+            for (op, product, geometry), entries in TABLE[arch].items():
+                for bucket in entries:
+                    d = bucket or CHUNKED_D
+                    found += _losses(arch, product, geometry, d, op, rows, full)
+                    if op == "state":
+                        found.append(_extremes(arch, product, geometry, d, rows, full))
+    return found
+
+
+KERNELS: list[Kernel] = _catalogue()
