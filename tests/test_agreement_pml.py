@@ -55,7 +55,7 @@ def users_distance(m: SimpleNamespace) -> Any:
 LOSSES: dict[str, Callable[..., Any]] = {
     "supcon": lambda m, **k: m.losses.SupConLoss(**k),
     "ntxent": lambda m, **k: m.losses.NTXentLoss(temperature=0.2, **k),
-    "multi_similarity": lambda m, **k: m.losses.MultiSimilarityLoss(beta=40, **k),
+    "multi_similarity": lambda m, **k: m.losses.MultiSimilarityLoss(beta=6, **k),
     "circle": lambda m, **k: m.losses.CircleLoss(**k),
     "contrastive": lambda m, **k: m.losses.ContrastiveLoss(pos_margin=0.3, neg_margin=1.1, **k),
     "triplet": lambda m, **k: m.losses.TripletMarginLoss(margin=0.2, **k),
@@ -154,6 +154,10 @@ def difference(case: Case) -> str | None:
             return "the peer's PerAnchorReducer knows no reference set"
         if miner.startswith("triplet"):
             return "the peer's PerAnchorReducer counts the gradient of a pair that is named twice, twice"
+    unbounded = option["distance"] in ("dot_raw", "l2_raw", "snr")
+    counts_non_zero = reducer in ("avg_non_zero", "per_anchor_avg") or (loss == "supcon" and reducer == "default")
+    if loss in ("multi_similarity", "supcon") and counts_non_zero and unbounded:
+        return "a loss below the rounding of 1 is 0 in one library and not in the other, and only one of them counts it"
     if "swap" in loss and separate:
         return "the peer's swap indexes the matrix of the batch and the reference set with two reference indices"
     return None

@@ -2,7 +2,15 @@
 
 #include <pybind11/pybind11.h>
 
+#include <cmath>
 #include <cstdint>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cpu/pairwise.h"
 
 namespace pml_fast {
 
@@ -14,9 +22,26 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
+inline Distance distance_named(const std::string& name) {
+  if (name == "dot") return Distance::kDot;
+  if (name == "l2") return Distance::kL2;
+  if (name == "l2_squared") return Distance::kL2Squared;
+  throw std::invalid_argument("distance must be dot, l2 or l2_squared, got '" + name + "'");
+}
+
+// An infinite bound is not tested: a comparison with NaN never holds.
+inline std::vector<Limits> open_intervals(const std::vector<std::pair<double, double>>& limits) {
+  constexpr double kNever = std::numeric_limits<double>::quiet_NaN();
+  std::vector<Limits> intervals;
+  for (const auto& [low, high] : limits)
+    intervals.push_back({std::isinf(low) ? kNever : low, std::isinf(high) ? kNever : high});
+  return intervals;
+}
+
 // Each engine binds its own functions; addresses and sizes are checked by the Python glue that calls them.
 void bind_pairwise(pybind11::module_& m);
 void bind_triplet(pybind11::module_& m);
 void bind_indexed(pybind11::module_& m);
+void bind_small(pybind11::module_& m);
 
 }  // namespace pml_fast

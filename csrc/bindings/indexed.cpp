@@ -12,8 +12,7 @@ namespace pml_fast {
 namespace {
 
 PairList pairs(Address x, Address y, Address i, Address j, int64_t count, int64_t d, const std::string& distance, int threads) {
-  const Distance kind = distance == "dot" ? Distance::kDot : distance == "l2" ? Distance::kL2 : Distance::kL2Squared;
-  return {at<void>(x), at<void>(y), at<int64_t>(i), at<int64_t>(j), count, d, kind, threads};
+  return {at<void>(x), at<void>(y), at<int64_t>(i), at<int64_t>(j), count, d, distance_named(distance), threads};
 }
 
 }  // namespace

@@ -1,9 +1,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cmath>
-#include <limits>
-
 #include "bindings.h"
 #include "cpu/pairwise.h"
 #include "runtime/layout.h"
@@ -48,19 +45,14 @@ PairLayout problem(Address x, Address y, Address start, Address end, Address off
   g.d = d;
   g.itself = itself;
   g.exclude_self = exclude_self;
-  g.distance = distance == "dot" ? Distance::kDot : distance == "l2" ? Distance::kL2 : Distance::kL2Squared;
+  g.distance = distance_named(distance);
   g.threads = threads;
   return g;
 }
 
 std::unique_ptr<PairEngine> make(const PairLayout& g, const std::string& spec, const std::vector<double>& params, double sign,
                                  const std::vector<std::pair<double, double>>& limits, double fixed_shift, bool is_double) {
-  std::vector<Limits> intervals;
-  // An infinite bound is not tested: a comparison with NaN never holds.
-  constexpr double kNever = std::numeric_limits<double>::quiet_NaN();
-  for (const auto& [low, high] : limits)
-    intervals.push_back({std::isinf(low) ? kNever : low, std::isinf(high) ? kNever : high});
-  return PML_FAST_DISPATCH(make_pair_engine(spec, params, sign, intervals, g, fixed_shift, is_double));
+  return PML_FAST_DISPATCH(make_pair_engine(spec, params, sign, open_intervals(limits), g, fixed_shift, is_double));
 }
 
 }  // namespace

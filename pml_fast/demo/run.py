@@ -77,8 +77,9 @@ def compare_speed(options: DemoOptions, console: Console) -> None:
         for row in speed.compare(list(options.speed_sizes), options.seed, memory_bytes, options.seconds):
             rows.append(row)
             status.update(f"timing loss steps: {row.step.title}, batch of {row.batch_size} done")
-    for table in tables.speed_tables(rows, options.memory_gb, options.seconds):
+    for table in tables.speed_tables(rows):
         console.print(table)
+    console.print(tables.conditions(options.memory_gb, options.seconds), highlight=False)
     for remark in tables.remarks(rows):
         console.print(remark, style="red", markup=False, soft_wrap=True)
     if not speed.peer_installed():

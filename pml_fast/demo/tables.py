@@ -32,16 +32,17 @@ def metrics_table(rows: Mapping[str, RetrievalMetrics]) -> Table:
     return table
 
 
-def speed_tables(rows: Sequence[Comparison], memory_gb: float, seconds: float) -> list[Table]:
+def speed_tables(rows: Sequence[Comparison]) -> list[Table]:
     """A table a step, a row a batch size: time and peak extra memory here and in PML, and the ratio of the times."""
-    tables = [_speed_table(title, list(group)) for title, group in groupby(rows, key=lambda row: row.step.title)]
-    if tables:
-        tables[-1].caption = (
-            "forward + backward on the CPU, median time, peak memory beyond the inputs;\n"
-            f"each run bounded to {memory_gb:g} GiB and {seconds:g} s"
-        )
-        tables[-1].caption_justify = "left"
-    return tables
+    return [_speed_table(title, list(group)) for title, group in groupby(rows, key=lambda row: row.step.title)]
+
+
+def conditions(memory_gb: float, seconds: float) -> str:
+    """How the figures of the speed tables were taken."""
+    return (
+        "Forward + backward on the CPU; median time; peak memory beyond the inputs.\n"
+        f"Each run is bounded to {memory_gb:g} GiB and {seconds:g} s."
+    )
 
 
 def remarks(rows: Sequence[Comparison]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -51,6 +52,7 @@ class Fold:
         return f"{self.kind};{self.low!r};{self.high!r};{inner}"
 
     @staticmethod
+    @lru_cache(maxsize=256)
     def decode(text: str) -> Fold:
         """The inverse of :meth:`encode`."""
         kind, low, high, inner = text.split(";", 3)
@@ -60,11 +62,29 @@ class Fold:
         """The interval a pair's own loss must lie in to be counted by the kernel."""
         return (self.low, self.high) if self.kind == "threshold" else (-INF, INF)
 
-    def row_weights(self, labels: Tensor, dtype: torch.dtype) -> Tensor | None:
+    def row_weights(self, labels: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """The weight of each anchor ``[N]``, where this fold (or its inner one) weighs classes."""
         if self.weights is not None:
+            if labels is None:
+                raise ValueError("labels must be given where losses are weighted by class, got None")
+            check_classes(labels, len(self.weights))
             return self.weights.to(device=labels.device, dtype=dtype)[labels]
         return self.inner.row_weights(labels, dtype) if self.inner is not None else None
+
+
+def check_classes(classes: Tensor, num_weights: int) -> None:
+    """``ValueError`` unless every label has its weight."""
+    outside = ((classes < 0) | (classes >= num_weights)).any()
+    message = f"labels must be from 0 to {num_weights - 1}, as ClassWeightedReducer has {num_weights} weights"
+    capturing = classes.is_cuda and torch.cuda.is_current_stream_capturing()
+    if torch.compiler.is_compiling() or capturing:
+        # Reading the answer would break the graph.
+        torch._assert_async(~outside, message)
+    elif outside:
+        raise ValueError(
+            f"{message}, got labels from {int(classes.min())} to {int(classes.max())}: "
+            "pass one weight for each label"
+        )
 
 
 def inside(losses: Tensor, low: float, high: float) -> Tensor:

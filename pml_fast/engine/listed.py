@@ -93,7 +93,7 @@ def folded_loss(
     """The reduced loss over listed pairs, without a data-dependent size."""
     total: Any = 0
     for term, fold, loss in zip(spec.terms, folds, spec.formula(view, score), strict=True):
-        weights = None if labels is None else fold.row_weights(labels, loss.dtype)
+        weights = fold.row_weights(labels, loss.dtype)
         if term.kind == "element":
             value, _ = reduce_rows(fold, term, loss, torch.ones_like(loss), weights)
         else:

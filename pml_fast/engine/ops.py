@@ -15,6 +15,7 @@ from torch import Tensor
 
 import pml_fast.engine.specs  # noqa: F401  (fills the registry the operators look specs up in)
 from pml_fast.engine import dispatch
+from pml_fast.engine.cpu import small
 from pml_fast.engine.fold import Fold, reduce_rows
 from pml_fast.engine.problem import Backend, ExtremeProblem, Limits, PairProblem, PairRows
 from pml_fast.engine.score import Score, compute_type, unit_rows, unit_rows_backward
@@ -82,6 +83,10 @@ def _pairwise_loss(
     x: Tensor, y: Tensor, x_labels: Tensor, y_labels: Tensor, rule: Tensor | None, row_weights: Tensor | None,
     spec: str, params: Sequence[float], score: str, itself: bool, folds: Sequence[str], need_x: bool, need_y: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    if itself and row_weights is None and small.applies(x):
+        how = small.recipe(spec, tuple(params), score, tuple(folds))
+        if how is not None:
+            return small.pair_loss(x, x_labels, rule, how, need_x)
     sc, reductions = Score.decode(score), _folds(folds)
     with math_precision():
         rows, cols = _both(x, y, itself, sc)
@@ -131,6 +136,37 @@ def _refuse_double_backward() -> None:
         )
 
 
+def _differentiable(name: str, setup: Callable[..., None], backward: Callable[..., Any]) -> None:
+    """Give an operator its autograd formula.
+
+    The formula is registered for the Autograd key itself: torch.library.register_autograd does the same through layers of Python
+    that take longer than a small batch's whole step.
+    """
+    operator = getattr(torch.ops.pml_fast, name).default
+
+    class Formula(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                output = operator(*inputs)
+            setup(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            return backward(ctx, *grads)
+
+    Formula.__name__ = Formula.__qualname__ = f"pml_fast_{name}"
+
+    def autograd(*inputs: Any) -> Any:
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+            return Formula.apply(*inputs)  # type: ignore[no-untyped-call]
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*inputs)
+
+    _LIBRARY.impl(name, autograd, "Autograd")
+
+
 def _scaled(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of a ``*_loss`` operator: what the forward computed, times the one factor it did not know."""
     _refuse_double_backward()
@@ -159,9 +195,7 @@ _define(
     _pairwise_loss,
     _pairwise_loss_fake,
 )
-torch.library.register_autograd(
-    "pml_fast::pairwise_loss", _pairwise_loss_backward, setup_context=_pairwise_loss_context, lib=_LIBRARY
-)
+_differentiable("pairwise_loss", _pairwise_loss_context, _pairwise_loss_backward)
 
 
 # ---- pairwise_rows -----------------------------------------------------------------------------------------------------------
@@ -257,9 +291,7 @@ _define(
     _pairwise_rows_grad,
     _pairwise_rows_grad_fake,
 )
-torch.library.register_autograd(
-    "pml_fast::pairwise_rows", _pairwise_rows_backward, setup_context=_pairwise_rows_context, lib=_LIBRARY
-)
+_differentiable("pairwise_rows", _pairwise_rows_context, _pairwise_rows_backward)
 
 
 # ---- row_extremes (no gradient) ----------------------------------------------------------------------------------------------

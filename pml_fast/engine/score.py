@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -55,11 +56,13 @@ class Score:
             return (min(0.0, *ends) if self.power % 2 == 0 else ends[0], ends[1])
         return (0.0, (2.0 + slack) ** self.power)
 
+    @lru_cache(maxsize=256)  # noqa: B019  (a frozen value: the cache holds a few small objects)
     def encode(self) -> str:
         """The score as the string an operator's schema carries."""
         return f"{self.kind}|{self.p!r}|{self.power!r}|{int(self.normalize)}|{int(self.inverted)}|{int(self.symmetric)}"
 
     @staticmethod
+    @lru_cache(maxsize=256)
     def decode(text: str) -> Score:
         """The inverse of :meth:`encode`."""
         kind, p, power, normalize, inverted, symmetric = text.split("|")

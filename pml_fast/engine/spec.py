@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
@@ -42,7 +42,7 @@ class PairSpec(ABC):
 
     def params(self) -> list[float]:
         """The parameters as an operator's schema carries them."""
-        return [float(v) for v in astuple(self)]
+        return [float(getattr(self, field.name)) for field in fields(self)]
 
 
 PAIR_SPECS: dict[str, type[PairSpec]] = {}

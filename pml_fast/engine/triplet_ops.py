@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pml_fast.engine import dispatch
 from pml_fast.engine.fold import Fold, reduce_rows
-from pml_fast.engine.ops import _SETS, _both, _define, _grad_like, _LIBRARY, _refuse_double_backward, _Rows, _scaled, _shared
+from pml_fast.engine.ops import _SETS, _both, _define, _differentiable, _grad_like, _LIBRARY, _refuse_double_backward, _Rows, _scaled, _shared
 from pml_fast.engine.problem import IndexedProblem, TripletProblem
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.settings import math_precision
@@ -76,9 +76,7 @@ _define(
     _triplet_loss,
     _triplet_loss_fake,
 )
-torch.library.register_autograd(
-    "pml_fast::triplet_loss", _triplet_loss_backward, setup_context=_triplet_loss_context, lib=_LIBRARY
-)
+_differentiable("triplet_loss", _triplet_loss_context, _triplet_loss_backward)
 
 
 # ---- listed_scores -----------------------------------------------------------------------------------------------------------
@@ -130,6 +128,4 @@ _define(
     _listed_grads,
     _listed_grads_fake,
 )
-torch.library.register_autograd(
-    "pml_fast::listed_scores", _listed_backward, setup_context=_listed_context, lib=_LIBRARY
-)
+_differentiable("listed_scores", _listed_context, _listed_backward)

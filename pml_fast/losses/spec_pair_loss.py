@@ -12,7 +12,7 @@ from pml_fast.engine import listed
 from pml_fast.engine.fold import Fold
 from pml_fast.engine.lazy import LazyIndices, RowChoice
 from pml_fast.engine.plan import FUSED, MATERIALISED, PARTLY, Call, Plan, overridden, read_indices, reduction_of
-from pml_fast.engine.score import Score
+from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.spec import PairSpec
 from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction, LossDict
 from pml_fast.utils import common_functions as c_f
@@ -82,7 +82,7 @@ class SpecPairLoss(BaseMetricLossFunction):
         labels, ref_labels = engine_labels(call.labels, call.ref_labels, call.itself)
         need = torch.is_grad_enabled()
         loss, *_ = torch.ops.pml_fast.pairwise_loss(
-            x, y, labels, ref_labels, plan.rule, row_weights(plan.folds, call.labels, torch.float32), plan.spec.name,
+            x, y, labels, ref_labels, plan.rule, row_weights(plan.folds, call.labels, compute_type(x.dtype)), plan.spec.name,
             plan.spec.params(), plan.score.encode(), call.itself, [fold.encode() for fold in plan.folds],
             need and x.requires_grad, need and y.requires_grad,
         )  # fmt: skip

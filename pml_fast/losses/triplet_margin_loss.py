@@ -12,7 +12,7 @@ from pml_fast.engine import listed
 from pml_fast.engine.fold import reduce_rows
 from pml_fast.engine.lazy import LazyIndices, RowChoice
 from pml_fast.engine.plan import FUSED, MATERIALISED, PARTLY, Call, Plan, overridden, read_indices, reduction_of
-from pml_fast.engine.score import Score
+from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.spec import Term, TripletSpec
 from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction, LossDict
 from pml_fast.losses.spec_pair_loss import engine_labels, row_weights
@@ -105,7 +105,7 @@ class TripletMarginLoss(BaseMetricLossFunction):
             return self._run_listed(plan, call, x, y)
         assert call.labels is not None and call.ref_labels is not None
         labels, ref_labels = engine_labels(call.labels, call.ref_labels, call.itself)
-        weights = row_weights(plan.folds, call.labels, torch.float32)
+        weights = row_weights(plan.folds, call.labels, compute_type(x.dtype))
         need, spec = torch.is_grad_enabled(), plan.spec
         loss, *_ = torch.ops.pml_fast.triplet_loss(
             x, y, labels, ref_labels, plan.rule, None if weights is None else weights[0],
@@ -126,7 +126,7 @@ class TripletMarginLoss(BaseMetricLossFunction):
         rows, count = loss.new_zeros(x.shape[0]), torch.zeros(x.shape[0], dtype=loss.dtype, device=loss.device)
         sums = rows.index_add(0, a, torch.where(kept, loss, 0.0))
         count = count.index_add(0, a, kept.to(loss.dtype))
-        weights = None if call.labels is None else fold.row_weights(call.labels, loss.dtype)
+        weights = fold.row_weights(call.labels, loss.dtype)
         return reduce_rows(fold, TERM, sums, count, weights)[0]
 
     def _triplets(self, call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engine.fold import check_classes
 from ..utils import common_functions as c_f
 from .base_reducer import BaseReducer
 from .fold import Fold
@@ -54,7 +55,7 @@ class ClassWeightedReducer(BaseReducer):
         if losses.numel() == 0:
             return losses.sum()
         classes = labels[indices]
-        _check_classes(classes, len(self.weights))
+        check_classes(classes, len(self.weights))
         dtype = c_f.accumulation_dtype(losses.dtype)
         weights = self._weights_on(losses.device)[classes].to(dtype)
         return (losses.to(dtype) * weights).mean().to(losses.dtype)
@@ -73,17 +74,3 @@ class ClassWeightedReducer(BaseReducer):
 
     def _fold_rule(self) -> Fold:
         return Fold("class_weighted", weights=self.weights)
-
-
-def _check_classes(classes: Tensor, num_weights: int) -> None:
-    outside = ((classes < 0) | (classes >= num_weights)).any()
-    message = f"labels must be from 0 to {num_weights - 1}, as ClassWeightedReducer has {num_weights} weights"
-    capturing = classes.is_cuda and torch.cuda.is_current_stream_capturing()
-    if torch.compiler.is_compiling() or capturing:
-        # Reading the answer would break the graph.
-        torch._assert_async(~outside, message)
-    elif outside:
-        raise ValueError(
-            f"{message}, got labels from {int(classes.min())} to {int(classes.max())}: "
-            "pass one weight for each label"
-        )

@@ -1,0 +1,204 @@
+#include "small.h"
+
+#include "../runtime/layout.h"
+#include "../runtime/parallel.h"
+#include "scores.h"
+
+#include <algorithm>
+
+namespace pml_fast {
+namespace PML_FAST_ISA {
+namespace {
+
+// Rows and columns of a block of the product that stay in registers.
+constexpr int64_t kTall = 4, kWide = 32;
+
+// out[i, j] = sum_k a[i, k] b[k, j] for rows i0..i1; `cols` may be any number.
+template <typename T>
+void multiply_rows(const T* a, int64_t lda, const T* b, int64_t ldb, int64_t inner, int64_t cols, int64_t i0, int64_t i1,
+                   T* out, int64_t ldo) {
+  for (int64_t i = i0; i < i1; i += kTall) {
+    const int64_t tall = std::min(kTall, i1 - i);
+    for (int64_t j = 0; j < cols; j += kWide) {
+      const int64_t wide = std::min(kWide, cols - j);
+      T sum[kTall][kWide] = {};
+      if (tall == kTall && wide == kWide) {
+        for (int64_t k = 0; k < inner; ++k) {
+          const T* row = b + k * ldb + j;
+          for (int64_t r = 0; r < kTall; ++r) {
+            const T own = a[(i + r) * lda + k];
+#pragma omp simd
+            for (int64_t c = 0; c < kWide; ++c) sum[r][c] += own * row[c];
+          }
+        }
+      } else {
+        for (int64_t k = 0; k < inner; ++k)
+          for (int64_t r = 0; r < tall; ++r) {
+            const T own = a[(i + r) * lda + k];
+            for (int64_t c = 0; c < wide; ++c) sum[r][c] += own * b[k * ldb + j + c];
+          }
+      }
+      for (int64_t r = 0; r < tall; ++r)
+        for (int64_t c = 0; c < wide; ++c) out[(i + r) * ldo + j + c] = sum[r][c];
+    }
+  }
+}
+
+template <typename T>
+void multiply(const T* a, int64_t lda, const T* b, int64_t ldb, int64_t rows, int64_t inner, int64_t cols, T* out, int64_t ldo,
+              int threads) {
+  constexpr int64_t kRows = 16;
+  parallel_for((rows + kRows - 1) / kRows, rows * inner * cols < (1 << 20) ? 1 : threads, [&](int64_t task) {
+    multiply_rows(a, lda, b, ldb, inner, cols, task * kRows, std::min(rows, (task + 1) * kRows), out, ldo);
+  });
+}
+
+// F.normalize's own guard against a zero norm.
+constexpr double kNormEps = 1e-12;
+
+template <typename T>
+class Step {
+ public:
+  explicit Step(const SmallBatch& batch) : b_(batch), order_(b_.n), start_(b_.n), end_(b_.n), offset_(b_.n + 1, 0) {
+    class_order(b_.labels, b_.n, order_.data());
+    class_runs(b_.labels, order_.data(), b_.n, b_.labels, order_.data(), b_.n, start_.data(), end_.data());
+    for (int64_t i = 0; i < b_.n; ++i) offset_[i + 1] = offset_[i] + end_[i] - start_[i];
+    sort_rows();
+    if (b_.rule != nullptr) {
+      rule_.resize(4 * b_.n);
+      for (int64_t k = 0; k < 4; ++k)
+        for (int64_t i = 0; i < b_.n; ++i) rule_[k * b_.n + i] = static_cast<const T*>(b_.rule)[k * b_.n + order_[i]];
+    }
+  }
+
+  PairLayout layout() const {
+    PairLayout g{};
+    g.x = g.y = rows_.data();
+    g.start = g.col_start = start_.data();
+    g.end = g.col_end = end_.data();
+    g.offset = offset_.data();
+    g.rule = b_.rule != nullptr ? rule_.data() : nullptr;
+    g.n = g.m = b_.n;
+    g.d = b_.d;
+    g.itself = g.exclude_self = true;
+    g.distance = b_.distance;
+    g.threads = b_.n * b_.n * b_.d < (1 << 20) ? 1 : b_.threads;
+    return g;
+  }
+
+  T* products() {
+    std::vector<T> transposed(b_.d * b_.n);
+    for (int64_t i = 0; i < b_.n; ++i)
+      for (int64_t k = 0; k < b_.d; ++k) transposed[k * b_.n + i] = rows_[i * b_.d + k];
+    tile_.resize(b_.n * b_.n);
+    multiply(rows_.data(), b_.d, transposed.data(), b_.n, b_.n, b_.d, b_.n, tile_.data(), b_.n, b_.threads);
+    return tile_.data();
+  }
+
+  // The symmetric coefficients in the tile times the rows.
+  T* gradient(bool live) {
+    grad_.assign(b_.n * b_.d, T(0));
+    if (live) multiply(tile_.data(), b_.n, rows_.data(), b_.d, b_.n, b_.n, b_.d, grad_.data(), b_.d, b_.threads);
+    return grad_.data();
+  }
+
+  // Back through the normalisation and the order, into dx.
+  void write_gradient(T* dx) {
+    for (int64_t i = 0; i < b_.n; ++i) {
+      T *out = dx + order_[i] * b_.d, *grad = grad_.data() + i * b_.d;
+      const T* unit = rows_.data() + i * b_.d;
+      if (!b_.normalize) {
+        std::copy(grad, grad + b_.d, out);
+        continue;
+      }
+      // A clamped norm is a constant: its row has no component to project out.
+      const T along = norm_[i] <= T(kNormEps) ? T(0) : dot(grad, unit, b_.d);
+      for (int64_t k = 0; k < b_.d; ++k) out[k] = (grad[k] - along * unit[k]) / norm_[i];
+    }
+  }
+
+ private:
+  void sort_rows() {
+    rows_.resize(b_.n * b_.d);
+    norm_.assign(b_.n, T(1));
+    const T* x = static_cast<const T*>(b_.x);
+    for (int64_t i = 0; i < b_.n; ++i) {
+      const T* from = x + order_[i] * b_.d;
+      T* to = rows_.data() + i * b_.d;
+      if (b_.normalize) {
+        const T norm = std::sqrt(dot(from, from, b_.d));
+        norm_[i] = norm < T(kNormEps) ? T(kNormEps) : norm;
+      }
+      for (int64_t k = 0; k < b_.d; ++k) to[k] = from[k] / norm_[i];
+    }
+  }
+
+  SmallBatch b_;
+  std::vector<int64_t> order_, start_, end_, offset_;
+  std::vector<T> rows_, norm_, rule_, tile_, grad_;
+};
+
+// The reduced loss of one term and every row's weight.
+template <typename T>
+T reduce(const SmallTerm& term, const Limits& limits, const T* value, const T* count, int64_t n, T* w) {
+  T total = 0, number = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    if (term.element) {
+      const bool kept = term.fold != "threshold" || !((value[i] <= T(limits.low)) | (value[i] >= T(limits.high)));
+      w[i] = kept ? T(1) : T(0);
+      number += w[i];
+      if (kept) total += value[i];
+    } else {
+      w[i] = T(1);
+      number += count[i];
+      total += value[i];
+    }
+  }
+  if (term.fold == "sum") return total;
+  const T scale = number > T(0) ? T(1) / number : T(0);
+  for (int64_t i = 0; i < n; ++i) w[i] *= scale;
+  return total * scale;
+}
+
+template <typename T>
+void run(const SmallBatch& batch, const std::string& spec, const std::vector<double>& params, const std::vector<Limits>& limits,
+         const std::vector<SmallTerm>& terms, T* terms_out, T* dx) {
+  Step<T> step(batch);
+  const int64_t n = batch.n, count = static_cast<int64_t>(terms.size());
+  const auto engine = make_pair_engine(spec, params, batch.sign, limits, step.layout(), batch.fixed_shift, std::is_same_v<T, double>);
+  engine->score_positives();
+  T* tile = step.products();
+  engine->fold(tile, n, 0, n, 0, n, n);
+  std::vector<T> rows(2 * count * n), weights(count * n);
+  bool exists[2];
+  engine->finish(rows.data(), exists);
+  const bool closed = batch.gated && !(exists[0] && exists[1]);
+  for (int64_t t = 0; t < count; ++t) {
+    T* w = weights.data() + t * n;
+    terms_out[t] = reduce(terms[t], limits[t], rows.data() + 2 * t * n, rows.data() + (2 * t + 1) * n, n, w);
+    if (closed) {
+      terms_out[t] = T(0);
+      std::fill(w, w + n, T(0));
+    }
+  }
+  if (!batch.gradients) return;
+  engine->set_weights(weights.data());
+  const bool live = engine->coefficients(tile, n, 0, n, 0, n, n, true, true);
+  T* grad = step.gradient(live);
+  engine->finish_gradients(grad, nullptr);
+  step.write_gradient(dx);
+}
+
+}  // namespace
+
+void small_pair_loss(const SmallBatch& batch, const std::string& spec, const std::vector<double>& params,
+                     const std::vector<Limits>& limits, const std::vector<SmallTerm>& terms, void* terms_out, void* dx,
+                     bool is_double) {
+  if (is_double)
+    run(batch, spec, params, limits, terms, static_cast<double*>(terms_out), static_cast<double*>(dx));
+  else
+    run(batch, spec, params, limits, terms, static_cast<float*>(terms_out), static_cast<float*>(dx));
+}
+
+}  // namespace PML_FAST_ISA
+}  // namespace pml_fast

@@ -1,0 +1,35 @@
+// A whole step of a small batch against itself in one call: where a batch is small, the calls between the steps cost more than
+// the steps.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "pairwise.h"
+
+namespace pml_fast {
+
+// How the rows of one term are reduced: "mean", "sum" or "threshold" (mean of what lies inside the limits).
+struct SmallTerm {
+  std::string fold;
+  bool element;  // a loss a row, else sums and counts of pairs
+};
+
+struct SmallBatch {
+  const void* x;          // [N, D]
+  const int64_t* labels;  // [N]
+  const void* rule;       // [4, N] or null
+  int64_t n, d;
+  Distance distance;
+  bool normalize, gated, gradients;
+  double sign, fixed_shift;
+  int threads;
+};
+
+// terms[T] and, with gradients, dx [N, D]. The shift must be fixed (not NaN).
+PML_FAST_FOR_EACH_ISA(void small_pair_loss(const SmallBatch& batch, const std::string& spec, const std::vector<double>& params,
+                                           const std::vector<Limits>& limits, const std::vector<SmallTerm>& terms,
+                                           void* terms_out, void* dx, bool is_double);)
+
+}  // namespace pml_fast

@@ -1,0 +1,439 @@
+"""Every backend that runs on a CPU gives the oracle's numbers: the dense formulas of the `reference` backend in float64.
+
+Everything here goes over the registry of specs, so a new loss is tested by being registered. An error is judged against that of
+the plain dense formula in the same precision: at most twice as large, up to rounding.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+import pml_fast.engine.ops
+import pml_fast.engine.triplet_ops  # noqa: F401  (defines the operators)
+from pml_fast import _extension, losses, use
+from pml_fast.engine import dispatch
+from pml_fast.engine.fold import Fold
+from pml_fast.engine.score import Score
+from pml_fast.engine.spec import PAIR_SPECS
+
+INF = float("inf")
+BACKENDS = ["cpu", "chunked"]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+SCORES = {
+    "cosine": Score(),
+    "dot": Score(normalize=False),
+    "l2": Score("l2", inverted=False),
+    "l2_squared": Score("l2", power=2.0, inverted=False),
+    "l2_raw": Score("l2", normalize=False, inverted=False),
+    "asymmetric": Score(normalize=False, inverted=False, symmetric=False),
+    "l3": Score("lp", p=3.0, normalize=False, inverted=False),
+    "cosine_cubed": Score(power=3.0),
+}
+NOT_COMPILED = {"l3", "cosine_cubed"}
+TRIPLETS = {
+    "hinge": (0.1, 0, 0, "every", 0.0),
+    "smooth": (0.1, 1, 0, "every", 0.0),
+    "hard": (0.2, 0, 0, "hard", 0.1),
+    "semihard": (0.2, 0, 0, "semihard", 0.15),
+    "easy": (0.4, 0, 0, "easy", 0.05),
+    "mined": (0.2, 1, 0, "all", 0.1),
+    "swap": (0.1, 0, 1, "every", 0.0),
+    "swap_smooth": (0.1, 1, 1, "every", 0.0),
+}
+FOLD = {"threshold": Fold("threshold", 0.0), "mean": Fold()}
+
+
+@dataclass
+class Batch:
+    """What an operator is called with; ``y`` of ``None`` is the batch itself."""
+
+    x: Tensor
+    labels: Tensor
+    y: Tensor | None = None
+    y_labels: Tensor | None = None
+
+    def to(self, dtype: torch.dtype) -> Batch:
+        return replace(self, x=self.x.to(dtype), y=None if self.y is None else self.y.to(dtype))
+
+
+@dataclass
+class Answer:
+    value: Tensor
+    dx: Tensor
+    dy: Tensor | None
+
+
+def draw(n: int, m: int | None, d: int = 17, classes: int = 9, seed: int | None = None) -> Batch:
+    """Fresh random rows; the scale keeps inner products of raw rows small enough for half precision."""
+    gen = torch.Generator()
+    gen.manual_seed(torch.seed() if seed is None else seed)
+    x = torch.randn(n, d, generator=gen, dtype=torch.float64) / d**0.5
+    labels = torch.randint(0, classes, (n,), generator=gen)
+    if m is None:
+        return Batch(x, labels)
+    y = torch.randn(m, d, generator=gen, dtype=torch.float64) / d**0.5
+    return Batch(x, labels, y, torch.randint(0, classes + 1, (m,), generator=gen))
+
+
+def call(name: str, batch: Batch, score: Score, fold: Fold = FOLD["mean"], params: list[float] | None = None) -> Answer:
+    """Value and gradients of a pair spec or of triplets through the operators, under the backend in force."""
+    itself = batch.y is None
+    x = batch.x.detach().clone().requires_grad_()
+    y = x if batch.y is None else batch.y.detach().clone().requires_grad_()
+    y_labels = batch.labels if batch.y_labels is None else batch.y_labels
+    if name in TRIPLETS:
+        *numbers, select, select_margin = TRIPLETS[name]
+        value = torch.ops.pml_fast.triplet_loss(
+            x, y, batch.labels, y_labels, None, None, [*map(float, numbers), select_margin], select,
+            score.encode(), itself, fold.encode(), True, True,
+        )[0]  # fmt: skip
+    else:
+        spec = PAIR_SPECS[name]() if params is None else PAIR_SPECS[name](*params)
+        value = torch.ops.pml_fast.pairwise_loss(
+            x, y, batch.labels, y_labels, None, None, name, spec.params(), score.encode(), itself,
+            [fold.encode()] * len(spec.terms), True, True,
+        )[0]  # fmt: skip
+    value.backward()
+    assert x.grad is not None
+    return Answer(value.detach(), x.grad, None if itself else y.grad)
+
+
+def on(backend: str, name: str, batch: Batch, score: Score, fold: Fold = FOLD["mean"]) -> Answer:
+    with use(backend=backend):
+        return call(name, batch, score, fold)
+
+
+def distance(got: Tensor, want: Tensor) -> float:
+    return (got.double() - want.double()).norm().item()
+
+
+def assert_within_budget(got: Answer, plain: Answer, exact: Answer, name: str) -> None:
+    """At most twice the error of the plain formula in the same precision, and some rounding of the result."""
+    wide = torch.float64 if got.dx.dtype == torch.float64 else torch.float32
+    assert got.value.dtype == wide and got.dx.dtype == plain.dx.dtype
+    # Logits are up to a hundred times a score: so is their rounding.
+    slack = 400 * torch.finfo(wide).eps
+    budget = 2 * distance(plain.value, exact.value) + slack * (1 + exact.value.abs().item())
+    assert distance(got.value, exact.value) <= budget, name
+    for mine, theirs, right in ((got.dx, plain.dx, exact.dx), (got.dy, plain.dy, exact.dy)):
+        assert (mine is None) == (theirs is None) == (right is None)
+        if mine is None or theirs is None or right is None:
+            continue
+        rounding = slack + torch.finfo(mine.dtype).eps
+        assert distance(mine, right) <= 2 * distance(theirs, right) + rounding * (right.norm().item() + 1e-3), name
+
+
+def skip_unless(backend: str) -> None:
+    reason = dispatch.backend(backend).available()
+    if reason is not None:
+        pytest.skip(reason)
+
+
+NAMES = [*sorted(PAIR_SPECS), *TRIPLETS]
+
+
+def cases() -> Iterator[tuple[str, str, str]]:
+    """Backend, spec or triplets, and score: all but those a backend is known to refuse."""
+    for backend in BACKENDS:
+        for name in NAMES:
+            for score in SCORES:
+                if name == "circle" and score != "cosine":
+                    continue
+                if "swap" in name and (score == "asymmetric" or backend == "cpu"):
+                    continue
+                if backend == "cpu" and score in NOT_COMPILED:
+                    continue
+                yield backend, name, score
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: str(t).removeprefix("torch."))
+@pytest.mark.parametrize(("backend", "name", "score"), cases())
+def test_value_and_gradients_are_within_the_error_budget(backend: str, name: str, score: str, dtype: torch.dtype) -> None:
+    """A batch against itself and against a second set, ragged, with a fold that counts and one that does not."""
+    skip_unless(backend)
+    for m in (None, 45):
+        batch = draw(61, m).to(dtype)
+        fold = FOLD["mean"] if dtype is torch.bfloat16 or "smooth" in name else FOLD["threshold"]
+        exact = on("reference", name, batch.to(torch.float64), SCORES[score], fold)
+        plain = on("reference", name, batch, SCORES[score], fold)
+        assert exact.value.isfinite() and exact.dx.norm() > 0
+        assert_within_budget(on(backend, name, batch, SCORES[score], fold), plain, exact, name)
+
+
+@pytest.mark.parametrize("score", ["cosine", "l2"])
+@pytest.mark.parametrize("name", sorted(PAIR_SPECS))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_shapes_beyond_one_tile(backend: str, name: str, score: str) -> None:
+    """Several strips of rows, and columns that fill no whole vector."""
+    skip_unless(backend)
+    if name == "circle" and score != "cosine":
+        pytest.skip("circle loss is defined for cosine similarities only")
+    for n, m in ((1203, None), (611, 1207), (2100, None)):
+        batch = draw(n, m, d=7, classes=90).to(torch.float32)
+        exact = on("reference", name, batch.to(torch.float64), SCORES[score])
+        plain = on("reference", name, batch, SCORES[score])
+        assert_within_budget(on(backend, name, batch, SCORES[score]), plain, exact, name)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", [name for name in TRIPLETS if "swap" not in name])
+def test_triplets_of_large_classes(backend: str, name: str) -> None:
+    """More positives than any small-class path holds: 40 rows a class, over several strips."""
+    skip_unless(backend)
+    batch = draw(120, 520, d=7, classes=3).to(torch.float32)
+    fold = FOLD["threshold"]
+    exact = on("reference", name, batch.to(torch.float64), SCORES["l2"], fold)
+    plain = on("reference", name, batch, SCORES["l2"], fold)
+    assert_within_budget(on(backend, name, batch, SCORES["l2"], fold), plain, exact, name)
+
+
+def isas() -> list[str]:
+    extension = _extension.load()
+    return [] if extension is None else list(extension.build_info()["isas"])
+
+
+@pytest.fixture
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
+    extension = _extension.load()
+    assert extension is not None
+    before = extension.isa()
+    try:
+        extension.set_isa(request.param)
+    except ValueError as error:
+        pytest.skip(f"this processor cannot run it: {error}")
+    yield request.param
+    extension.set_isa(before)
+
+
+@pytest.mark.skipif(not isas(), reason="the compiled extension is not built")
+@pytest.mark.parametrize("instruction_set", isas(), indirect=True)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_instruction_set_computes_the_same(name: str, instruction_set: str) -> None:
+    """Baseline, AVX2 and AVX-512 are compiled from one source; each is held to the oracle."""
+    if "swap" in name:
+        pytest.skip("swap has no compiled kernel")
+    for score in ("cosine", "dot", "l2", "l2_squared") if name != "circle" else ("cosine",):
+        for dtype in (torch.float32, torch.float64):
+            batch = draw(77, None if score != "dot" else 53).to(dtype)
+            exact = on("reference", name, batch.to(torch.float64), SCORES[score])
+            plain = on("reference", name, batch, SCORES[score])
+            assert_within_budget(on("cpu", name, batch, SCORES[score]), plain, exact, f"{name} {score}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bits_repeat_whatever_the_number_of_threads(backend: str, name: str) -> None:
+    """The same call twice, and on 1, 2 and 4 threads, gives the same bits."""
+    skip_unless(backend)
+    if backend == "cpu" and "swap" in name:
+        pytest.skip("swap has no compiled kernel")
+    before = torch.get_num_threads()
+    try:
+        for n, m in ((300, None), (130, 210)):
+            batch = draw(n, m, d=12, classes=30).to(torch.float32)
+            answers = []
+            for threads in (1, 1, 2, 4):
+                torch.set_num_threads(threads)
+                answers.append(on(backend, name, batch, SCORES["cosine"], FOLD["threshold"]))
+            for answer in answers[1:]:
+                assert torch.equal(answer.value, answers[0].value)
+                assert torch.equal(answer.dx, answers[0].dx)
+                assert answer.dy is None or torch.equal(answer.dy, answers[0].dy)
+    finally:
+        torch.set_num_threads(before)
+
+
+# ---- what batches can hold ---------------------------------------------------------------------------------------------------
+
+EDGES = {
+    "empty": (torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)),
+    "one_row": (torch.ones(1, 3), torch.zeros(1, dtype=torch.int64)),
+    "one_class": (torch.randn(9, 3), torch.full((9,), -4)),
+    "all_distinct": (torch.randn(9, 3), torch.arange(9) * (1 << 40)),
+    "one_feature": (torch.randn(9, 1), torch.arange(9) % 3),
+    "duplicates": (torch.randn(3, 5).repeat(4, 1), torch.arange(12) % 2),
+    "all_equal": (torch.ones(8, 5), torch.arange(8) % 2),
+    "zero_rows": (torch.cat([torch.zeros(4, 3), torch.randn(5, 3)]), torch.arange(9) % 2),
+    "signs": (torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]]).repeat(3, 1), torch.arange(12) % 5),
+    "huge": (torch.randn(9, 4) * 1e15, torch.arange(9) % 3),
+    "tiny": (torch.randn(9, 4) * 1e-15, torch.arange(9) % 3),
+}
+
+
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_edges_equal_the_oracle(backend: str, edge: str) -> None:
+    """Empty, single, one-class, all-distinct, duplicate, zero, huge and tiny rows, for every spec and distance."""
+    skip_unless(backend)
+    x, labels = EDGES[edge]
+    batch = Batch(x, labels).to(torch.float64)
+    for other, name, score in cases():
+        if other != backend or (edge in ("huge", "tiny") and not SCORES[score].normalize):
+            continue
+        want = on("reference", name, batch, SCORES[score], FOLD["threshold"])
+        got = on(backend, name, batch, SCORES[score], FOLD["threshold"])
+        what = f"{name} {score}"
+        assert want.value.isfinite(), what
+        torch.testing.assert_close(got.value, want.value, rtol=1e-8, atol=1e-9, msg=lambda m, w=what: f"{w}: {m}")
+        # A row's gradient grows as its norm shrinks.
+        scale = max(1.0, want.dx.abs().max().item() if len(want.dx) else 0.0)
+        near = {"rtol": 1e-6, "atol": 1e-8 * scale}
+        torch.testing.assert_close(got.dx, want.dx, **near, msg=lambda m, w=what: f"{w}: {m}")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("n", "m"), [(5, 0), (0, 5), (0, 0)])
+def test_empty_sets_give_a_differentiable_zero(backend: str, n: int, m: int) -> None:
+    skip_unless(backend)
+    batch = draw(n, m, seed=1)
+    for other, name, score in cases():
+        if other == backend:
+            got = on(backend, name, batch, SCORES[score])
+            assert got.value == 0 or (n > 0 and name == "multi_similarity" and got.value.isfinite()), f"{name} {score}"
+            assert got.dy is not None and not got.dx.any() and not got.dy.any(), f"{name} {score}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bad", [float("nan"), INF, -INF])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_row_that_is_not_finite_is_seen(backend: str, bad: float, dtype: torch.dtype) -> None:
+    """One NaN or infinity in a row that has positives and negatives makes every loss NaN: nothing is swallowed."""
+    skip_unless(backend)
+    for other, name, score in cases():
+        if other != backend or score in NOT_COMPILED:
+            continue
+        if name in TRIPLETS and TRIPLETS[name][3] != "every":
+            # A comparison with NaN is false, so a miner leaves such triplets out, as the peer's does.
+            continue
+        for m in (None, 15):
+            batch = draw(12, m, d=4, classes=2, seed=5).to(dtype)
+            batch.x[3, 1] = bad
+            value = on(backend, name, batch, SCORES[score]).value
+            want = on("reference", name, batch, SCORES[score]).value
+            assert value.isnan() or (not want.isnan() and torch.equal(value, want)), f"{name} {score} {m}"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_cold_temperature_of_raw_inner_products_does_not_overflow(backend: str) -> None:
+    """Logits of thousands, as raw embeddings and a temperature of 0.01 give, in float32."""
+    skip_unless(backend)
+    for m in (None, 40):
+        batch = draw(50, m, d=16, classes=6, seed=2).to(torch.float32)
+        batch.x.mul_(20)
+        for name in ("supcon", "ntxent"):
+            with use(backend=backend):
+                got = call(name, batch, SCORES["dot"], params=[0.01])
+            with use(backend="reference"):
+                want = call(name, batch.to(torch.float64), SCORES["dot"], params=[0.01])
+            assert want.value > 100
+            torch.testing.assert_close(got.value.double(), want.value, rtol=1e-5, atol=0)
+            assert distance(got.dx, want.dx) <= 1e-3 * want.dx.norm().item()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strides_do_not_matter(backend: str) -> None:
+    """Transposed, sliced and expanded inputs give what their contiguous copies give."""
+    skip_unless(backend)
+    wide = draw(40, None, d=24, classes=5, seed=3).to(torch.float32)
+    views = [wide.x.t().contiguous().t(), torch.cat([wide.x, wide.x], dim=1)[:, ::2], wide.x[::2], wide.x[:1].expand(9, 24)]
+    labels = torch.stack([wide.labels, wide.labels], dim=1)[:, 0]
+    for name in NAMES:
+        if backend == "cpu" and "swap" in name:
+            continue
+        for x in views:
+            own = labels[: len(x)]
+            assert not x.is_contiguous()
+            got = on_view(backend, name, x, own)
+            want = on_view(backend, name, x.contiguous(), own.contiguous())
+            assert torch.equal(got.value, want.value) and torch.equal(got.dx, want.dx), name
+
+
+def on_view(backend: str, name: str, x: Tensor, labels: Tensor) -> Answer:
+    """As `on`, keeping the strides."""
+    x = x.detach().requires_grad_()
+    with use(backend=backend):
+        if name in TRIPLETS:
+            margin, smooth, swap, select, select_margin = TRIPLETS[name]
+            value = torch.ops.pml_fast.triplet_loss(
+                x, x, labels, labels, None, None, [margin, smooth, swap, select_margin], select, SCORES["l2"].encode(),
+                True, FOLD["mean"].encode(), True, True,
+            )[0]  # fmt: skip
+        else:
+            spec = PAIR_SPECS[name]()
+            value = torch.ops.pml_fast.pairwise_loss(
+                x, x, labels, labels, None, None, name, spec.params(), SCORES["cosine"].encode(), True,
+                [FOLD["mean"].encode()] * len(spec.terms), True, True,
+            )[0]  # fmt: skip
+    return Answer(value.detach(), torch.autograd.grad(value, x)[0], None)
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every uninitialised tensor holds NaN (or a wild index): what a kernel forgets to write is seen."""
+
+    def fill(tensor: Tensor) -> Tensor:
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor.fill_(-(1 << 50))
+
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        make = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, _make=make, **options: fill(_make(*args, **options)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_output_is_written(poisoned: None, backend: str, name: str) -> None:
+    skip_unless(backend)
+    if backend == "cpu" and "swap" in name:
+        pytest.skip("swap has no compiled kernel")
+    assert torch.empty(2).isnan().all()
+    for m in (None, 29):
+        answer = on(backend, name, draw(37, m, seed=6), SCORES["cosine"])
+        assert answer.value.isfinite() and answer.dx.isfinite().all()
+        assert answer.dy is None or answer.dy.isfinite().all()
+
+
+# ---- memory ------------------------------------------------------------------------------------------------------------------
+
+MEMORY = """
+import torch
+from pml_fast import losses, miners, use
+from pml_fast._bounded import measure_peak
+N, P, D = 8192, 3, 64
+use(backend={backend!r})
+def step(n):
+    x = torch.randn(n, D, requires_grad=True)
+    labels = torch.arange(n) // (P + 1)
+    loss = losses.{loss}
+    {call}.backward()
+    return x.grad
+step(256)
+x = torch.empty(0)
+_, peak = measure_peak(lambda: step(N))
+print(peak - 4 * N * D)
+"""
+STEPS = {
+    **{name: (f"{name}()", "loss(x, labels)") for name in losses.__all__ if name.endswith("Loss")},
+    "mined": ("MultiSimilarityLoss()", "loss(x, labels, miners.MultiSimilarityMiner()(x, labels))"),
+    "batch_hard": ("TripletMarginLoss()", "loss(x, labels, miners.BatchHardMiner()(x, labels))"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("backend", ["cpu"])
+def test_a_step_takes_linear_memory(backend: str, step: str) -> None:
+    """At N = 8192 the peak over the start stays below the gradients + 8 N (P + 8) bytes + 64 MiB (N x N alone is 256 MiB)."""
+    skip_unless(backend)
+    loss, made = STEPS[step]
+    script = MEMORY.format(backend="auto", loss=loss, call=made)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    n, p, d = 8192, 3, 64
+    assert int(run.stdout) < 4 * n * d + 8 * n * (p + 8) + (64 << 20)
