@@ -1,4 +1,4 @@
-"""Every default configuration of every Triton kernel compiles for sm_80 and sm_90, without a card and without a spilled register."""
+"""The Triton kernels' default configurations compile for sm_80 and sm_90, without a card and without a spill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pairwise Triton kernels against the chunked backend in float64: interpreted on a CPU, on the card where there is one."""
+"""The pairwise Triton kernels (interpreted where there is no card) against the chunked backend in float64."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ import pytest
 import torch
 from torch import Tensor
 
-CUDA = torch.cuda.is_available()
-if not CUDA:
+if not torch.cuda.is_available():
     # Kernels, triton's own among them, are interpreted or compiled as decided when their module is imported.
     _before = os.environ.get("TRITON_INTERPRET")
     os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton", reason="triton is published for Linux alone")
-
-from pml_fast.engine.triton import layout, sweeps
-
-if not CUDA:
-    if _before is None:
-        del os.environ["TRITON_INTERPRET"]
-    else:
-        os.environ["TRITON_INTERPRET"] = _before
 
 from pml_fast.engine import specs  # noqa: F401  (registers the losses)
 from pml_fast.engine.chunked import ChunkedBackend
 from pml_fast.engine.problem import NO_LIMITS, ExtremeProblem, PairProblem, PairRows
 from pml_fast.engine.score import Score
 from pml_fast.engine.spec import PAIR_SPECS
+from pml_fast.engine.triton import layout, sweeps
 from pml_fast.engine.triton.backend import TritonBackend
 from pml_fast.engine.triton.epilogues import EPILOGUES
+
+CUDA = torch.cuda.is_available()
+if not CUDA:
+    # The tests set it again, one by one: what else runs in this process must not find the backend available.
+    if _before is None:
+        del os.environ["TRITON_INTERPRET"]
+    else:
+        os.environ["TRITON_INTERPRET"] = _before
 
 DEVICE = "cuda" if CUDA else "cpu"
 EVERYTHING = os.environ.get("PML_FAST_TEST_ALL") == "1"
@@ -85,9 +85,7 @@ def problem_of(
     y, y_labels = (x, x_labels) if itself else (rows_of(m, d, dtype, 3), labels_of(m, classes, 4))
     ruled = torch.tensor(RULES[score], device=DEVICE).unsqueeze(1).repeat(1, n) if rule else None
     made = PAIR_SPECS[spec]()
-    return PairProblem(
-        made, SCORES[score], x, y, x_labels, y_labels, itself, ruled, [LIMITS[limits]] * len(made.terms)
-    )
+    return PairProblem(made, SCORES[score], x, y, x_labels, y_labels, itself, ruled, [LIMITS[limits]] * len(made.terms))
 
 
 def exact(problem: PairProblem) -> PairProblem:
@@ -172,7 +170,9 @@ def test_strided_inputs(spec: str) -> None:
 def test_duplicate_rows_have_distance_zero_and_no_gradient_between_them(spec: str) -> None:
     problem = problem_of(spec, "l2", True, shape=(24, 24, 16), classes=3)
     x = problem.x[:12].repeat(2, 1)
-    check(replace(problem, x=x, y=x, x_labels=problem.x_labels[:12].repeat(2), y_labels=problem.x_labels[:12].repeat(2)))
+    check(
+        replace(problem, x=x, y=x, x_labels=problem.x_labels[:12].repeat(2), y_labels=problem.x_labels[:12].repeat(2))
+    )
 
 
 def test_near_rows_keep_the_digits_of_their_distance() -> None:
@@ -278,7 +278,9 @@ def test_rounding_to_tf32_keeps_what_is_not_finite() -> None:
 
 
 def extreme_cases() -> list[tuple[object, ...]]:
-    every = list(itertools.product(SCORES, (True, False), (True, False), (True, False), ("none", "low", "high", "both")))
+    every = list(
+        itertools.product(SCORES, (True, False), (True, False), (True, False), ("none", "low", "high", "both"))
+    )
     return every if EVERYTHING else every[::3]
 
 

@@ -20,25 +20,13 @@ class Engine final : public TripletEngine {
  public:
   Engine(const TripletOptions& options, const PairLayout& layout)
       : o_(options), g_(layout), scores_(layout), rule_(static_cast<const T*>(layout.rule)) {
-    begin_.resize(g_.n + 1);
-    begin_[0] = 0;
-    steps_.resize(g_.n);
-    for (int64_t i = 0; i < g_.n; ++i) {
-      int steps = 0;
-      while ((int64_t{1} << steps) < g_.end[i] - g_.start[i] + 1) ++steps;
-      steps_[i] = steps;
-      begin_[i + 1] = begin_[i] + (int64_t{1} << (steps + 1));
-    }
-    z_.resize(begin_[g_.n]);
-    column_.resize(begin_[g_.n]);
-    suffix_.resize(begin_[g_.n]);
-    weight_.assign(begin_[g_.n], 0.0);
-    count_.resize(g_.n);
     sums_.assign(g_.n, AnchorSums{});
     row_sum_.assign(g_.n, T(0));
+    factor_.assign(g_.offset[g_.n], T(0));
   }
 
   void prepare(void* products, int64_t ld, int64_t i0, int64_t i1, int64_t j0) override {
+    make_room(i0, i1);
     parallel_for((i1 - i0 + 31) / 32, g_.threads, [&](int64_t task) {
       for (int64_t i = i0 + task * 32; i < std::min(i1, i0 + (task + 1) * 32); ++i) {
         T* s = static_cast<T*>(products) + (i - i0) * ld - j0;
@@ -69,11 +57,17 @@ class Engine final : public TripletEngine {
     }
   }
 
-  void finish_gradients(const void* weights, void* dx_out, void* dy_out) override {
+  // dL/dz of the strip's sorted positives, back at their columns, over what their difference (or inner product) is multiplied by.
+  void finish_strip(int64_t i0, int64_t i1, const void* weights) override {
     const T* w = static_cast<const T*>(weights);
+    parallel_for((i1 - i0 + 31) / 32, g_.threads, [&](int64_t task) {
+      for (int64_t i = i0 + task * 32; i < std::min(i1, i0 + (task + 1) * 32); ++i) place_slopes(i, w == nullptr ? T(1) : w[i]);
+    });
+  }
+
+  void finish_gradients(void* dx_out, void* dy_out) override {
     T* dx = static_cast<T*>(dx_out);
     T* dy = static_cast<T*>(dy_out);
-    place_positive_slopes(w);
     if (dx != nullptr)
       over(g_.n, [&](int64_t i) {
         add_own(row_sum_[i], scores_.row(i), dx + i * g_.d);
@@ -99,12 +93,33 @@ class Engine final : public TripletEngine {
     });
   }
 
+  // Tables of the sorted positives live for one strip of rows.
+  void make_room(int64_t i0, int64_t i1) {
+    strip_ = i0;
+    begin_.assign(i1 - i0 + 1, 0);
+    steps_.resize(i1 - i0);
+    for (int64_t i = i0; i < i1; ++i) {
+      int steps = 0;
+      while ((int64_t{1} << steps) < g_.end[i] - g_.start[i] + 1) ++steps;
+      steps_[i - i0] = steps - 1;
+      begin_[i - i0 + 1] = begin_[i - i0] + (int64_t{1} << steps);
+    }
+    const int64_t size = begin_[i1 - i0];
+    z_.resize(size);
+    column_.resize(size);
+    suffix_.resize(size);
+    weight_.assign(size, 0.0);
+    count_.assign(i1 - i0, 0);
+  }
+
+  int64_t base(int64_t i) const { return begin_[i - strip_]; }
+
   T toward(T s) const { return o_.sign > 0 ? -s : s; }
 
   // ---- positives ---------------------------------------------------------------------------------------------------------------
 
   void sort_positives(int64_t i, const T* scores) {
-    const int64_t base = begin_[i];
+    const int64_t first = base(i);
     std::vector<std::pair<T, int64_t>> pos;
     T nan = 0;
     for (int64_t j = g_.start[i]; j < g_.end[i]; ++j) {
@@ -119,14 +134,14 @@ class Engine final : public TripletEngine {
     std::sort(pos.begin(), pos.end(), [](const auto& a, const auto& b) {
       return a.first < b.first || (a.first == b.first && a.second < b.second);
     });
-    count_[i] = static_cast<int64_t>(pos.size());
+    count_[i - strip_] = static_cast<int64_t>(pos.size());
     double suffix = 0;
-    for (int64_t k = begin_[i + 1] - base - 1; k >= 0; --k) {
-      const bool there = k < count_[i];
-      z_[base + k] = there ? pos[k].first : std::numeric_limits<T>::infinity();
-      column_[base + k] = there ? pos[k].second : -1;
+    for (int64_t k = base(i + 1) - first - 1; k >= 0; --k) {
+      const bool there = k < count_[i - strip_];
+      z_[first + k] = there ? pos[k].first : std::numeric_limits<T>::infinity();
+      column_[first + k] = there ? pos[k].second : -1;
       if (there) suffix += static_cast<double>(pos[k].first);
-      suffix_[base + k] = suffix;
+      suffix_[first + k] = suffix;
     }
   }
 
@@ -145,7 +160,7 @@ class Engine final : public TripletEngine {
       T v[kBlock], c[kBlock];
       int32_t at[kBlock];
       const int64_t n = gather(s, i, b0, b1, v, at);
-      if (count_[i] > 0 && n > 0)
+      if (count_[i - strip_] > 0 && n > 0)
         fold_negatives(i, v, n, gradients, c);
       else
         std::fill(c, c + n, T(0));
@@ -181,19 +196,19 @@ class Engine final : public TripletEngine {
   void fold_negatives(int64_t i, const T* v, int64_t n, bool gradients, T* c) {
     if (o_.smooth)
       smooth_run(i, v, n, gradients, c);
-    else if (o_.select == Select::kEvery && count_[i] <= kLinear)
+    else if (o_.select == Select::kEvery && count_[i - strip_] <= kLinear)
       linear_run(i, v, n, c);
     else
       search_run(i, v, n, c);
   }
 
   void linear_run(int64_t i, const T* v, int64_t n, T* c) {
-    const T* z = z_.data() + begin_[i];
+    const T* z = z_.data() + base(i);
     const T margin = T(o_.margin);
     T loss[kBlock];
     for (int64_t j = 0; j < n; ++j) loss[j] = c[j] = T(0);
     int64_t total = 0;
-    for (int64_t k = 0; k < count_[i]; ++k) {
+    for (int64_t k = 0; k < count_[i - strip_]; ++k) {
       const T own = z[k];
       int active = 0;
 #pragma omp simd reduction(+ : active)
@@ -205,21 +220,21 @@ class Engine final : public TripletEngine {
         c[j] -= over ? T(1) : T(0);
         active += over ? 1 : 0;
       }
-      weight_[begin_[i] + k] += active;
+      weight_[base(i) + k] += active;
       total += active;
     }
     double sum = 0;
     for (int64_t j = 0; j < n; ++j) sum += static_cast<double>(loss[j]);
     sums_[i].loss += sum;
-    sums_[i].count += o_.positive_only ? total : count_[i] * n;
+    sums_[i].count += o_.positive_only ? total : count_[i - strip_] * n;
   }
 
   void search_run(int64_t i, const T* v, int64_t n, T* c) {
-    const T* z = z_.data() + begin_[i];
-    const double* suffix = suffix_.data() + begin_[i];
-    double* weight = weight_.data() + begin_[i];
-    const int steps = steps_[i];
-    const int32_t p = static_cast<int32_t>(count_[i]);
+    const T* z = z_.data() + base(i);
+    const double* suffix = suffix_.data() + base(i);
+    double* weight = weight_.data() + base(i);
+    const int steps = steps_[i - strip_];
+    const int32_t p = static_cast<int32_t>(count_[i - strip_]);
     const T margin = T(o_.margin), selected = T(o_.select_margin);
     int32_t active[kBlock], low[kBlock], high[kBlock];
     first_true(z, steps, v, n, [=](T a, T b) { return (a - b) + margin > T(0); }, active);
@@ -266,13 +281,13 @@ class Engine final : public TripletEngine {
   }
 
   void smooth_run(int64_t i, const T* v, int64_t n, bool gradients, T* c) {
-    const T* z = z_.data() + begin_[i];
+    const T* z = z_.data() + base(i);
     const T margin = T(o_.margin);
     const bool filter = o_.select != Select::kEvery;
     T loss[kBlock];
     for (int64_t j = 0; j < n; ++j) loss[j] = c[j] = T(0);
     int64_t total = 0;
-    for (int64_t k = 0; k < count_[i]; ++k) {
+    for (int64_t k = 0; k < count_[i - strip_]; ++k) {
       T keep[kBlock];
       for (int64_t j = 0; j < n; ++j) keep[j] = !filter || is_selected(v[j] - z[k]) ? T(1) : T(0);
       const T own = z[k];
@@ -290,7 +305,7 @@ class Engine final : public TripletEngine {
         slope += in ? sigma : T(0);
         counted += in & !(value <= T(0)) ? 1 : 0;
       }
-      if (gradients) weight_[begin_[i] + k] += static_cast<double>(slope);
+      if (gradients) weight_[base(i) + k] += static_cast<double>(slope);
       if (o_.positive_only)
         total += counted;
       else
@@ -325,24 +340,20 @@ class Engine final : public TripletEngine {
 
   // ---- gradients of the positives ------------------------------------------------------------------------------------------------
 
-  // dL/dz of the sorted positives, back at their columns, over what their difference (or inner product) is multiplied by.
-  void place_positive_slopes(const T* w) {
-    factor_.assign(g_.offset[g_.n], T(0));
-    const bool linear = !o_.smooth && o_.select == Select::kEvery;
-    over(g_.n, [&](int64_t i) {
-      double running = 0;
-      const bool ranges = !o_.smooth && !(linear && count_[i] <= kLinear);
-      for (int64_t k = 0; k < count_[i]; ++k) {
-        const double own = weight_[begin_[i] + k];
-        running = ranges ? running + own : own;
-        const int64_t j = column_[begin_[i] + k];
-        const T z = z_[begin_[i] + k], s = o_.sign > 0 ? -z : z;
-        T value = static_cast<T>(running) * (w == nullptr ? T(1) : w[i]) * (o_.sign > 0 ? T(-1) : T(1));
-        if (g_.distance == Distance::kL2) value = s == T(0) ? T(0) : value / s;
-        if (g_.distance == Distance::kL2Squared) value *= T(2);
-        factor_[g_.offset[i] + j - g_.start[i]] = value;
-      }
-    });
+  void place_slopes(int64_t i, T w) {
+    const bool linear = o_.select == Select::kEvery && count_[i - strip_] <= kLinear;
+    const bool ranges = !o_.smooth && !linear;
+    double running = 0;
+    for (int64_t k = 0; k < count_[i - strip_]; ++k) {
+      const double own = weight_[base(i) + k];
+      running = ranges ? running + own : own;
+      const int64_t j = column_[base(i) + k];
+      const T z = z_[base(i) + k], s = o_.sign > 0 ? -z : z;
+      T value = static_cast<T>(running) * w * (o_.sign > 0 ? T(-1) : T(1));
+      if (g_.distance == Distance::kL2) value = s == T(0) ? T(0) : value / s;
+      if (g_.distance == Distance::kL2Squared) value *= T(2);
+      factor_[g_.offset[i] + j - g_.start[i]] = value;
+    }
   }
 
   void add_pair(T factor, const T* own, const T* other, T* grad) const {
@@ -365,6 +376,7 @@ class Engine final : public TripletEngine {
   PairLayout g_;
   Scores<T> scores_;
   const T* rule_;
+  int64_t strip_ = 0;
   std::vector<int64_t> begin_, column_, count_;
   std::vector<int> steps_;
   std::vector<T> z_;              // each row's positives, sorted, padded with infinity to a power of two

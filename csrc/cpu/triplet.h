@@ -35,8 +35,11 @@ class TripletEngine {
   // Sums and counts [2, N].
   virtual void rows(double* out) const = 0;
 
+  // After the last tile of a strip: what its rows give to their positives' gradients.
+  virtual void finish_strip(int64_t i0, int64_t i1, const void* w) = 0;
+
   // Adds the positives' share, and the distances' own-row share, to the gradients (either may be null).
-  virtual void finish_gradients(const void* w, void* dx, void* dy) = 0;
+  virtual void finish_gradients(void* dx, void* dy) = 0;
 };
 
 PML_FAST_FOR_EACH_ISA(std::unique_ptr<TripletEngine> make_triplet_engine(const TripletOptions& options,

@@ -27,7 +27,7 @@ inline float log1p_of(float e) {
 
 inline double log1p_of(double e) { return std::log1p(e); }
 
-// The first k (of a table padded with +infinity to `steps` halvings) at which the predicate, false then true, is true.
+// The first k (of a table padded with +infinity to 2^(steps + 1) entries) at which the predicate, false then true, is true.
 template <typename T, typename Predicate>
 void first_true(const T* z, int steps, const T* v, int64_t n, Predicate holds, int32_t* first) {
   for (int64_t j = 0; j < n; ++j) first[j] = 0;

@@ -7,7 +7,7 @@ their backward only scales it. ``pairwise_rows`` keeps every row's loss differen
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from pml_fast.engine import dispatch
 from pml_fast.engine.cpu import small
 from pml_fast.engine.fold import Fold, reduce_rows
 from pml_fast.engine.problem import Backend, ExtremeProblem, Limits, PairProblem, PairRows
-from pml_fast.engine.score import Score, compute_type, unit_rows, unit_rows_backward
+from pml_fast.engine.score import Score, compute_type, row_norms, unit_rows_backward
 from pml_fast.engine.settings import math_precision
 from pml_fast.engine.spec import pair_spec
 
@@ -35,27 +35,39 @@ def _define(name: str, schema: str, implementation: Callable[..., Any], fake: Ca
 
 @dataclass
 class _Rows:
-    """One side's rows as the engines take them, and the way back for its gradient."""
+    """One side's embeddings, what they are divided by, and the way back for their gradient."""
 
-    rows: Tensor
+    x: Tensor
     norm: Tensor | None
     dtype: torch.dtype
 
     @staticmethod
     def of(x: Tensor, score: Score) -> _Rows:
         wide = x.to(compute_type(x.dtype))
-        rows, norm = unit_rows(wide) if score.normalize else (wide, None)
+        return _Rows(wide, row_norms(wide) if score.normalize else None, x.dtype)
+
+    def unit(self) -> Tensor:
+        """The rows as a backend takes them that does not divide them itself."""
+        rows = self.x if self.norm is None else self.x / self.norm
         # Half precision stays so where the kernels multiply in it.
-        if x.is_cuda and x.dtype in (torch.float16, torch.bfloat16):
-            rows = rows.to(x.dtype)
-        return _Rows(rows, norm, x.dtype)
+        half = rows.is_cuda and self.dtype in (torch.float16, torch.bfloat16)
+        return rows.to(self.dtype) if half else rows
 
     def back(self, grad: Tensor | None) -> Tensor:
+        """The gradient by the embeddings (an empty tensor for none), given that by the rows, which it may overwrite."""
         if grad is None:
-            return self.rows.new_empty(0)
+            return self.x.new_empty(0, dtype=self.dtype)
         if self.norm is not None:
-            grad = unit_rows_backward(grad, self.rows.to(grad.dtype), self.norm)
+            grad = unit_rows_backward(grad.to(self.x.dtype), self.x, self.norm)
         return grad.to(self.dtype)
+
+
+def _prepared(problem: Any, backend: Backend, rows: _Rows, cols: _Rows) -> Any:
+    """The problem with the rows that this backend takes: a backend that ``divides`` never needs a second copy of them."""
+    if getattr(backend, "divides", False):
+        return replace(problem, x_norm=rows.norm, y_norm=cols.norm)
+    x = rows.unit()
+    return replace(problem, x=x, y=x if cols is rows else cols.unit())
 
 
 def _both(x: Tensor, y: Tensor, itself: bool, score: Score) -> tuple[_Rows, _Rows]:
@@ -68,7 +80,7 @@ def _pair_problem(
     params: Sequence[float], score: Score, itself: bool, limits: list[Limits],
 ) -> PairProblem:  # fmt: skip
     return PairProblem(
-        pair_spec(spec, params), score, rows.rows, cols.rows, x_labels, y_labels, itself, rule, limits
+        pair_spec(spec, params), score, rows.x, cols.x, x_labels, y_labels, itself, rule, limits
     )
 
 
@@ -93,6 +105,7 @@ def _pairwise_loss(
         limits = [fold.pair_limits() for fold in reductions]
         problem = _pair_problem(rows, cols, x_labels, y_labels, rule, spec, params, sc, itself, limits)
         backend = dispatch.select(problem)
+        problem = _prepared(problem, backend, rows, cols)
         state = backend.pair_rows(problem, need_x or need_y)
         losses, weights = [], []
         for t, (term, fold) in enumerate(zip(problem.spec.terms, reductions, strict=True)):
@@ -214,8 +227,9 @@ def _rows_state(
     limits = _no_limits(spec, params)
     problem = _pair_problem(rows, cols, x_labels, y_labels, rule, spec, params, sc, itself, limits)
     backend = dispatch.select(problem)
+    problem = _prepared(problem, backend, rows, cols)
     state = backend.pair_rows(problem, keep)
-    gate = state.exists.all().to(rows.rows.device) | (not problem.spec.gated)
+    gate = state.exists.all().to(rows.x.device) | (not problem.spec.gated)
     return rows, cols, problem, backend, state, gate
 
 
@@ -305,9 +319,10 @@ def _row_extremes(
     with math_precision():
         rows, cols = _both(x, y, itself, sc)
         problem = ExtremeProblem(
-            sc, rows.rows, cols.rows, x_labels, y_labels, itself, positive, largest, low, high
+            sc, rows.x, cols.x, x_labels, y_labels, itself, positive, largest, low, high
         )
-        return dispatch.select(problem).extremes(problem)
+        backend = dispatch.select(problem)
+        return backend.extremes(_prepared(problem, backend, rows, cols))
 
 
 def _row_extremes_fake(

@@ -21,6 +21,7 @@ class PairProblem:
 
     ``itself`` means that both are one batch: self pairs are excluded, and where ``shared`` ``y`` is ``x`` and the gradient of both
     roles goes to ``x``.
+    A backend that ``divides`` gets them as they are, with ``x_norm`` and ``y_norm`` ``[.., 1]`` to divide by.
     ``rule`` is ``[4, N]``, closed intervals of the score a pair must lie in (positive low, high; negative low, high).
     ``limits`` is one interval a term: only pair losses strictly inside it are summed and counted.
     """
@@ -34,6 +35,8 @@ class PairProblem:
     itself: bool
     rule: Tensor | None
     limits: list[Limits]
+    x_norm: Tensor | None = None
+    y_norm: Tensor | None = None
 
     @property
     def shared(self) -> bool:
@@ -69,6 +72,8 @@ class TripletProblem:
     itself: bool
     rule: Tensor | None
     limits: Limits
+    x_norm: Tensor | None = None
+    y_norm: Tensor | None = None
 
     @property
     def shared(self) -> bool:
@@ -93,6 +98,8 @@ class ExtremeProblem:
     largest: bool
     low: Tensor | None
     high: Tensor | None
+    x_norm: Tensor | None = None
+    y_norm: Tensor | None = None
 
     @property
     def shared(self) -> bool:

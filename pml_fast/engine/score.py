@@ -56,7 +56,6 @@ class Score:
             return (min(0.0, *ends) if self.power % 2 == 0 else ends[0], ends[1])
         return (0.0, (2.0 + slack) ** self.power)
 
-    @lru_cache(maxsize=256)  # noqa: B019  (a frozen value: the cache holds a few small objects)
     def encode(self) -> str:
         """The score as the string an operator's schema carries."""
         return f"{self.kind}|{self.p!r}|{self.power!r}|{int(self.normalize)}|{int(self.inverted)}|{int(self.symmetric)}"
@@ -73,18 +72,30 @@ class Score:
         return replace(self, normalize=False)
 
 
+# Rows handled at a time where a temporary of the whole matrix would show in the peak memory.
+_ROWS = 8192
+
+
+def row_norms(x: Tensor) -> Tensor:
+    """Euclidean norms ``[N, 1]`` as rows are divided by them: never zero."""
+    return torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min_(NORM_EPS)
+
+
 def unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of ``x`` divided by their Euclidean norm, and the norms ``[N, 1]`` as they were used."""
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min_(NORM_EPS)
+    norm = row_norms(x)
     return x / norm, norm
 
 
-def unit_rows_backward(grad: Tensor, unit: Tensor, norm: Tensor) -> Tensor:
-    """Gradient with respect to ``x`` given the gradient with respect to its unit rows (may overwrite ``grad``)."""
-    along = (grad * unit).sum(dim=1, keepdim=True)
-    # A clamped norm is a constant: its rows have no component to project out.
-    along = along.masked_fill_(norm <= NORM_EPS, 0.0)
-    return torch.addcmul(grad, unit, along, value=-1.0).div_(norm)
+def unit_rows_backward(grad: Tensor, x: Tensor, norm: Tensor) -> Tensor:
+    """Gradient by ``x`` given the gradient by its unit rows, which it overwrites."""
+    for part, rows, size in zip(grad.split(_ROWS), x.split(_ROWS), norm.split(_ROWS), strict=True):
+        unit = rows / size
+        along = (part * unit).sum(dim=1, keepdim=True)
+        # A clamped norm is a constant: its rows have no component to project out.
+        along = along.masked_fill_(size <= NORM_EPS, 0.0)
+        part.addcmul_(unit, along, value=-1.0).div_(size)
+    return grad
 
 
 def compute_type(dtype: torch.dtype) -> torch.dtype:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pml_fast.engine import dispatch
 from pml_fast.engine.fold import Fold, reduce_rows
-from pml_fast.engine.ops import _SETS, _both, _define, _differentiable, _grad_like, _LIBRARY, _refuse_double_backward, _Rows, _scaled, _shared
+from pml_fast.engine.ops import _SETS, _both, _define, _differentiable, _grad_like, _prepared, _refuse_double_backward, _Rows, _scaled, _shared
 from pml_fast.engine.problem import IndexedProblem, TripletProblem
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.settings import math_precision
@@ -31,9 +31,10 @@ def _triplet_loss(
         margin, smooth, swap, select_margin = options
         spec = TripletSpec(margin, bool(smooth), bool(swap), select, select_margin)
         problem = TripletProblem(
-            spec, sc, rows.rows, cols.rows, x_labels, y_labels, itself, rule, reduction.pair_limits()
+            spec, sc, rows.x, cols.x, x_labels, y_labels, itself, rule, reduction.pair_limits()
         )
         backend = dispatch.select(problem)
+        problem = _prepared(problem, backend, rows, cols)
         uniform, need = reduction.kind in UNIFORM, need_x or need_y
         sums, dx, dy = backend.triplet_rows(problem, need_x, need_y, uniform and need)
         own = None if row_weights is None else row_weights.to(sums.dtype)
@@ -85,8 +86,8 @@ _differentiable("triplet_loss", _triplet_loss_context, _triplet_loss_backward)
 def _listed_scores(x: Tensor, y: Tensor, i: Tensor, j: Tensor, score: str) -> Tensor:
     sc = Score.decode(score)
     rows, cols = _Rows.of(x, sc), _Rows.of(y, sc)
-    problem = IndexedProblem(sc, rows.rows, cols.rows, i, j)
-    return dispatch.select(problem).listed_scores(sc, rows.rows, cols.rows, i, j)
+    problem = IndexedProblem(sc, rows.x, cols.x, i, j)
+    return dispatch.select(problem).listed_scores(sc, rows.unit(), cols.unit(), i, j)
 
 
 def _listed_scores_fake(x: Tensor, y: Tensor, i: Tensor, j: Tensor, score: str) -> Tensor:
@@ -98,8 +99,8 @@ def _listed_grads(
 ) -> tuple[Tensor, Tensor]:
     sc = Score.decode(score)
     rows, cols = _Rows.of(x, sc), _Rows.of(y, sc)
-    problem = IndexedProblem(sc, rows.rows, cols.rows, i, j)
-    dx, dy = dispatch.select(problem).listed_grads(sc, rows.rows, cols.rows, i, j, grad, need_x, need_y)
+    problem = IndexedProblem(sc, rows.x, cols.x, i, j)
+    dx, dy = dispatch.select(problem).listed_grads(sc, rows.unit(), cols.unit(), i, j, grad, need_x, need_y)
     return rows.back(dx), cols.back(dy)
 
 

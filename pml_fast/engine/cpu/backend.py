@@ -19,6 +19,7 @@ class CpuBackend:
     """The compiled C++ kernels."""
 
     name = "cpu"
+    divides = True
 
     def available(self) -> str | None:
         return None if _extension.load() is not None else f"the compiled extension is {_extension.status()}"

@@ -13,12 +13,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pml_fast.engine.cpu.rows import SortedRows, Tile, extension, tiles
+from pml_fast.engine.cpu.rows import TILE_BYTES, SortedRows, Tile, extension, tiles
 from pml_fast.engine.problem import ExtremeProblem, PairProblem
 from pml_fast.engine.score import Score
 
-# Tiles of scores kept from the forward sweep for the gradient sweep that follows at once.
+# Tiles of scores kept from the forward sweep for the gradient sweep that follows at once; together with the sorted rows and
+# the tile in work they stay within the step's allowance.
 KEPT_BYTES = 40 << 20
+ALLOWANCE = 64 << 20
 # A float holds exp() over this range without overflow or underflow.
 LOGIT_SPAN = {torch.float32: 150.0, torch.float64: 1200.0}
 
@@ -47,7 +49,7 @@ class Sweep:
         if math.isnan(self.shift):
             self._take_shifts()
         self.engine.score_positives()
-        room = KEPT_BYTES if keep else 0
+        room = kept_bytes(self.x) if keep else 0
         for tile in self.tiles():
             size = (tile.i1 - tile.i0) * (tile.j1 - tile.j0)
             out = None
@@ -94,7 +96,7 @@ class Sweep:
         dx = torch.zeros_like(self.x) if need_x else None
         dy = torch.zeros_like(self.y) if need_y and not self.shared else None
         for tile in self.tiles():
-            s = self.kept.get((tile.i0, tile.j0))
+            s = self.kept.pop((tile.i0, tile.j0), None)
             scored = s is not None
             s = self.rows.products(tile) if s is None else s
             live = self.engine.coefficients(
@@ -113,6 +115,12 @@ class Sweep:
             dx[tile.mirror : tile.j1].addmm_(h[:, tile.mirror - tile.j0 :].t(), self.x[rows])
         if dy is not None:
             dy[cols].addmm_(h.t(), self.x[rows])
+
+
+def kept_bytes(x: Tensor) -> int:
+    """How many bytes of scores a step over the sorted rows ``x`` may keep."""
+    slack = 4 << 20
+    return max(0, min(KEPT_BYTES, ALLOWANCE - TILE_BYTES - slack - x.numel() * x.element_size()))
 
 
 def logit_ends(spec: str, params: list[float], score: Score) -> tuple[float, float]:

@@ -13,8 +13,8 @@ from torch import Tensor
 from pml_fast import _extension
 from pml_fast.engine.score import Score
 
-TILE_COLUMNS = 8192
-TILE_BYTES = 16 << 20
+TILE_COLUMNS = 4096
+TILE_BYTES = 8 << 20
 
 
 def extension() -> ModuleType:
@@ -87,8 +87,8 @@ class SortedRows:
     def __init__(self, problem: Any, rule: Tensor | None) -> None:
         self.shared: bool = problem.shared
         self.layout = class_layout(problem.x_labels, problem.y_labels, problem.itself)
-        self.x = problem.x.index_select(0, self.layout.row_order)
-        self.y = self.x if self.shared else problem.y.index_select(0, self.layout.col_order)
+        self.x = _sorted(problem.x, problem.x_norm, self.layout.row_order)
+        self.y = self.x if self.shared else _sorted(problem.y, problem.y_norm, self.layout.col_order)
         self.n, self.m = len(self.x), len(self.y)
         self.rule = None if rule is None else rule.to(self.x.dtype).index_select(1, self.layout.row_order)
         layout = self.layout
@@ -113,8 +113,14 @@ class SortedRows:
         return torch.mm(self.x[tile.i0 : tile.i1], self.y[tile.j0 : tile.j1].t(), out=out)
 
     def unsorted(self, dx: Tensor | None, dy: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Gradients back in the caller's order."""
+        """Gradients back in the caller's order; the sweep is over, and its buffer goes first."""
+        self._buffer = None
         return _scatter(dx, self.layout.row_order), _scatter(dy, self.layout.col_order)
+
+
+def _sorted(rows: Tensor, norm: Tensor | None, order: Tensor) -> Tensor:
+    taken = rows.index_select(0, order)
+    return taken if norm is None else taken.div_(norm.index_select(0, order))
 
 
 def _scatter(sorted_rows: Tensor | None, order: Tensor) -> Tensor | None:

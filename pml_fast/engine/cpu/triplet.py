@@ -56,6 +56,8 @@ class TripletSweep:
             live = self.engine.fold(
                 s.data_ptr(), s.stride(0), tile.i0, tile.i1, tile.j0, tile.j1, gradients, weights
             )
+            if gradients and tile.j1 == rows.m:
+                self.engine.finish_strip(tile.i0, tile.i1, weights)
             if not (gradients and live):
                 continue
             if dx is not None:
@@ -68,7 +70,7 @@ class TripletSweep:
             if own is not None and dy is not None:
                 dy.addcmul_(own.unsqueeze(1), rows.y)
             second = 0 if dy is None or shared else dy.data_ptr()
-            self.engine.finish_gradients(weights, 0 if dx is None else dx.data_ptr(), second)
+            self.engine.finish_gradients(0 if dx is None else dx.data_ptr(), second)
         dx, dy = rows.unsorted(dx, None if shared else dy)
         return self._sums(), dx, dy
 

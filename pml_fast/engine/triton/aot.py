@@ -1,7 +1,8 @@
 """Ahead-of-time compilation of every kernel, without a GPU: registers, shared memory and spills by architecture.
 
 Each kernel module lists what it launches by default as :data:`KERNELS`, a list of :class:`Kernel`. Run as
-``python -m pml_fast.engine.triton.aot --out DIR`` to compile them all and write ``DIR/sm_80.json`` and ``DIR/sm_90.json``.
+``python -m pml_fast.engine.triton.aot --out DIR`` to compile them all and write ``DIR/sm_80.json`` and
+``DIR/sm_90.json``.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 class Kernel:
     """One default configuration of one kernel.
 
-    ``signature`` gives each argument, in order, its Triton type (``"*fp32"``, ``"i32"``, ``"fp32"``) or ``"constexpr"``;
-    ``constexprs`` the values of the latter (jit functions may be values). ``aligned`` names the pointers and integers known to
-    be divisible by 16, as the launcher's arguments are in the common case. ``quick`` puts the configuration in the small set
-    that the default test run compiles. ``arches`` are those whose tables hold the configuration.
+    ``signature`` gives each argument its Triton type (``"*fp32"``, ``"i32"``, ``"fp32"``) or ``"constexpr"``;
+    ``constexprs`` the values of the latter (jit functions may be values). ``aligned`` names the pointers and
+    integers known to be divisible by 16, as the launcher's arguments are in the common case. ``quick`` puts the
+    configuration in the small set that the default test run compiles. ``arches`` are those whose tables hold it.
     """
 
     name: str
@@ -88,13 +89,11 @@ def compile_kernel(kernel: Kernel, arch: int) -> Resources:
     built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     registers, spills = _resource_usage(built.asm["cubin"])
     shown = {n: getattr(v, "__name__", str(v)) for n, v in kernel.constexprs.items()}
-    return Resources(
-        kernel.name, registers, built.metadata.shared, spills, kernel.num_warps, kernel.num_stages, shown
-    )
+    return Resources(kernel.name, registers, built.metadata.shared, spills, kernel.num_warps, kernel.num_stages, shown)
 
 
 def _resource_usage(cubin: bytes) -> tuple[int, int]:
-    """Registers a thread and bytes of stack a thread: Triton's kernels have no arrays, so their stack is what was spilled."""
+    """Registers and bytes of stack a thread: these kernels have no arrays, so their stack is what was spilled."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)

@@ -1,4 +1,4 @@
-"""The pairwise kernels' default configurations, for compiling ahead of time: every entry of the tables, at every block of rows."""
+"""The pairwise kernels' default configurations: every entry of the tables, at every block of rows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,16 @@ _FLOATS = dict.fromkeys(("sign", "low_pos", "high_pos", "low_neg", "high_neg", "
 
 
 def _kernel(
-    label: str, fn: Any, op: str, arch: int, product: str, kind: int, d: int, rows: int, chosen: dict[str, Any], quick: bool
+    label: str,
+    fn: Any,
+    op: str,
+    arch: int,
+    product: str,
+    kind: int,
+    d: int,
+    rows: int,
+    chosen: dict[str, Any],
+    quick: bool,
 ) -> Kernel:
     cfg = config(op, arch, product, kind != 0, d, rows)
     tile = tile_arguments(cfg)

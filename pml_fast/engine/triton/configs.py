@@ -54,9 +54,9 @@ def config(op: str, arch: int, product: str, distance: bool, d: int, rows: int) 
     )
 
 
-# (op, product, geometry) -> D rounded up to a power of two -> block_m, block_n, block_k, block_out, num_warps, num_stages. Entry 0 serves
-# every other D, in chunks of block_k; the others hold D in one block. Each is the largest tile tried that compiles without a
-# spilled register for every loss (tests/test_triton_compile.py); none was timed.
+# (op, product, geometry) -> D rounded up to a power of two -> block_m, block_n, block_k, block_out, num_warps,
+# num_stages. Entry 0 serves every other D, in chunks of block_k; the others hold D in one block. Each is the largest
+# tile tried that compiles without a spilled register for every loss (tests/test_triton_compile.py); none was timed.
 TABLE: dict[int, dict[Key, dict[int, Entry]]] = {
     80: {
         ("state", "bf16", "dot"): {

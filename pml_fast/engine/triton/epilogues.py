@@ -1,8 +1,9 @@
 """What each loss does to a tile of scores: its logit, what a row keeps, and its derivative, side by side.
 
-Two shapes cover the losses. ``EXP``: a row keeps the log-sum-exp of a logit over its positives and over its negatives, then
-``finish`` turns them into the row's loss and the *levels* its derivative needs. ``HINGE``: every pair has a loss of its own that is
-summed and counted. ``EXP_THEN_PAIRS`` is ``EXP`` over the negatives, then a loss for each positive against that level.
+Two shapes cover the losses. ``EXP``: a row keeps the log-sum-exp of a logit over its positives and over its
+negatives, then ``finish`` turns them into the row's loss and the *levels* its derivative needs. ``HINGE``: every pair
+has a loss of its own that is summed and counted. ``EXP_THEN_PAIRS`` is ``EXP`` over the negatives, then a loss for
+each positive against that level.
 
 A loss is one group of functions and one line of :data:`EPILOGUES`:
 
@@ -76,7 +77,8 @@ def contrastive_derivative(s, z, same, level, extra, low_pos, high_pos, low_neg,
     return tl.where(off, 0.0, tl.where(same, -sign, sign))
 
 
-# ---- NT-Xent: p0 = temperature; level_pos = log_neg, level_neg = log_neg - log(sum of the positives' derivatives by log_neg)
+# ---- NT-Xent: p0 = temperature; level_pos = log_neg, and level_neg = log_neg - log(sum over the positives of the
+# derivative of their losses by log_neg)
 
 
 @triton.jit
@@ -124,9 +126,7 @@ def multi_similarity_finish(log_pos, log_neg, sum_pos, count_pos, count_neg, p0,
 
 
 @triton.jit
-def multi_similarity_derivative(
-    s, z, same, level, extra, low_pos, high_pos, low_neg, high_neg, sign, p0, p1, p2
-):
+def multi_similarity_derivative(s, z, same, level, extra, low_pos, high_pos, low_neg, high_neg, sign, p0, p1, p2):
     return tl.exp(z - level) * tl.where(same, -sign, sign)
 
 
@@ -173,8 +173,6 @@ EPILOGUES: dict[str, Epilogue] = {
     "contrastive": Epilogue(HINGE, contrastive_logit, None, contrastive_derivative),
     "ntxent": Epilogue(EXP_THEN_PAIRS, temperature_logit, ntxent_finish, ntxent_derivative),
     "supcon": Epilogue(EXP, temperature_logit, supcon_finish, supcon_derivative),
-    "multi_similarity": Epilogue(
-        EXP, multi_similarity_logit, multi_similarity_finish, multi_similarity_derivative
-    ),
+    "multi_similarity": Epilogue(EXP, multi_similarity_logit, multi_similarity_finish, multi_similarity_derivative),
     "circle": Epilogue(EXP, circle_logit, circle_finish, circle_derivative),
 }

@@ -34,7 +34,7 @@ def score_kind(score: Score) -> int:
 
 
 def product_type(dtype: torch.dtype) -> str:
-    """How products of this type are taken: ``bf16``, ``fp16``, ``tf32`` or ``tf32x3`` (the key of the tables of tiles)."""
+    """How products of this type are taken, the key of the tables: ``bf16``, ``fp16``, ``tf32`` or ``tf32x3``."""
     names = {torch.bfloat16: "bf16", torch.float16: "fp16"}
     return names.get(dtype) or dot_precision(dtype)
 

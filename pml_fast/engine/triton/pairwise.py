@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-
 from pml_fast.engine.triton.epilogues import outside
 from pml_fast.engine.triton.tiles import comparable, dot, load_rows, load_rule, products, round_tf32, ruled, scores
 
@@ -86,9 +85,7 @@ def pair_state_kernel(
         y_label = tl.load(y_label_ptr + tl.minimum(offs_n, M - 1))
         same = x_label[:, None] == y_label[None, :]
         if HAS_RULE:
-            kept = ruled(
-                s, same, kept, pos_low[:, None], pos_high[:, None], neg_low[:, None], neg_high[:, None]
-            )
+            kept = ruled(s, same, kept, pos_low[:, None], pos_high[:, None], neg_low[:, None], neg_high[:, None])
         pos, neg = kept & same, kept & (same == 0)
         count_pos += tl.sum(pos.to(tl.int32), axis=1)
         count_neg += tl.sum(neg.to(tl.int32), axis=1)
@@ -118,9 +115,7 @@ def pair_state_kernel(
     else:
         log_pos, log_neg = log_of(top_pos, total_pos), log_of(top_neg, total_neg)
         if SHAPE == 0:
-            value, level_pos, level_neg, extra = FINISH(
-                log_pos, log_neg, sum_pos, count_pos, count_neg, p0, p1, p2
-            )
+            value, level_pos, level_neg, extra = FINISH(log_pos, log_neg, sum_pos, count_pos, count_neg, p0, p1, p2)
             number = tl.full([BLOCK_M], 1.0, dtype=tl.float32)
         else:
             value, number, share = positives_against(
@@ -146,8 +141,9 @@ def positives_against(
     PRECISION: tl.constexpr, RESIDENT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    # Second sweep, over the positives. A tile whose labels lie beside the rows' is skipped unread: the launcher sorts large
-    # problems by class, which leaves a few tiles a row block; a small one is swept whole rather than paid for in launches.
+    # Second sweep, over the positives. A tile whose labels lie beside the rows' is skipped unread: the launcher
+    # sorts large problems by class, which leaves a few tiles a row block; a small one is swept whole, because the
+    # launches of a sort would cost more.
     value = tl.zeros([BLOCK_M], dtype=tl.float32)
     number = tl.zeros([BLOCK_M], dtype=tl.int32)
     share = tl.zeros([BLOCK_M], dtype=tl.float32)
@@ -165,9 +161,7 @@ def positives_against(
             )  # fmt: skip
             same = x_label[:, None] == y_label[None, :]
             if HAS_RULE:
-                kept = ruled(
-                    s, same, kept, pos_low[:, None], pos_high[:, None], neg_low[:, None], neg_high[:, None]
-                )
+                kept = ruled(s, same, kept, pos_low[:, None], pos_high[:, None], neg_low[:, None], neg_high[:, None])
             loss, slope = PAIR(LOGIT(s, same, sign, p0, p1, p2), log_neg[:, None])
             kept = kept & same & (outside(loss, low, high) == 0)
             value += tl.sum(tl.where(kept, loss, 0.0), axis=1)

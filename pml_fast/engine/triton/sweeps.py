@@ -6,9 +6,9 @@ import contextlib
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
+import triton
 from pml_fast.engine.problem import ExtremeProblem, PairProblem, PairRows
 from pml_fast.engine.triton import layout
 from pml_fast.engine.triton.configs import ARCHES, Config, config, table_arch
@@ -136,9 +136,7 @@ def extremes(problem: ExtremeProblem) -> tuple[Tensor, Tensor]:
     kind = layout.score_kind(problem.score)
     x = layout.operand(problem.x, problem.x_labels, kind)
     y = x if problem.itself else layout.operand(problem.y, problem.y_labels, kind)
-    low, high = (
-        problem.x if b is None else b.to(torch.float32).contiguous() for b in (problem.low, problem.high)
-    )
+    low, high = (problem.x if b is None else b.to(torch.float32).contiguous() for b in (problem.low, problem.high))
     cfg = launch_config("state", x.rows, kind)
     with on(x.rows):
         extreme_kernel[(triton.cdiv(n, cfg.block_m),)](

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-
 from pml_fast.engine.triton.backend import interpreting
 
 DOT, L2, L2_SQUARED = 0, 1, 2
@@ -115,7 +114,8 @@ def ruled(s, same, valid, pos_low, pos_high, neg_low, neg_high):
 
 @triton.jit
 def round_tf32(h):
-    # Tensor cores cut a float32 operand to 11 bits; rounding first keeps the sum unbiased. A NaN must not wrap into a number.
+    # Tensor cores cut a float32 operand to 11 bits; rounding first keeps the sum unbiased.
+    # A NaN must not wrap into a number.
     bits = h.to(tl.int32, bitcast=True)
     rounded = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
     return tl.where(h != h, h, rounded)
