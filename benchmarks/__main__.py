@@ -39,9 +39,7 @@ def parser() -> argparse.ArgumentParser:
     text.add_argument("--quick", action="store_true", help="small cases without the compiled peer: two minutes")
     text.add_argument("--cases", metavar="REGEX", help="only cases whose name matches (see --list)")
     text.add_argument("--peers", nargs="+", metavar="PEER", help=f"only these peers, of: {', '.join(PEERS)}")
-    text.add_argument(
-        "--rounds", type=_positive(int), metavar="N", help="samples of a peer, but one of a step above 10 s"
-    )
+    text.add_argument("--rounds", type=_positive(int), metavar="N", help="samples of a peer, but one of a step above 10 s")
     text.add_argument("--budget", type=_positive(float), metavar="SECONDS", help="start no case later")
     text.add_argument("--limit", type=_positive(float), metavar="SECONDS", help="bound on one checked step")
     text.add_argument("--memory-limit", type=_positive(float), metavar="GIB", help="default: 85 %% of free")
@@ -83,9 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _selection(arguments: argparse.Namespace) -> tuple[list[Case], list[str], str]:
     """Cases, peers and device that the arguments ask for; ValueError says what cannot be had."""
     if arguments.gpu and not torch.cuda.is_available():
-        raise ValueError(
-            "--gpu needs a CUDA device and a CUDA build of torch, found none; leave --gpu out to use the CPU"
-        )
+        raise ValueError("--gpu needs a CUDA device and a CUDA build of torch, found none; leave --gpu out to use the CPU")
     dtypes = tuple(arguments.dtypes or (("float32", "bfloat16") if arguments.gpu else ("float32",)))
     for name in dtypes:
         torch_dtype(name)

@@ -159,11 +159,7 @@ def registry(dtypes: tuple[str, ...] = ("float32",)) -> list[Case]:
         Case("triplet_all", 8192, 820, (Target(FLOOR_RATIO, 4.0),)),
         Case("batch_hard_triplet", 4096, 4, (Target(FLOOR_RATIO, 0.5, 0.25),)),
         Case("multi_similarity_mined", 4096, 4, (Target(FLOOR_RATIO, 1.3),)),
-        *(
-            Case(operation, size, 4, _pair_targets(operation, size))
-            for operation in PAIR_OPERATIONS
-            for size in PAIR_SIZES
-        ),
+        *(Case(operation, size, 4, _pair_targets(operation, size)) for operation in PAIR_OPERATIONS for size in PAIR_SIZES),
         Case("supcon", 65_536, 4, (Target(RUNS),), only_ours=True),
     ]
     return [replace(case, dtype=dtype) for dtype in dtypes for case in cases]

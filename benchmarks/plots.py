@@ -58,9 +58,7 @@ def _curves(report: Report) -> dict[str, list[CaseResult]]:
     return {title: sorted(cases, key=lambda case: case.size) for title, cases in groups.items() if len(cases) > 1}
 
 
-def _draw(
-    curves: dict[str, list[CaseResult]], label: str, figure_of: PeerFigure, reference: tuple[str, CaseFigure]
-) -> Figure:
+def _draw(curves: dict[str, list[CaseResult]], label: str, figure_of: PeerFigure, reference: tuple[str, CaseFigure]) -> Figure:
     columns = min(PANELS_A_ROW, len(curves))
     rows = math.ceil(len(curves) / columns)
     figure = Figure(figsize=(4.6 * columns, 4.0 * rows), layout="constrained")

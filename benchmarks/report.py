@@ -55,8 +55,7 @@ def write_markdown(report: Report, path: Path) -> None:
         "",
         f"- written by `{report.command}` on {report.date}, commit {revision}",
         f"- {report.machine.cpu}, {report.machine.cores} cores, {_size(report.machine.memory_bytes)}, "
-        f"{report.machine.system}, {report.threads} threads"
-        + (f", {report.machine.gpu}" if report.machine.gpu else ""),
+        f"{report.machine.system}, {report.threads} threads" + (f", {report.machine.gpu}" if report.machine.gpu else ""),
         f"- Python {report.versions.python}, {packages}",
         f"- {totals(report)}",
         "",

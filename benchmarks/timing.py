@@ -107,9 +107,7 @@ def quantiles(samples: list[float], calls: int) -> Quantiles:
     return Quantiles(at(0.2), at(0.5), at(0.8), ordered[0], len(ordered), calls)
 
 
-def time_in_turn(
-    entrants: list[Entrant], plan: Plan, watch: CpuClock | CudaClock
-) -> dict[str, Quantiles | BaseException]:
+def time_in_turn(entrants: list[Entrant], plan: Plan, watch: CpuClock | CudaClock) -> dict[str, Quantiles | BaseException]:
     """Warm every entrant up, then sample them in turn; one that raises gets its error as its result."""
     samples: dict[str, list[float]] = {}
     calls: dict[str, int] = {}

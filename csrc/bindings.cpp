@@ -1,11 +1,12 @@
 // The Python module pml_fast._C. Kernels take addresses, sizes and strides: no type of torch appears here.
+#include "bindings/bindings.h"
+
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <string>
 #include <vector>
 
-#include "bindings/bindings.h"
 #include "cpu/isa.h"
 #include "runtime/parallel.h"
 
@@ -34,8 +35,8 @@ void bind_isa(py::module_& m) {
       "isa", [] { return std::string(pml_fast::isa_name(pml_fast::active_isa())); },
       "The instruction set in use: 'baseline', 'avx2' or 'avx512'; ValueError when PML_FAST_ISA cannot run.");
   m.def(
-      "set_isa", [](const std::string& name) { pml_fast::set_isa(pml_fast::parse_isa(name, "isa")); },
-      py::arg("name"), "Use this instruction set from now on; ValueError when it cannot run here.");
+      "set_isa", [](const std::string& name) { pml_fast::set_isa(pml_fast::parse_isa(name, "isa")); }, py::arg("name"),
+      "Use this instruction set from now on; ValueError when it cannot run here.");
   m.def("compiled_isas", &compiled_isa_names, "The instruction sets this module was compiled for.");
   m.def("build_info", &build_info, "Version, compiler, flags, instruction sets, and whether CUDA is in.");
 }

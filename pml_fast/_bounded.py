@@ -76,9 +76,7 @@ def run(
     """
     for name, bound in (("memory_bytes", memory_bytes), ("seconds", seconds)):
         if bound is not None and bound <= 0:
-            raise ValueError(
-                f"{name} must be positive or None (no bound), got {bound!r}; pass None for no bound"
-            )
+            raise ValueError(f"{name} must be positive or None (no bound), got {bound!r}; pass None for no bound")
     context = _context(preload)
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(sender, function, args, memory_bytes), daemon=True)
@@ -151,9 +149,7 @@ def _is_installed(name: str) -> bool:
         return False
 
 
-def _child(
-    sender: Connection, function: Callable[..., Any], args: tuple[Any, ...], memory_bytes: int | None
-) -> None:
+def _child(sender: Connection, function: Callable[..., Any], args: tuple[Any, ...], memory_bytes: int | None) -> None:
     if hasattr(os, "setsid"):
         os.setsid()  # so that what the function starts (a compiler, say) is stopped together with it
     try:
@@ -164,9 +160,7 @@ def _child(
     except BaseException as error:  # every ending is reported: this is the child's outermost frame
         status = OUT_OF_MEMORY if is_out_of_memory(error) else FAILED
         summary = f"{type(error).__name__}: {error}"
-        sender.send(
-            (status, None, summary if status == OUT_OF_MEMORY else summary + "\n" + traceback.format_exc())
-        )
+        sender.send((status, None, summary if status == OUT_OF_MEMORY else summary + "\n" + traceback.format_exc()))
     finally:
         sender.close()
 
@@ -175,9 +169,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that an allocation failed, on the CPU or on a GPU."""
     if isinstance(error, MemoryError):
         return True
-    return isinstance(error, (RuntimeError, OSError)) and any(
-        text in str(error) for text in _OUT_OF_MEMORY_TEXTS
-    )
+    return isinstance(error, (RuntimeError, OSError)) and any(text in str(error) for text in _OUT_OF_MEMORY_TEXTS)
 
 
 def _limit_memory(memory_bytes: int) -> None:
@@ -189,9 +181,7 @@ def _limit_memory(memory_bytes: int) -> None:
     # address space that threads and CUDA merely reserve.
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     wanted = _status_bytes("VmData") + memory_bytes
-    resource.setrlimit(
-        resource.RLIMIT_DATA, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
-    )
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 
 
 def _receive(receiver: Connection, child: Any) -> tuple[str, Any, str | None]:

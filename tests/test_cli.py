@@ -66,9 +66,7 @@ def test_wrong_usage_ends_with_code_2(arguments: tuple[str, ...], capsys: pytest
 
 
 def test_module_runs_as_a_program() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pml_fast.cli", "--version"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-m", "pml_fast.cli", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"pml_fast {pml_fast.__version__}\n"
 
 
@@ -89,9 +87,7 @@ def test_info_shows_versions_backends_and_variables(
         assert line.endswith("can run" if reason is None else f"cannot run: {reason}")
 
 
-def test_info_says_how_to_get_what_is_missing(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_info_says_how_to_get_what_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)
 

@@ -10,9 +10,7 @@ import textwrap
 def run(code: str) -> None:
     """Run `code` after the imports that the cases share; its assertions are the test."""
     setup = "import sys\nfrom pml_fast import compat\n"
-    done = subprocess.run(
-        [sys.executable, "-c", setup + textwrap.dedent(code)], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", setup + textwrap.dedent(code)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

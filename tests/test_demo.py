@@ -426,9 +426,7 @@ def test_losses_that_differ_and_runs_that_fail_are_remarked_on() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("seconds", "wanted"), [(0.0001234, "0.123 ms"), (0.25, "250 ms"), (1.5, "1.5 s"), (123.4, "123 s")]
-)
+@pytest.mark.parametrize(("seconds", "wanted"), [(0.0001234, "0.123 ms"), (0.25, "250 ms"), (1.5, "1.5 s"), (123.4, "123 s")])
 def test_durations(seconds: float, wanted: str) -> None:
     assert tables.duration(seconds) == wanted
 

@@ -94,9 +94,7 @@ def test_strips_equal_the_dense_formula(monkeypatch: pytest.MonkeyPatch, name: s
 @pytest.mark.parametrize("n", [0, 1, 2])
 def test_tiny_batches_are_finite(name: str, n: int) -> None:
     """No row, no pair, or one pair: every backend's numbers are finite and equal."""
-    x = unit_rows(torch.ones(n, 3, dtype=torch.float64).cumsum(dim=0).square() + torch.eye(3, dtype=torch.float64)[:n])[
-        0
-    ]
+    x = unit_rows(torch.ones(n, 3, dtype=torch.float64).cumsum(dim=0).square() + torch.eye(3, dtype=torch.float64)[:n])[0]
     labels = torch.zeros(n, dtype=torch.int64)
     spec = PAIR_SPECS[name]()
     problem = PairProblem(spec, DOT, x, x, labels, labels, True, None, [NO_LIMITS] * len(spec.terms))
@@ -196,9 +194,7 @@ def test_triplet_gradient_is_the_numerical_one() -> None:
 
 @pytest.mark.parametrize("positive, largest, itself", list(itertools.product([True, False], repeat=3)))
 @pytest.mark.parametrize("backend", [ReferenceBackend(), ChunkedBackend()], ids=lambda b: b.name)
-def test_extremes_equal_a_scan(
-    backend: ReferenceBackend | ChunkedBackend, positive: bool, largest: bool, itself: bool
-) -> None:
+def test_extremes_equal_a_scan(backend: ReferenceBackend | ChunkedBackend, positive: bool, largest: bool, itself: bool) -> None:
     x, y, x_labels, y_labels = draw(13, None if itself else 10)
     low, high = torch.full((13,), 0.4).double(), torch.linspace(0.9, 1.8, 13).double()
     for bounds in [(None, None), (low, high)]:

@@ -91,9 +91,7 @@ def assert_same(problem: TripletProblem, rtol: float = 1e-10, atol: float = 1e-1
 @pytest.mark.parametrize("smooth, swap", FLAGS)
 @pytest.mark.parametrize("score", SCORES, ids=lambda s: f"{s.kind}{s.power:g}")
 def test_equals_enumeration(select: str, smooth: bool, swap: bool, score: Score) -> None:
-    for itself, ruled, grid, limits in itertools.product(
-        [True, False], [False, True], [None, 0.25], [NON_ZERO, NO_LIMITS]
-    ):
+    for itself, ruled, grid, limits in itertools.product([True, False], [False, True], [None, 0.25], [NON_ZERO, NO_LIMITS]):
         spec = TripletSpec(0.125, smooth, swap, select, 0.25)
         if grid is not None and score == SQUARED:
             continue  # two routes to a root may differ by an ulp: squared, it no longer ties
@@ -198,9 +196,7 @@ def pml_count_and_sum(problem: TripletProblem) -> tuple[int, float]:
     triplets = None
     if spec.select != "every":
         triplets = miners.TripletMarginMiner(spec.select_margin, spec.select, distance=distance)(x, labels)
-    loss = losses.TripletMarginLoss(
-        spec.margin, spec.swap, spec.smooth, distance=distance, reducer=reducers.DoNothingReducer()
-    )
+    loss = losses.TripletMarginLoss(spec.margin, spec.swap, spec.smooth, distance=distance, reducer=reducers.DoNothingReducer())
     each = loss(x, labels, triplets)["loss"]["losses"]
     if isinstance(each, int):
         return 0, 0.0

@@ -25,9 +25,7 @@ MAKE = {
     "divisor": lambda m: m.DivisorReducer(),
     "per_anchor": lambda m: m.PerAnchorReducer(),
     "per_anchor_threshold": lambda m: m.PerAnchorReducer(m.AvgNonZeroReducer()),
-    "per_anchor_custom": lambda m: m.PerAnchorReducer(
-        aggregation_func=lambda x, k: x.max(1).values + x.sum(1) - k
-    ),
+    "per_anchor_custom": lambda m: m.PerAnchorReducer(aggregation_func=lambda x, k: x.max(1).values + x.sum(1) - k),
 }
 KINDS = ["element", "pos_pair", "neg_pair", "triplet", "already_reduced"]
 
@@ -70,9 +68,7 @@ def test_value_and_gradient_equal_the_peer(name: str, kind: str) -> None:
         return
     got, expected = ours(losses, embeddings, labels), theirs(losses, embeddings, labels)
     torch.testing.assert_close(got, expected)
-    got_grad, expected_grad = (
-        torch.autograd.grad(x, embeddings, retain_graph=True)[0] for x in (got, expected)
-    )
+    got_grad, expected_grad = (torch.autograd.grad(x, embeddings, retain_graph=True)[0] for x in (got, expected))
     torch.testing.assert_close(got_grad, expected_grad)
     assert expected != 0
 
@@ -330,9 +326,7 @@ def test_a_users_reducer_works_as_in_the_peer() -> None:
     embeddings, labels = batch()
     losses = loss_dict(embeddings, "element")
     ours = make(reducers.BaseReducer)
-    torch.testing.assert_close(
-        ours(losses, embeddings, labels), make(peer.BaseReducer)(losses, embeddings, labels)
-    )
+    torch.testing.assert_close(ours(losses, embeddings, labels), make(peer.BaseReducer)(losses, embeddings, labels))
     with pytest.raises(NotImplementedError, match="Largest"):
         ours(loss_dict(embeddings, "triplet"), embeddings, labels)
     assert ours.fold() is None

@@ -46,9 +46,7 @@ def test_do_nothing_gives_the_losses_of_each_row() -> None:
 def test_a_users_regularizer_is_reduced_with_row_numbers_as_labels() -> None:
     class Centered(regularizers.BaseRegularizer):
         def compute_loss(self, x):
-            return {
-                "loss": {"losses": x.sum(1), "indices": torch.arange(len(x)), "reduction_type": "element"}
-            }
+            return {"loss": {"losses": x.sum(1), "indices": torch.arange(len(x)), "reduction_type": "element"}}
 
     x, weights = torch.randn(3, 2), torch.tensor([1.0, 2.0, 3.0])
     loss = Centered(reducer=reducers.ClassWeightedReducer(weights))(x)

@@ -24,9 +24,7 @@ def groups(indices: list[int], m: int) -> list[list[int]]:
 
 @pytest.mark.parametrize("convert", [list, np.asarray, torch.as_tensor])
 def test_every_kind_of_labels_is_taken(convert: type) -> None:
-    assert list(MPerClassSampler(convert(LABELS), 4, 8, 80, seed=3)) == list(
-        MPerClassSampler(LABELS, 4, 8, 80, seed=3)
-    )
+    assert list(MPerClassSampler(convert(LABELS), 4, 8, 80, seed=3)) == list(MPerClassSampler(LABELS, 4, 8, 80, seed=3))
 
 
 def test_labels_may_be_strings() -> None:
@@ -41,9 +39,7 @@ def test_lengths_equal_the_peer(m: int, batch_size: int | None, length: int) -> 
     ours, theirs = (cls(LABELS, m, batch_size, length) for cls in (MPerClassSampler, peer.MPerClassSampler))
     assert len(ours) == len(theirs) == len(list(ours)) == len(list(theirs))
     for name in ("m_per_class", "batch_size", "length_of_single_pass", "list_size", "labels"):
-        assert np.array_equal(
-            getattr(ours, name), peer.MPerClassSampler(LABELS, m, batch_size, length).__dict__[name]
-        )
+        assert np.array_equal(getattr(ours, name), peer.MPerClassSampler(LABELS, m, batch_size, length).__dict__[name])
     assert ours.calculate_num_iters() == theirs.calculate_num_iters()
 
 

@@ -17,9 +17,7 @@ EVERYTHING = os.environ.get("PML_FAST_TEST_ALL") == "1"
 # Bytes of shared memory a block may have (CUDA programming guide, technical specifications by compute capability).
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
 
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="triton is published for Linux alone"
-)
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is published for Linux alone")
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -170,9 +170,7 @@ def test_strided_inputs(spec: str) -> None:
 def test_duplicate_rows_have_distance_zero_and_no_gradient_between_them(spec: str) -> None:
     problem = problem_of(spec, "l2", True, shape=(24, 24, 16), classes=3)
     x = problem.x[:12].repeat(2, 1)
-    check(
-        replace(problem, x=x, y=x, x_labels=problem.x_labels[:12].repeat(2), y_labels=problem.x_labels[:12].repeat(2))
-    )
+    check(replace(problem, x=x, y=x, x_labels=problem.x_labels[:12].repeat(2), y_labels=problem.x_labels[:12].repeat(2)))
 
 
 def test_near_rows_keep_the_digits_of_their_distance() -> None:
@@ -278,9 +276,7 @@ def test_rounding_to_tf32_keeps_what_is_not_finite() -> None:
 
 
 def extreme_cases() -> list[tuple[object, ...]]:
-    every = list(
-        itertools.product(SCORES, (True, False), (True, False), (True, False), ("none", "low", "high", "both"))
-    )
+    every = list(itertools.product(SCORES, (True, False), (True, False), (True, False), ("none", "low", "high", "both")))
     return every if EVERYTHING else every[::3]
 
 
@@ -290,9 +286,7 @@ def test_extremes(score: str, itself: bool, positive: bool, largest: bool, bound
     n = base.x.shape[0]
     low = torch.full((n,), RULES[score][2], device=DEVICE) if bounds in ("low", "both") else None
     high = torch.full((n,), RULES[score][3], device=DEVICE) if bounds in ("high", "both") else None
-    problem = ExtremeProblem(
-        base.score, base.x, base.y, base.x_labels, base.y_labels, itself, positive, largest, low, high
-    )
+    problem = ExtremeProblem(base.score, base.x, base.y, base.x_labels, base.y_labels, itself, positive, largest, low, high)
     value, index = triton_backend.extremes(problem)
     x = base.x.double()
     want_value, want_index = oracle.extremes(

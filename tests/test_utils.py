@@ -48,9 +48,7 @@ def assert_same(got: object, expected: object) -> None:
 
 def test_matches_and_diffs_equal_the_peer() -> None:
     for labels, ref in label_sets():
-        for got, expected in zip(
-            lmu.get_matches_and_diffs(labels, ref), peer_lmu.get_matches_and_diffs(labels, ref)
-        ):
+        for got, expected in zip(lmu.get_matches_and_diffs(labels, ref), peer_lmu.get_matches_and_diffs(labels, ref)):
             assert got.dtype == expected.dtype
             assert torch.equal(got, expected)
 
@@ -181,9 +179,7 @@ def test_a_generator_repeats_the_draw_and_the_global_one_is_left_alone() -> None
     weights = torch.ones(30, 30)
     for kwargs in ({}, {"weights": weights}):
         draws = [
-            lmu.get_random_triplet_indices(
-                labels, t_per_anchor=5, generator=torch.Generator().manual_seed(seed), **kwargs
-            )
+            lmu.get_random_triplet_indices(labels, t_per_anchor=5, generator=torch.Generator().manual_seed(seed), **kwargs)
             for seed in (1, 1, 2)
         ]
         assert_same(draws[0], draws[1])
@@ -335,11 +331,7 @@ def test_the_distance_is_checked() -> None:
 
 def test_dtypes_are_left_alone_under_autocast() -> None:
     x = torch.ones(2)
-    assert (
-        c_f.to_dtype(x, tensor=x.half()).dtype
-        == c_f.to_device(x, x, dtype=torch.float16).dtype
-        == torch.float16
-    )
+    assert c_f.to_dtype(x, tensor=x.half()).dtype == c_f.to_device(x, x, dtype=torch.float16).dtype == torch.float16
     with torch.autocast("cpu", dtype=torch.bfloat16):
         # The peer asks about the CUDA autocast in some releases of torch and about any in others.
         assert c_f.to_dtype(x, dtype=torch.float16).dtype == peer_c_f.to_dtype(x, dtype=torch.float16).dtype
@@ -403,9 +395,7 @@ def test_tensor_helpers_equal_the_peer() -> None:
     x = torch.randn(4, 3, 2)
     for dim in (1, 2):
         mask = x > -1
-        assert torch.equal(
-            c_f.torch_all_from_dim_to_end(mask, dim), peer_c_f.torch_all_from_dim_to_end(mask, dim)
-        )
+        assert torch.equal(c_f.torch_all_from_dim_to_end(mask, dim), peer_c_f.torch_all_from_dim_to_end(mask, dim))
     torch.testing.assert_close(c_f.torch_standard_scaler(x[0]), peer_c_f.torch_standard_scaler(x[0]))
     assert c_f.torch_arange_from_size(x, 1).tolist() == [0, 1, 2]
     assert c_f.exclude("abc", "b") == ["a", "c"]

@@ -23,7 +23,9 @@ void bind_indexed(py::module_& m) {
   m.def("pair_list", &pairs);
   m.def(
       "score_list",
-      [](const PairList& list, Address scores, bool is_double) { PML_FAST_DISPATCH(score_list(list, at<void>(scores), is_double)); },
+      [](const PairList& list, Address scores, bool is_double) {
+        PML_FAST_DISPATCH(score_list(list, at<void>(scores), is_double));
+      },
       Release());
   m.def(
       "add_list_gradients",

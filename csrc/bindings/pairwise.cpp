@@ -1,8 +1,9 @@
+#include "cpu/pairwise.h"
+
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include "bindings.h"
-#include "cpu/pairwise.h"
 #include "runtime/layout.h"
 
 namespace py = pybind11;
@@ -29,8 +30,8 @@ void layout(Address row_labels, int64_t rows, Address col_labels, int64_t cols, 
 }
 
 PairLayout problem(Address x, Address y, Address start, Address end, Address offset, Address col_start, Address col_end,
-                   Address rule, int64_t n, int64_t m, int64_t d, bool itself, bool exclude_self,
-                   const std::string& distance, int threads) {
+                   Address rule, int64_t n, int64_t m, int64_t d, bool itself, bool exclude_self, const std::string& distance,
+                   int threads) {
   PairLayout g{};
   g.x = at<void>(x);
   g.y = at<void>(y);
@@ -87,9 +88,8 @@ void bind_pairwise(py::module_& m) {
       .def(
           "coefficients",
           [](PairEngine& e, Address tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t mirror,
-             bool scored, bool both_roles) {
-            return e.coefficients(at<void>(tile), ld, i0, i1, j0, j1, mirror, scored, both_roles);
-          },
+             bool scored,
+             bool both_roles) { return e.coefficients(at<void>(tile), ld, i0, i1, j0, j1, mirror, scored, both_roles); },
           Release())
       .def("finish",
            [](PairEngine& e, Address rows) {
@@ -100,8 +100,8 @@ void bind_pairwise(py::module_& m) {
       .def("set_weights", [](PairEngine& e, Address w) { e.set_weights(at<void>(w)); })
       .def("set_shift", [](PairEngine& e, Address shift) { e.set_shift(at<void>(shift)); })
       .def(
-          "finish_gradients",
-          [](PairEngine& e, Address dx, Address dy) { e.finish_gradients(at<void>(dx), at<void>(dy)); }, Release())
+          "finish_gradients", [](PairEngine& e, Address dx, Address dy) { e.finish_gradients(at<void>(dx), at<void>(dy)); },
+          Release())
       .def_property_readonly("terms", &PairEngine::terms);
 }
 

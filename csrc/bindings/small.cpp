@@ -18,8 +18,9 @@ void pair_loss(Address x, Address labels, Address rule, int64_t n, int64_t d, co
                bool gated, bool gradients, double sign, double fixed_shift, int threads, const std::string& spec,
                const std::vector<double>& params, const std::vector<std::pair<double, double>>& limits,
                const std::vector<std::pair<std::string, bool>>& folds, Address terms, Address dx, bool is_double) {
-  const SmallBatch batch{at<void>(x), at<int64_t>(labels), at<void>(rule), n, d, distance_named(distance), normalize, gated,
-                         gradients,   sign,                fixed_shift,    threads};
+  const SmallBatch batch{
+      at<void>(x), at<int64_t>(labels), at<void>(rule), n,           d,      distance_named(distance), normalize,
+      gated,       gradients,           sign,           fixed_shift, threads};
   std::vector<SmallTerm> reductions;
   for (const auto& [fold, element] : folds) reductions.push_back({fold, element});
   const std::vector<Limits> intervals = open_intervals(limits);
@@ -29,6 +30,8 @@ void pair_loss(Address x, Address labels, Address rule, int64_t n, int64_t d, co
 
 }  // namespace
 
-void bind_small(py::module_& m) { m.def("small_pair_loss", &pair_loss); }
+void bind_small(py::module_& m) {
+  m.def("small_pair_loss", &pair_loss);
+}
 
 }  // namespace pml_fast

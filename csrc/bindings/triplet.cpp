@@ -46,11 +46,11 @@ void bind_triplet(py::module_& m) {
           Release())
       .def("rows", [](const TripletEngine& e, Address out) { e.rows(at<double>(out)); })
       .def(
-          "finish_gradients",
-          [](TripletEngine& e, Address dx, Address dy) { e.finish_gradients(at<void>(dx), at<void>(dy)); }, Release())
+          "finish_gradients", [](TripletEngine& e, Address dx, Address dy) { e.finish_gradients(at<void>(dx), at<void>(dy)); },
+          Release())
       .def(
-          "finish_strip",
-          [](TripletEngine& e, int64_t i0, int64_t i1, Address w) { e.finish_strip(i0, i1, at<void>(w)); }, Release());
+          "finish_strip", [](TripletEngine& e, int64_t i0, int64_t i1, Address w) { e.finish_strip(i0, i1, at<void>(w)); },
+          Release());
 }
 
 }  // namespace pml_fast

@@ -1,10 +1,10 @@
 #include "indexed.h"
 
-#include "../runtime/parallel.h"
-#include "scores.h"
-
 #include <algorithm>
 #include <vector>
+
+#include "../runtime/parallel.h"
+#include "scores.h"
 
 namespace pml_fast {
 namespace PML_FAST_ISA {
@@ -75,8 +75,8 @@ void score_list(const PairList& list, void* scores, bool is_double) {
 void add_list_gradients(const PairList& list, const void* scores, const void* grad_scores, bool columns, void* grad,
                         int64_t rows, bool is_double) {
   if (is_double)
-    add(list, static_cast<const double*>(scores), static_cast<const double*>(grad_scores), columns,
-        static_cast<double*>(grad), rows);
+    add(list, static_cast<const double*>(scores), static_cast<const double*>(grad_scores), columns, static_cast<double*>(grad),
+        rows);
   else
     add(list, static_cast<const float*>(scores), static_cast<const float*>(grad_scores), columns, static_cast<float*>(grad),
         rows);

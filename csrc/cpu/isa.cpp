@@ -75,8 +75,7 @@ Isa parse_isa(const std::string& name, const char* argument) {
   for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
     if (name == isa_name(isa)) return isa;
   }
-  throw std::invalid_argument(std::string(argument) + " must be baseline, avx2 or avx512, got '" + name +
-                              "'");
+  throw std::invalid_argument(std::string(argument) + " must be baseline, avx2 or avx512, got '" + name + "'");
 }
 
 std::vector<Isa> compiled_isas() {

@@ -1,11 +1,11 @@
 #include "pairwise.h"
 
+#include <algorithm>
+#include <stdexcept>
+
 #include "../engine/pair_specs.h"
 #include "../runtime/parallel.h"
 #include "scores.h"
-
-#include <algorithm>
-#include <stdexcept>
 
 namespace pml_fast {
 namespace PML_FAST_ISA {
@@ -13,7 +13,9 @@ namespace {
 
 struct NoFold {};
 
-int64_t blocks_of(int64_t first, int64_t last) { return (last - first + kBlock - 1) / kBlock; }
+int64_t blocks_of(int64_t first, int64_t last) {
+  return (last - first + kBlock - 1) / kBlock;
+}
 
 // A run of columns that are negatives of one row; `mirror` says that they fold into their own rows as well.
 struct Segment {
@@ -208,13 +210,13 @@ class Engine final : public PairEngine {
       T* dx = static_cast<T*>(dx_out);
       T* dy = static_cast<T*>(dy_out);
       if (dx != nullptr) over_rows([&](int64_t i) { finish_row(i, dx + i * g_.d); });
-      if (dy != nullptr)
-        over(g_.m, [&](int64_t j) { finish_column(j, dy + j * g_.d); });
+      if (dy != nullptr) over(g_.m, [&](int64_t j) { finish_column(j, dy + j * g_.d); });
     }
   }
 
  private:
-  // ---- shapes of work --------------------------------------------------------------------------------------------------------
+  // ---- shapes of work
+  // --------------------------------------------------------------------------------------------------------
 
   template <typename F>
   void over(int64_t count, F&& body) const {
@@ -237,7 +239,8 @@ class Engine final : public PairEngine {
     });
   }
 
-  // ---- rows ------------------------------------------------------------------------------------------------------------------
+  // ---- rows
+  // ------------------------------------------------------------------------------------------------------------------
 
   Positives<T> positives(int64_t i) const {
     const T infinity = std::numeric_limits<T>::infinity();
@@ -248,7 +251,8 @@ class Engine final : public PairEngine {
 
   T shift(int64_t i) const { return per_row_shift_ ? row_shift_[i] : fixed_shift_; }
 
-  // ---- extremes --------------------------------------------------------------------------------------------------------------
+  // ---- extremes
+  // --------------------------------------------------------------------------------------------------------------
 
   // `best` holds sign * score; the lowest column wins a tie.
   static void take(T sign, T value, int64_t column, T& best, int64_t& index) {
@@ -259,9 +263,7 @@ class Engine final : public PairEngine {
     }
   }
 
-  bool in_rule(int64_t row, T s) const {
-    return rule_[2] == nullptr || (!(s < rule_[2][row]) && !(s > rule_[3][row]));
-  }
+  bool in_rule(int64_t row, T s) const { return rule_[2] == nullptr || (!(s < rule_[2][row]) && !(s > rule_[3][row])); }
 
   void row_extreme(const T* s, int64_t i, const Segment& seg, T sign, T& top, int64_t& where) const {
     T local = minus_infinity<T>();
@@ -295,7 +297,8 @@ class Engine final : public PairEngine {
     }
   }
 
-  // ---- folding the negatives ---------------------------------------------------------------------------------------------------
+  // ---- folding the negatives
+  // ---------------------------------------------------------------------------------------------------
 
   template <typename Fold>
   void fold_segment(const Fold& f, const T* s, int64_t i, const Segment& seg, T& first, T& second) {
@@ -359,7 +362,8 @@ class Engine final : public PairEngine {
     first += sum;
   }
 
-  // ---- coefficients ------------------------------------------------------------------------------------------------------------
+  // ---- coefficients
+  // ------------------------------------------------------------------------------------------------------------
 
   template <typename Fold>
   void coefficient_segment(const Fold& f, const T* s, int64_t i, const Segment& seg, bool both, T* h) const {
@@ -447,7 +451,8 @@ class Engine final : public PairEngine {
     return sum;
   }
 
-  // ---- gradients of the positives ----------------------------------------------------------------------------------------------
+  // ---- gradients of the positives
+  // ----------------------------------------------------------------------------------------------
 
   // dL/dscore of a positive pair over what its difference (or inner product) is multiplied by.
   T positive_factor(int64_t i, int64_t k) const {
@@ -501,10 +506,10 @@ class Engine final : public PairEngine {
   const T* rule_[4] = {nullptr, nullptr, nullptr, nullptr};
   const T* row_shift_ = nullptr;
   const T* pos_weight_ = nullptr;
-  std::vector<T> table_, slope_table_;         // positives' scores, and d(row value)/d(score)
-  std::vector<T> first_, second_;              // the negatives' state of each row
-  std::vector<T> alpha_, weighted_;            // its factor in the coefficients, without and with the row's weight
-  std::vector<T> row_sum_, col_sum_, partial_; // sums of a distance's coefficients
+  std::vector<T> table_, slope_table_;          // positives' scores, and d(row value)/d(score)
+  std::vector<T> first_, second_;               // the negatives' state of each row
+  std::vector<T> alpha_, weighted_;             // its factor in the coefficients, without and with the row's weight
+  std::vector<T> row_sum_, col_sum_, partial_;  // sums of a distance's coefficients
 };
 
 template <typename T>
@@ -523,8 +528,8 @@ std::unique_ptr<PairEngine> make(const std::string& spec, const std::vector<doub
 }  // namespace
 
 std::unique_ptr<PairEngine> make_pair_engine(const std::string& spec, const std::vector<double>& params, double sign,
-                                             const std::vector<Limits>& limits, const PairLayout& layout,
-                                             double fixed_shift, bool is_double) {
+                                             const std::vector<Limits>& limits, const PairLayout& layout, double fixed_shift,
+                                             bool is_double) {
   return is_double ? make<double>(spec, params, sign, limits, layout, fixed_shift)
                    : make<float>(spec, params, sign, limits, layout, fixed_shift);
 }

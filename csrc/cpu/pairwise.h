@@ -13,14 +13,14 @@ namespace pml_fast {
 
 enum class Distance { kDot, kL2, kL2Squared };
 
-// Sorted rows and columns of a problem. Rows and columns are in the order of their class, so that the positives of row i are the
-// columns start[i] .. end[i] and everything else is a negative. Pointers are owned by the caller and outlive the engine.
+// Sorted rows and columns of a problem. Rows and columns are in the order of their class, so that the positives of row i are
+// the columns start[i] .. end[i] and everything else is a negative. Pointers are owned by the caller and outlive the engine.
 struct PairLayout {
-  const void *x, *y;                       // [N, D], [M, D]
-  const int64_t *start, *end;              // [N] positives' columns of each row
-  const int64_t *col_start, *col_end;      // [M] the rows whose class is the column's
-  const int64_t* offset;                   // [N + 1] where each row's positives begin in the table
-  const void* rule;                        // [4, N] closed score intervals, or null
+  const void *x, *y;                   // [N, D], [M, D]
+  const int64_t *start, *end;          // [N] positives' columns of each row
+  const int64_t *col_start, *col_end;  // [M] the rows whose class is the column's
+  const int64_t* offset;               // [N + 1] where each row's positives begin in the table
+  const void* rule;                    // [4, N] closed score intervals, or null
   int64_t n, m, d;
   bool itself;        // x is y: one symmetric matrix, and the gradient of both roles goes to x
   bool exclude_self;  // row i and column i are one sample, which is no pair

@@ -1,10 +1,10 @@
 // Scores of rows against columns: exact for one pair, or in place over inner products that a matrix product left.
 #pragma once
 
+#include <vector>
+
 #include "../engine/math.h"
 #include "pairwise.h"
-
-#include <vector>
 
 namespace pml_fast {
 namespace PML_FAST_ISA {
@@ -67,8 +67,7 @@ class Scores {
     }
     if (near != 0)
       for (int64_t j = j0; j < j1; ++j)
-        if (square[j - j0] < T(kNear) * (own + norms[j]))
-          square[j - j0] = squared_difference(x_ + i * g_.d, column(j), g_.d);
+        if (square[j - j0] < T(kNear) * (own + norms[j])) square[j - j0] = squared_difference(x_ + i * g_.d, column(j), g_.d);
     if (g_.distance == Distance::kL2)
 #pragma omp simd
       for (int64_t j = j0; j < j1; ++j) s[j] = std::sqrt(square[j - j0]);

@@ -1,10 +1,10 @@
 #include "small.h"
 
+#include <algorithm>
+
 #include "../runtime/layout.h"
 #include "../runtime/parallel.h"
 #include "scores.h"
-
-#include <algorithm>
 
 namespace pml_fast {
 namespace PML_FAST_ISA {
@@ -165,7 +165,8 @@ void run(const SmallBatch& batch, const std::string& spec, const std::vector<dou
          const std::vector<SmallTerm>& terms, T* terms_out, T* dx) {
   Step<T> step(batch);
   const int64_t n = batch.n, count = static_cast<int64_t>(terms.size());
-  const auto engine = make_pair_engine(spec, params, batch.sign, limits, step.layout(), batch.fixed_shift, std::is_same_v<T, double>);
+  const auto engine =
+      make_pair_engine(spec, params, batch.sign, limits, step.layout(), batch.fixed_shift, std::is_same_v<T, double>);
   engine->score_positives();
   T* tile = step.products();
   engine->fold(tile, n, 0, n, 0, n, n);

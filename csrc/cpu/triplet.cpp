@@ -1,12 +1,12 @@
 #include "triplet.h"
 
-#include "../engine/triplet_rows.h"
-#include "../runtime/parallel.h"
-#include "scores.h"
-
 #include <algorithm>
 #include <atomic>
 #include <numeric>
+
+#include "../engine/triplet_rows.h"
+#include "../runtime/parallel.h"
+#include "scores.h"
 
 namespace pml_fast {
 namespace PML_FAST_ISA {
@@ -37,7 +37,8 @@ class Engine final : public TripletEngine {
     });
   }
 
-  bool fold(void* tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, bool gradients, const void* weights) override {
+  bool fold(void* tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, bool gradients,
+            const void* weights) override {
     const T* w = static_cast<const T*>(weights);
     std::atomic<bool> live{false};
     constexpr int64_t kRows = 8;
@@ -57,7 +58,8 @@ class Engine final : public TripletEngine {
     }
   }
 
-  // dL/dz of the strip's sorted positives, back at their columns, over what their difference (or inner product) is multiplied by.
+  // dL/dz of the strip's sorted positives, back at their columns, over what their difference (or inner product) is multiplied
+  // by.
   void finish_strip(int64_t i0, int64_t i1, const void* weights) override {
     const T* w = static_cast<const T*>(weights);
     parallel_for((i1 - i0 + 31) / 32, g_.threads, [&](int64_t task) {
@@ -116,7 +118,8 @@ class Engine final : public TripletEngine {
 
   T toward(T s) const { return o_.sign > 0 ? -s : s; }
 
-  // ---- positives ---------------------------------------------------------------------------------------------------------------
+  // ---- positives
+  // ---------------------------------------------------------------------------------------------------------------
 
   void sort_positives(int64_t i, const T* scores) {
     const int64_t first = base(i);
@@ -131,9 +134,8 @@ class Engine final : public TripletEngine {
     }
     // A NaN cannot be sorted: it is remembered, and the row's sum made NaN.
     poisoned(i, nan);
-    std::sort(pos.begin(), pos.end(), [](const auto& a, const auto& b) {
-      return a.first < b.first || (a.first == b.first && a.second < b.second);
-    });
+    std::sort(pos.begin(), pos.end(),
+              [](const auto& a, const auto& b) { return a.first < b.first || (a.first == b.first && a.second < b.second); });
     count_[i - strip_] = static_cast<int64_t>(pos.size());
     double suffix = 0;
     for (int64_t k = base(i + 1) - first - 1; k >= 0; --k) {
@@ -149,7 +151,8 @@ class Engine final : public TripletEngine {
     if (nan != nan) sums_[i].loss = std::numeric_limits<double>::quiet_NaN();
   }
 
-  // ---- negatives ---------------------------------------------------------------------------------------------------------------
+  // ---- negatives
+  // ---------------------------------------------------------------------------------------------------------------
 
   bool fold_row(T* s, int64_t i, int64_t j0, int64_t j1, bool gradients, T w) {
     bool any = false;
@@ -338,7 +341,8 @@ class Engine final : public TripletEngine {
     return any;
   }
 
-  // ---- gradients of the positives ------------------------------------------------------------------------------------------------
+  // ---- gradients of the positives
+  // ------------------------------------------------------------------------------------------------
 
   void place_slopes(int64_t i, T w) {
     const bool linear = o_.select == Select::kEvery && count_[i - strip_] <= kLinear;
@@ -379,9 +383,9 @@ class Engine final : public TripletEngine {
   int64_t strip_ = 0;
   std::vector<int64_t> begin_, column_, count_;
   std::vector<int> steps_;
-  std::vector<T> z_;              // each row's positives, sorted, padded with infinity to a power of two
-  std::vector<double> suffix_;    // sums of z from each place to the end
-  std::vector<double> weight_;    // how many triplets end (or begin) at each positive; of smooth losses their slopes
+  std::vector<T> z_;            // each row's positives, sorted, padded with infinity to a power of two
+  std::vector<double> suffix_;  // sums of z from each place to the end
+  std::vector<double> weight_;  // how many triplets end (or begin) at each positive; of smooth losses their slopes
   std::vector<T> factor_, row_sum_;
   std::vector<AnchorSums> sums_;
 };

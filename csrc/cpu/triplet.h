@@ -23,14 +23,13 @@ class TripletEngine {
  public:
   virtual ~TripletEngine() = default;
 
-  // Sorts the positives of rows i0..i1, found in their inner products with columns from j0 on (turned into scores in place). They
-  // come out of a product as the negatives do, so that equal vectors tie exactly.
+  // Sorts the positives of rows i0..i1, found in their inner products with columns from j0 on (turned into scores in place).
+  // They come out of a product as the negatives do, so that equal vectors tie exactly.
   virtual void prepare(void* products, int64_t ld, int64_t i0, int64_t i1, int64_t j0) = 0;
 
   // Rows' sums and counts are added to; with `gradients` the tile becomes dL/d(inner product) (up to a distance's row sums),
   // each row's weighted by w[i] (null: 1). True where any entry is not zero.
-  virtual bool fold(void* tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, bool gradients,
-                    const void* w) = 0;
+  virtual bool fold(void* tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, bool gradients, const void* w) = 0;
 
   // Sums and counts [2, N].
   virtual void rows(double* out) const = 0;

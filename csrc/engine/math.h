@@ -36,7 +36,9 @@ inline float exp_of(float x) {
   return x > 88.72f ? std::numeric_limits<float>::infinity() : y;
 }
 
-inline double exp_of(double x) { return std::exp(x); }
+inline double exp_of(double x) {
+  return std::exp(x);
+}
 
 // log(1 + exp(x)) without overflow.
 template <typename T>

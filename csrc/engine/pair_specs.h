@@ -2,11 +2,11 @@
 // The twin of pml_fast/engine/specs: same names, same parameter order.
 #pragma once
 
-#include "limits.h"
-#include "math.h"
-
 #include <cstdint>
 #include <vector>
+
+#include "limits.h"
+#include "math.h"
 
 namespace pml_fast {
 namespace PML_FAST_ISA {
@@ -42,7 +42,8 @@ struct HingeFold {
   bool kept(T l) const { return !((l <= low) | (l >= high)); }
 };
 
-// ---- finishing a row ---------------------------------------------------------------------------------------------------------
+// ---- finishing a row
+// ---------------------------------------------------------------------------------------------------------
 
 // An anchor's positives: their scores, and where to write d(row value)/d(score).
 template <typename T>
@@ -132,8 +133,7 @@ struct NTXent {
   static constexpr int kTerms = 1, kPosTerm = 0, kNegTerm = 0;
   T scale;
   Limits limits;
-  NTXent(const std::vector<double>& p, double sign, const std::vector<Limits>& l)
-      : scale(T(sign / p.at(0))), limits(l.at(0)) {}
+  NTXent(const std::vector<double>& p, double sign, const std::vector<Limits>& l) : scale(T(sign / p.at(0))), limits(l.at(0)) {}
   Fold fold() const { return {scale, T(0)}; }
   void finish(const Positives<T>& pos, const NegativeState<T>& neg, Row<T>& row) const {
     const T log_neg = neg.log_sum();

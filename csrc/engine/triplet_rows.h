@@ -5,9 +5,9 @@
 // the same bits as (ap - an) + margin on the scores themselves.
 #pragma once
 
-#include "math.h"
-
 #include <cstdint>
+
+#include "math.h"
 
 namespace pml_fast {
 namespace PML_FAST_ISA {
@@ -25,7 +25,9 @@ inline float log1p_of(float e) {
   return 2.0f * t * p;
 }
 
-inline double log1p_of(double e) { return std::log1p(e); }
+inline double log1p_of(double e) {
+  return std::log1p(e);
+}
 
 // The first k (of a table padded with +infinity to 2^(steps + 1) entries) at which the predicate, false then true, is true.
 template <typename T, typename Predicate>

@@ -4,7 +4,7 @@
 #include <stdexcept>
 
 #if defined(__unix__) || defined(__APPLE__)
-#include <dlfcn.h>
+  #include <dlfcn.h>
 #endif
 
 namespace pml_fast {
@@ -51,6 +51,8 @@ void parallel_for(int64_t count, int threads, Task task, void* data) {
   parallel(run, &work, workers, 0);
 }
 
-const char* parallel_runtime() { return runtime() != nullptr ? "openmp" : "serial"; }
+const char* parallel_runtime() {
+  return runtime() != nullptr ? "openmp" : "serial";
+}
 
 }  // namespace pml_fast

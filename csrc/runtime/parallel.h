@@ -12,8 +12,7 @@ void parallel_for(int64_t count, int threads, Task task, void* data);
 
 template <typename F>
 void parallel_for(int64_t count, int threads, F&& body) {
-  parallel_for(
-      count, threads, [](void* data, int64_t index) { (*static_cast<F*>(data))(index); }, &body);
+  parallel_for(count, threads, [](void* data, int64_t index) { (*static_cast<F*>(data))(index); }, &body);
 }
 
 // The name of what runs the threads: "openmp" when torch's runtime was found, else "serial".

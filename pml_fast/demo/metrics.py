@@ -50,9 +50,7 @@ def retrieval_metrics(embeddings: Tensor, labels: Tensor, strip_elements: int = 
         precision += float((hits_to_r.sum(1, keepdim=True) / wanted).sum())
         average += float(((precision_at * hits_to_r).sum(1, keepdim=True) / wanted).sum())
     queries_counted = int((relevant > 0).sum())
-    return RetrievalMetrics(
-        first / queries_counted, precision / queries_counted, average / queries_counted, queries_counted
-    )
+    return RetrievalMetrics(first / queries_counted, precision / queries_counted, average / queries_counted, queries_counted)
 
 
 def nearest_neighbours(embeddings: Tensor, queries: Tensor, k: int) -> Tensor:
@@ -77,9 +75,7 @@ def _rank(unit: Tensor, queries: Tensor, k: int) -> Tensor:
 
 def _check(embeddings: Tensor, labels: Tensor) -> None:
     if embeddings.ndim != 2 or not embeddings.is_floating_point():
-        raise ValueError(
-            f"embeddings must be a floating-point tensor [N, D], got {embeddings.dtype} {list(embeddings.shape)}"
-        )
+        raise ValueError(f"embeddings must be a floating-point tensor [N, D], got {embeddings.dtype} {list(embeddings.shape)}")
     if labels.shape != embeddings.shape[:1]:
         raise ValueError(f"labels must have one entry an embedding, [{len(embeddings)}], got {list(labels.shape)}")
     if not bool(torch.isfinite(embeddings).all()):

@@ -40,9 +40,7 @@ def loss_curve(history: list[float], path: Path) -> Path:
     return _save(figure, path)
 
 
-def embedding_maps(
-    before: Tensor, after: Tensor, split: Split, captions: tuple[str, str], seed: int, path: Path
-) -> Path:
+def embedding_maps(before: Tensor, after: Tensor, split: Split, captions: tuple[str, str], seed: int, path: Path) -> Path:
     """t-SNE maps of the classes of split, embedded before and after training, one colour a class."""
     kept = _sample(len(split.labels), _MAX_POINTS, seed)
     figure, panels = _figure(2, 11.0, 5.6)

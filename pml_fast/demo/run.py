@@ -116,9 +116,7 @@ def _metrics_table(data: ZeroShotData, trained: Trained) -> Table:
         "before training": trained.before,
         "after training": trained.after,
     }
-    return tables.metrics_table(
-        {name: retrieval_metrics(points, data.test.labels) for name, points in candidates.items()}
-    )
+    return tables.metrics_table({name: retrieval_metrics(points, data.test.labels) for name, points in candidates.items()})
 
 
 def _draw(options: DemoOptions, data: ZeroShotData, trained: Trained) -> list[Path]:

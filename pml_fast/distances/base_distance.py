@@ -62,8 +62,7 @@ class BaseDistance(ModuleWithRecords):
         expected = (query.shape[0], ref.shape[0])
         if tuple(mat.shape) != expected:
             raise ValueError(
-                f"compute_mat of {type(self).__name__} must return a matrix of shape {expected}, "
-                f"got {tuple(mat.shape)}"
+                f"compute_mat of {type(self).__name__} must return a matrix of shape {expected}, got {tuple(mat.shape)}"
             )
         return mat
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -20,7 +20,7 @@ _CLASSES = {
 _ORDER = {"cpu": ("cpu", "chunked"), "cuda": ("triton", "chunked")}
 
 
-@lru_cache(maxsize=None)
+@cache
 def backend(name: str) -> Backend:
     """The backend of a name."""
     module, cls = _CLASSES[name]

@@ -18,7 +18,8 @@ KINDS = ("mean", "sum", "threshold", "class_weighted", "per_anchor")
 class Fold:
     """A reduction of one term.
 
-    ``mean``: over all losses. ``sum``. ``threshold``: mean of the losses with ``low < loss < high``. ``class_weighted``: mean of
+    ``mean``: over all losses. ``sum``. ``threshold``: mean of the losses with ``low < loss < high``. ``class_weighted``:
+    mean of
     ``loss * weights[label of the anchor]``. ``per_anchor``: mean over each row's losses (0 for none), then ``inner`` over rows.
     """
 
@@ -82,8 +83,7 @@ def check_classes(classes: Tensor, num_weights: int) -> None:
         torch._assert_async(~outside, message)
     elif outside:
         raise ValueError(
-            f"{message}, got labels from {int(classes.min())} to {int(classes.max())}: "
-            "pass one weight for each label"
+            f"{message}, got labels from {int(classes.min())} to {int(classes.max())}: pass one weight for each label"
         )
 
 
@@ -144,4 +144,3 @@ def reduce_rows(fold: Fold, term: Term, values: Tensor, counts: Tensor, weights:
     if term.kind == "element":
         return _reduce_elements(fold, values, weights)
     return _reduce_pairs(fold, values, counts, weights)
-

@@ -1,6 +1,7 @@
 """What miners return: a tuple of index tensors that need not exist.
 
-A lazy tuple unpacks, indexes and measures like the tuple it stands for, but holds only the rule that selects the pairs. A loss of
+A lazy tuple unpacks, indexes and measures like the tuple it stands for, but holds only the rule that selects the pairs. A
+loss of
 this package that is handed one, for the same embeddings, folds the rule into its kernel; anything else that touches it gets
 ordinary index tensors.
 """

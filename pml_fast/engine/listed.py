@@ -12,7 +12,7 @@ from torch import Tensor
 import pml_fast.engine.triplet_ops  # noqa: F401  (defines the operators)
 from pml_fast.engine.fold import Fold, inside, reduce_rows
 from pml_fast.engine.lazy import RowChoice
-from pml_fast.engine.score import Score
+from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.spec import PairSpec
 from pml_fast.engine.views import ListedSide, View
 from pml_fast.utils import loss_and_miner_utils as lmu
@@ -25,6 +25,9 @@ def engine_scorer(x: Tensor, y: Tensor, score: Score) -> Scorer:
     text = score.encode()
 
     def scores(i: Tensor, j: Tensor) -> Tensor:
+        if i.shape[0] == 0:
+            # A zero that no NaN of the embeddings reaches, in the value or in the gradient.
+            return (x[:0].sum(dim=1) + y[:0].sum(dim=1)).to(compute_type(x.dtype))
         value: Tensor = torch.ops.pml_fast.listed_scores(x, y, i, j, text)
         return value
 
@@ -48,7 +51,9 @@ class PairLists:
     keep_neg: Tensor | None
 
 
-def pair_lists(indices: Sequence[Tensor] | None, labels: Tensor | None, ref_labels: Tensor | None, m: int, unique: bool) -> PairLists:
+def pair_lists(
+    indices: Sequence[Tensor] | None, labels: Tensor | None, ref_labels: Tensor | None, m: int, unique: bool
+) -> PairLists:
     """The pairs of an index tuple (all pairs for ``None``), each once where ``unique``."""
     if isinstance(indices, RowChoice):
         both = indices.keep_pos & indices.keep_neg if indices.triplets else None
@@ -57,7 +62,7 @@ def pair_lists(indices: Sequence[Tensor] | None, labels: Tensor | None, ref_labe
             a, indices.pos, indices.keep_pos if both is None else both,
             a, indices.neg, indices.keep_neg if both is None else both,
         )  # fmt: skip
-    a1, p, a2, n = lmu.convert_to_pairs(indices, labels, ref_labels)
+    a1, p, a2, n = lmu.convert_to_pairs(indices, labels, ref_labels)  # type: ignore[arg-type]
     if unique and indices is not None:
         (a1, p), (a2, n) = _distinct(a1, p, m), _distinct(a2, n, m)
     return PairLists(a1, p, None, a2, n, None)
@@ -87,9 +92,7 @@ def _term_rows(side: ListedSide, loss: Tensor, fold: Fold) -> tuple[Tensor, Tens
     return counted.sum(loss), counted.count().to(loss.dtype)
 
 
-def folded_loss(
-    spec: PairSpec, score: Score, view: View, folds: Sequence[Fold], labels: Tensor | None
-) -> Tensor:
+def folded_loss(spec: PairSpec, score: Score, view: View, folds: Sequence[Fold], labels: Tensor | None) -> Tensor:
     """The reduced loss over listed pairs, without a data-dependent size."""
     total: Any = 0
     for term, fold, loss in zip(spec.terms, folds, spec.formula(view, score), strict=True):

@@ -19,7 +19,8 @@ NO_LIMITS: Limits = (float("-inf"), float("inf"))
 class PairProblem:
     """Rows ``x [N, D]`` against columns ``y [M, D]``, already normalised where the score asks for it.
 
-    ``itself`` means that both are one batch: self pairs are excluded, and where ``shared`` ``y`` is ``x`` and the gradient of both
+    ``itself`` means that both are one batch: self pairs are excluded, and where ``shared`` ``y`` is ``x`` and the gradient
+    of both
     roles goes to ``x``.
     A backend that ``divides`` gets them as they are, with ``x_norm`` and ``y_norm`` ``[.., 1]`` to divide by.
     ``rule`` is ``[4, N]``, closed intervals of the score a pair must lie in (positive low, high; negative low, high).
@@ -61,7 +62,8 @@ class PairRows:
 
 @dataclass
 class TripletProblem:
-    """As :class:`PairProblem`, for triplets. ``limits`` holds one interval; ``rule`` filters the pairs that may form triplets."""
+    """As :class:`PairProblem`, for triplets. ``limits`` holds one interval; ``rule`` filters the pairs that may form
+    triplets."""
 
     spec: TripletSpec
     score: Score

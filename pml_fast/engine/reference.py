@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from pml_fast.engine.autograd import autograd_enabled
+from pml_fast.engine.fold import inside
 from pml_fast.engine.problem import (
     ExtremeProblem,
     IndexedProblem,
-    Limits,
     PairProblem,
     PairRows,
     TripletProblem,
@@ -149,12 +149,6 @@ def _negative_mask(problem: Problem) -> Tensor:
     return ~same_labels(problem.x_labels, problem.y_labels)
 
 
-def _inside(limits: Limits, loss: Tensor) -> Tensor:
-    """Strictly inside the interval; written so that a NaN is kept, and seen."""
-    low, high = limits
-    return ~((loss <= low) | (loss >= high))
-
-
 def _view(problem: PairProblem, s: Tensor) -> View:
     n, m = problem.x.shape[0], problem.y.shape[0]
     comparable = comparable_mask(0, n, m, s.device) if problem.itself else None
@@ -169,7 +163,7 @@ def _term_rows(problem: PairProblem, view: View, t: int) -> tuple[Tensor, Tensor
         return loss, torch.ones_like(loss)
     side = view.pos if term.kind == "pos_pair" else view.neg
     assert isinstance(side, DenseSide)
-    kept = side.mask & _inside(problem.limits[t], loss)
+    kept = side.mask & inside(loss, *problem.limits[t])
     return torch.where(kept, loss, 0.0).sum(dim=1), kept.sum(dim=1).to(loss.dtype)
 
 
@@ -189,7 +183,7 @@ def _triplet_losses(problem: TripletProblem, x: Tensor, y: Tensor) -> tuple[Tens
         s_an = torch.maximum(s_an, s_pn) if score.inverted else torch.minimum(s_an, s_pn)
     violation = (s_an - s_ap if score.inverted else s_ap - s_an) + spec.margin
     loss = softplus(violation) if spec.smooth else torch.relu(violation)
-    return loss, kept & _inside(problem.limits, loss)
+    return loss, kept & inside(loss, *problem.limits)
 
 
 def _selected(problem: TripletProblem, s_ap: Tensor, s_an: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ class Score:
 
     ``kind`` is ``"dot"`` (inner product), ``"l2"`` (Euclidean distance) or ``"lp"`` (p-norm of the difference).
     ``normalize`` divides rows and columns by their Euclidean norm first. ``power`` is applied to the value last.
-    ``inverted`` says that a larger value means closer. ``symmetric`` says that rows and columns are prepared alike, so that a set
+    ``inverted`` says that a larger value means closer. ``symmetric`` says that rows and columns are prepared alike, so
+    that a set
     against itself has a symmetric matrix. ``bounded`` says that the value is known to stay in
     [-1, 1] (dot) or [0, 2**power] (l2), which holds when both sides are unit vectors.
     """

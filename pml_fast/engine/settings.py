@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -34,9 +34,7 @@ def _from_environment() -> Settings:
     flag = os.environ.get("PML_FAST_DETERMINISTIC", "1")
     if flag not in ("0", "1"):
         raise ValueError(f"PML_FAST_DETERMINISTIC must be 0 or 1, got {flag!r}")
-    return Settings(
-        os.environ.get("PML_FAST_BACKEND", "auto"), os.environ.get("PML_FAST_PRECISION") or None, flag == "1"
-    )
+    return Settings(os.environ.get("PML_FAST_BACKEND", "auto"), os.environ.get("PML_FAST_PRECISION") or None, flag == "1")
 
 
 _current: Settings | None = None
@@ -62,18 +60,14 @@ class use:
     at the end. What is not given stays as it is. Raises ``ValueError`` for an unknown name.
     """
 
-    def __init__(
-        self, backend: str | None = None, precision: str | None = None, deterministic: bool | None = None
-    ) -> None:
+    def __init__(self, backend: str | None = None, precision: str | None = None, deterministic: bool | None = None) -> None:
         global _current
         self._before = current()
-        _current = replace(
-            self._before,
-            **{
-                name: value
-                for name, value in (("backend", backend), ("precision", precision), ("deterministic", deterministic))
-                if value is not None
-            },
+        before = self._before
+        _current = Settings(
+            before.backend if backend is None else backend,
+            before.precision if precision is None else precision,
+            before.deterministic if deterministic is None else deterministic,
         )
 
     def __enter__(self) -> use:

@@ -10,7 +10,19 @@ from torch import Tensor
 
 from pml_fast.engine import dispatch
 from pml_fast.engine.fold import Fold, reduce_rows
-from pml_fast.engine.ops import _SETS, _both, _define, _differentiable, _grad_like, _prepared, _refuse_double_backward, _Rows, _scaled, _shared
+from pml_fast.engine.operator import (
+    SETS,
+    Rows,
+    both,
+    define,
+    differentiable,
+    grad_like,
+    loss_backward,
+    loss_context,
+    prepared,
+    refuse_double_backward,
+    shared,
+)
 from pml_fast.engine.problem import IndexedProblem, TripletProblem
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.settings import math_precision
@@ -27,14 +39,12 @@ def _triplet_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     sc, reduction = Score.decode(score), Fold.decode(fold)
     with math_precision():
-        rows, cols = _both(x, y, itself, sc)
+        rows, cols = both(x, y, itself, sc)
         margin, smooth, swap, select_margin = options
         spec = TripletSpec(margin, bool(smooth), bool(swap), select, select_margin)
-        problem = TripletProblem(
-            spec, sc, rows.x, cols.x, x_labels, y_labels, itself, rule, reduction.pair_limits()
-        )
+        problem = TripletProblem(spec, sc, rows.x, cols.x, x_labels, y_labels, itself, rule, reduction.pair_limits())
         backend = dispatch.select(problem)
-        problem = _prepared(problem, backend, rows, cols)
+        problem = prepared(problem, backend, rows, cols)
         uniform, need = reduction.kind in UNIFORM, need_x or need_y
         sums, dx, dy = backend.triplet_rows(problem, need_x, need_y, uniform and need)
         own = None if row_weights is None else row_weights.to(sums.dtype)
@@ -54,30 +64,17 @@ def _triplet_loss_fake(
     options: Sequence[float], select: str, score: str, itself: bool, fold: str, need_x: bool, need_y: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     loss = x.new_empty((), dtype=compute_type(x.dtype))
-    return loss, loss.new_empty(1), _grad_like(x, need_x), _grad_like(y, need_y and not _shared(itself, score))
+    return loss, loss.new_empty(1), grad_like(x, need_x), grad_like(y, need_y and not shared(itself, score))
 
 
-def _triplet_loss_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    itself, need_x, need_y = inputs[9], inputs[11], inputs[12]
-    ctx.needed = need_x, need_y and not _shared(itself, inputs[8])
-    ctx.save_for_backward(output[2], output[3])
-    ctx.set_materialize_grads(False)
-
-
-def _triplet_loss_backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
-    if grad_loss is None:
-        return (None,) * 13
-    return (*_scaled(ctx, grad_loss), *(None,) * 11)
-
-
-_define(
+define(
     "triplet_loss",
-    f"({_SETS}, Tensor? row_weights, float[] options, str select, str score, bool itself, str fold, "
+    f"({SETS}, Tensor? row_weights, float[] options, str select, str score, bool itself, str fold, "
     "bool need_x, bool need_y) -> (Tensor, Tensor, Tensor, Tensor)",
     _triplet_loss,
     _triplet_loss_fake,
 )
-_differentiable("triplet_loss", _triplet_loss_context, _triplet_loss_backward)
+differentiable("triplet_loss", loss_context, loss_backward)
 
 
 # ---- listed_scores -----------------------------------------------------------------------------------------------------------
@@ -85,7 +82,7 @@ _differentiable("triplet_loss", _triplet_loss_context, _triplet_loss_backward)
 
 def _listed_scores(x: Tensor, y: Tensor, i: Tensor, j: Tensor, score: str) -> Tensor:
     sc = Score.decode(score)
-    rows, cols = _Rows.of(x, sc), _Rows.of(y, sc)
+    rows, cols = Rows.of(x, sc), Rows.of(y, sc)
     problem = IndexedProblem(sc, rows.x, cols.x, i, j)
     return dispatch.select(problem).listed_scores(sc, rows.unit(), cols.unit(), i, j)
 
@@ -98,7 +95,7 @@ def _listed_grads(
     x: Tensor, y: Tensor, i: Tensor, j: Tensor, score: str, grad: Tensor, need_x: bool, need_y: bool
 ) -> tuple[Tensor, Tensor]:
     sc = Score.decode(score)
-    rows, cols = _Rows.of(x, sc), _Rows.of(y, sc)
+    rows, cols = Rows.of(x, sc), Rows.of(y, sc)
     problem = IndexedProblem(sc, rows.x, cols.x, i, j)
     dx, dy = dispatch.select(problem).listed_grads(sc, rows.unit(), cols.unit(), i, j, grad, need_x, need_y)
     return rows.back(dx), cols.back(dy)
@@ -107,7 +104,7 @@ def _listed_grads(
 def _listed_grads_fake(
     x: Tensor, y: Tensor, i: Tensor, j: Tensor, score: str, grad: Tensor, need_x: bool, need_y: bool
 ) -> tuple[Tensor, Tensor]:
-    return _grad_like(x, need_x), _grad_like(y, need_y)
+    return grad_like(x, need_x), grad_like(y, need_y)
 
 
 def _listed_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -116,17 +113,17 @@ def _listed_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _listed_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    _refuse_double_backward()
+    refuse_double_backward()
     need_x, need_y = ctx.needs_input_grad[:2]
     dx, dy = torch.ops.pml_fast.listed_grads(*ctx.saved_tensors, ctx.score, grad.contiguous(), need_x, need_y)
     return (dx if need_x else None), (dy if need_y else None), None, None, None
 
 
-_define("listed_scores", "(Tensor x, Tensor y, Tensor i, Tensor j, str score) -> Tensor", _listed_scores, _listed_scores_fake)
-_define(
+define("listed_scores", "(Tensor x, Tensor y, Tensor i, Tensor j, str score) -> Tensor", _listed_scores, _listed_scores_fake)
+define(
     "listed_grads",
     "(Tensor x, Tensor y, Tensor i, Tensor j, str score, Tensor grad, bool need_x, bool need_y) -> (Tensor, Tensor)",
     _listed_grads,
     _listed_grads_fake,
 )
-_differentiable("listed_scores", _listed_context, _listed_backward)
+differentiable("listed_scores", _listed_context, _listed_backward)

@@ -228,6 +228,9 @@ def _with_nans(strip: _Strip, live: Tensor, ok: Tensor, value: Tensor, number: T
     """A triplet with a NaN has a NaN loss, which every interval keeps (a miner's rule drops it)."""
     every = strip.has.sum(dim=1) * strip.neg.sum(dim=1)
     broken = every - live.sum(dim=1) * ok.sum(dim=1)
+    for infinity in (INF, -INF):
+        # The difference of two equal infinities is a NaN, too.
+        broken = broken + (live & (strip.a == infinity)).sum(dim=1) * (ok & (strip.v == infinity)).sum(dim=1)
     return value.masked_fill(broken > 0, float("nan")), number + broken
 
 
@@ -269,9 +272,7 @@ def _blocks(problem: TripletProblem, ranges: Tensor) -> Iterator[tuple[int, int,
         yield first, last, range(max(0, first - last_start), min(most, last - begin))
 
 
-def _looped(
-    problem: TripletProblem, strip: _Strip, ranges: Tensor, w: Tensor, grads: GradSum
-) -> tuple[Tensor, Tensor, Tensor]:
+def _looped(problem: TripletProblem, strip: _Strip, ranges: Tensor, w: Tensor, grads: GradSum) -> tuple[Tensor, Tensor, Tensor]:
     """Triplets of the strip, one positive of every anchor at a time. Gradients of positive-negative scores
     are added here.
     """

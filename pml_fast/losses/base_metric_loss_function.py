@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pml_fast.engine.lazy import LazyIndices
 from pml_fast.engine.plan import MATERIALISED, Call, Plan
 from pml_fast.losses.mixins import EmbeddingRegularizerMixin
 from pml_fast.utils import common_functions as c_f
+from pml_fast.utils.index_types import named_indices
 from pml_fast.utils.module_with_records_and_reducer import ModuleWithRecordsReducerAndDistance
 
 LossDict = dict[str, dict[str, Any]]
@@ -101,25 +103,32 @@ class BaseMetricLossFunction(EmbeddingRegularizerMixin, ModuleWithRecordsReducer
 
 
 def prepare_call(
-    embeddings: Tensor, labels: Any, indices: Any, ref_emb: Tensor | None, ref_labels: Any
+    embeddings: Tensor, labels: Any, indices: Any, ref_emb: Tensor | None, ref_labels: Any, ref_name: str = "ref_emb"
 ) -> Call:
     """Check the arguments of a loss and bring labels to the embeddings' device.
 
-    Raises ``ValueError``/``TypeError`` naming the argument that does not fit.
+    Raises ``ValueError``/``TypeError`` naming the argument that does not fit; ``ref_name`` is what the caller calls
+    ``ref_emb``.
     """
     _check_embeddings("embeddings", embeddings)
     if ref_emb is not None:
-        _check_embeddings("ref_emb", ref_emb)
+        _check_embeddings(ref_name, ref_emb)
         if ref_emb.shape[1] != embeddings.shape[1]:
             raise ValueError(
-                f"ref_emb must have rows of the length of the embeddings', {embeddings.shape[1]}, got {ref_emb.shape[1]}"
+                f"{ref_name} must have rows of the length of the embeddings', {embeddings.shape[1]}, got {ref_emb.shape[1]}"
+            )
+        if (ref_emb.dtype, ref_emb.device) != (embeddings.dtype, embeddings.device):
+            raise TypeError(
+                f"ref_emb must be {embeddings.dtype} on {embeddings.device} as the embeddings are, got {ref_emb.dtype} on "
+                f"{ref_emb.device}; call ref_emb.to(embeddings)"
             )
         if ref_labels is None and labels is not None and indices is None:
-            raise ValueError("ref_labels must be given with ref_emb, got None; pass the labels of the reference set")
+            raise ValueError(f"ref_labels must be given with {ref_name}, got None; pass the labels of the reference set")
     elif ref_labels is not None:
-        raise ValueError("ref_labels were given without ref_emb; pass both, or neither")
+        raise ValueError(f"ref_labels were given without {ref_name}; pass both, or neither")
     itself = ref_emb is None or (ref_emb is embeddings and (ref_labels is labels or ref_labels is None))
     labels = _as_labels("labels", labels, embeddings)
+    indices = _as_indices(indices, embeddings, embeddings if ref_emb is None else ref_emb)
     if itself:
         return Call(embeddings, labels, indices, embeddings, labels, True)
     assert ref_emb is not None
@@ -130,9 +139,7 @@ def _check_embeddings(name: str, value: Any) -> None:
     if not torch.is_tensor(value):
         raise TypeError(f"{name} must be a tensor of shape (batch_size, embedding_size), got {type(value).__name__}")
     if value.ndim != 2:
-        raise ValueError(
-            f"{name} must be a 2-D tensor of shape (batch_size, embedding_size), got shape {tuple(value.shape)}"
-        )
+        raise ValueError(f"{name} must be a 2-D tensor of shape (batch_size, embedding_size), got shape {tuple(value.shape)}")
     if not value.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {value.dtype}; call .float() on them")
 
@@ -148,3 +155,39 @@ def _as_labels(name: str, labels: Any, embeddings: Tensor) -> Tensor | None:
             f"got shape {tuple(labels.shape)}"
         )
     return c_f.to_device(labels, embeddings)
+
+
+def _as_indices(indices: Any, embeddings: Tensor, ref_emb: Tensor) -> Sequence[Tensor] | None:
+    """An index tuple as int64 tensors on the embeddings' device; a lazy one as it is."""
+    if indices is None or isinstance(indices, LazyIndices):
+        return indices
+    if torch.is_tensor(indices) or not isinstance(indices, Sequence):
+        raise TypeError(
+            f"indices_tuple must be a tuple of 3 or 4 index tensors, got {type(indices).__name__}; pass what a miner returned"
+        )
+    names = ["anchors", "positives", "negatives"] if len(indices) == 3 else ["anchors", "positives", "anchors", "negatives"]
+    parts = named_indices(indices)
+    checked = []
+    for name, part in zip(names, parts, strict=True):
+        _check_index(name, part, len(embeddings if name == "anchors" else ref_emb))
+        checked.append(part.to(device=embeddings.device, dtype=torch.int64))
+    sizes = [len(part) for part in checked]
+    matched = sizes[0] == sizes[1] and sizes[-2] == sizes[-1]
+    if not matched:
+        raise ValueError(f"indices_tuple must hold tensors of matching lengths, got {sizes}")
+    return named_indices(checked)
+
+
+def _check_index(name: str, part: Any, size: int) -> None:
+    if not torch.is_tensor(part):
+        raise TypeError(f"{name} of indices_tuple must be a tensor, got {type(part).__name__}")
+    if part.ndim != 1:
+        raise ValueError(f"{name} of indices_tuple must be a 1-D tensor, got shape {tuple(part.shape)}")
+    # torch.tensor([]) is float32: an empty tuple made by hand.
+    if (part.is_floating_point() and len(part) > 0) or part.dtype == torch.bool:
+        raise TypeError(f"{name} of indices_tuple must be integers, got {part.dtype}; call .long() on them")
+    # On a GPU the answer would stop the queue; indexing itself complains there.
+    if part.device.type == "cpu" and len(part) > 0 and not torch.compiler.is_compiling():
+        low, high = int(part.min()), int(part.max())
+        if low < 0 or high >= size:
+            raise ValueError(f"{name} of indices_tuple must be from 0 to {size - 1}, the rows they index, got {low} to {high}")

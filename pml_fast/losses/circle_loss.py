@@ -12,7 +12,8 @@ from pml_fast.utils import common_functions as c_f
 
 
 class CircleLoss(SpecPairLoss):
-    """``log(1 + sum_n exp(gamma [s_an + m]_+ (s_an - m)) sum_p exp(-gamma [1 + m - s_ap]_+ (s_ap - 1 + m)))``, one loss an anchor.
+    """``log(1 + sum_n exp(gamma [s_an + m]_+ (s_an - m)) sum_p exp(-gamma [1 + m - s_ap]_+ (s_ap - 1 + m)))``, one loss an
+    anchor.
 
     Sun et al., "Circle Loss: A Unified Perspective of Pair Similarity Optimization", CVPR 2020, for pair labels. The paper uses
     m = 0.25 and gamma = 256 for faces, 128 for re-identification, and m = 0.4, gamma = 80 for fine-grained retrieval.
@@ -31,9 +32,7 @@ class CircleLoss(SpecPairLoss):
         self.on = -m
         self.delta_p = 1 - m
         self.delta_n = m
-        self.add_to_recordable_attributes(
-            list_of_names=["m", "gamma", "op", "on", "delta_p", "delta_n"], is_stat=False
-        )
+        self.add_to_recordable_attributes(list_of_names=["m", "gamma", "op", "on", "delta_p", "delta_n"], is_stat=False)
 
     def spec(self) -> Circle:
         return Circle(self.m, self.gamma)

@@ -12,7 +12,7 @@ class EmbeddingRegularizerMixin:
 
     def __init__(self, embedding_regularizer: Any = None, embedding_reg_weight: float = 1, **kwargs: Any) -> None:
         # The bases ask for the sub-losses' names while they are constructed, before modules can be attached.
-        self.embedding_regularizer = embedding_regularizer is not None
+        self.embedding_regularizer: Any = embedding_regularizer is not None
         super().__init__(**kwargs)
         del self.embedding_regularizer
         self.embedding_regularizer = embedding_regularizer

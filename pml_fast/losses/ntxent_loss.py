@@ -12,7 +12,8 @@ from pml_fast.losses.spec_pair_loss import SpecPairLoss
 class NTXentLoss(SpecPairLoss):
     """Normalised temperature-scaled cross entropy: one loss for every anchor-positive pair.
 
-    ``-log(exp(s_ap/t) / (exp(s_ap/t) + sum over the anchor's negatives of exp(s_an/t)))``; the anchor's other positives stay out
+    ``-log(exp(s_ap/t) / (exp(s_ap/t) + sum over the anchor's negatives of exp(s_an/t)))``; the anchor's other positives
+    stay out
     of the denominator. Sohn, NIPS 2016; van den Oord et al. 2018 (InfoNCE); Chen et al., "SimCLR", ICML 2020.
 
     Args:

@@ -36,6 +36,32 @@ def row_weights(folds: list[Fold], labels: Tensor, dtype: torch.dtype) -> Tensor
     return torch.stack([torch.ones(len(labels), dtype=dtype, device=labels.device) if r is None else r for r in rows])
 
 
+def fused_pair_loss(
+    spec: PairSpec, score: Score, folds: list[Fold], rule: Tensor | None, call: Call, x: Tensor, y: Tensor
+) -> Tensor:
+    """The reduced loss of all pairs that ``rule`` leaves, in one operator; ``x`` and ``y`` are the rows the engine sees."""
+    assert call.labels is not None and call.ref_labels is not None
+    labels, ref_labels = engine_labels(call.labels, call.ref_labels, call.itself)
+    need = torch.is_grad_enabled()
+    loss, *_ = torch.ops.pml_fast.pairwise_loss(
+        x, y, labels, ref_labels, rule, row_weights(folds, call.labels, compute_type(x.dtype)), spec.name, spec.params(),
+        score.encode(), call.itself, [fold.encode() for fold in folds], need and x.requires_grad, need and y.requires_grad,
+    )  # fmt: skip
+    result: Tensor = loss
+    return result
+
+
+def pair_row_losses(spec: PairSpec, score: Score, rule: Tensor | None, call: Call, x: Tensor, y: Tensor) -> Tensor:
+    """Every row's loss of each term ``[T, N]``, differentiable one by one."""
+    assert call.labels is not None and call.ref_labels is not None
+    labels, ref_labels = engine_labels(call.labels, call.ref_labels, call.itself)
+    values, _ = torch.ops.pml_fast.pairwise_rows(
+        x, y, labels, ref_labels, rule, spec.name, spec.params(), score.encode(), call.itself
+    )
+    result: Tensor = values
+    return result
+
+
 class SpecPairLoss(BaseMetricLossFunction):
     """A loss over positive and negative pairs. Subclasses say their :meth:`spec`."""
 
@@ -78,16 +104,7 @@ class SpecPairLoss(BaseMetricLossFunction):
         if plan.engine == "indexed":
             view, _ = self._listed(plan, call, x, y)
             return listed.folded_loss(plan.spec, plan.score, view, plan.folds, call.labels)
-        assert call.labels is not None and call.ref_labels is not None
-        labels, ref_labels = engine_labels(call.labels, call.ref_labels, call.itself)
-        need = torch.is_grad_enabled()
-        loss, *_ = torch.ops.pml_fast.pairwise_loss(
-            x, y, labels, ref_labels, plan.rule, row_weights(plan.folds, call.labels, compute_type(x.dtype)), plan.spec.name,
-            plan.spec.params(), plan.score.encode(), call.itself, [fold.encode() for fold in plan.folds],
-            need and x.requires_grad, need and y.requires_grad,
-        )  # fmt: skip
-        result: Tensor = loss
-        return result
+        return fused_pair_loss(plan.spec, plan.score, plan.folds, plan.rule, call, x, y)
 
     def _listed(self, plan: Plan, call: Call, x: Tensor, y: Tensor) -> tuple[Any, listed.PairLists]:
         """The view over listed pairs, scored by the indexed engine."""
@@ -130,14 +147,10 @@ class SpecPairLoss(BaseMetricLossFunction):
         mined = read_indices(call, score, triplets=False)
         if mined.lists is not None:
             return None
-        labels, ref_labels = engine_labels(call.labels, call.ref_labels, call.itself)
-        values, _ = torch.ops.pml_fast.pairwise_rows(
-            x, y, labels, ref_labels, mined.rule, spec.name, spec.params(), score.encode(), call.itself
-        )
+        values = pair_row_losses(spec, score, mined.rule, call, x, y)
         index = torch.arange(x.shape[0], device=x.device)
         return {
-            term.name: {"losses": values[t], "indices": index, "reduction_type": "element"}
-            for t, term in enumerate(spec.terms)
+            term.name: {"losses": values[t], "indices": index, "reduction_type": "element"} for t, term in enumerate(spec.terms)
         }
 
 

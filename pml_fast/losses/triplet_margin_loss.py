@@ -9,18 +9,34 @@ from torch import Tensor
 
 import pml_fast.engine.triplet_ops  # noqa: F401  (defines the operators)
 from pml_fast.engine import listed
-from pml_fast.engine.fold import reduce_rows
+from pml_fast.engine.fold import Fold, inside, reduce_rows
 from pml_fast.engine.lazy import LazyIndices, RowChoice
 from pml_fast.engine.plan import FUSED, MATERIALISED, PARTLY, Call, Plan, overridden, read_indices, reduction_of
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.spec import Term, TripletSpec
 from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction, LossDict
-from pml_fast.losses.spec_pair_loss import engine_labels, row_weights
+from pml_fast.losses.spec_pair_loss import engine_labels
 from pml_fast.reducers import AvgNonZeroReducer, BaseReducer
 from pml_fast.utils import common_functions as c_f
 from pml_fast.utils import loss_and_miner_utils as lmu
 
 TERM = Term("loss", "triplet")
+
+
+def fused_triplet_loss(
+    spec: TripletSpec, score: Score, fold: Fold, rule: Tensor | None, call: Call, x: Tensor, y: Tensor
+) -> Tensor:
+    """The reduced loss of all triplets that ``rule`` leaves, in one operator; ``x`` and ``y`` are the rows the engine sees."""
+    assert call.labels is not None and call.ref_labels is not None
+    labels, ref_labels = engine_labels(call.labels, call.ref_labels, call.itself)
+    need = torch.is_grad_enabled()
+    loss, *_ = torch.ops.pml_fast.triplet_loss(
+        x, y, labels, ref_labels, rule, fold.row_weights(call.labels, compute_type(x.dtype)),
+        [spec.margin, float(spec.smooth), float(spec.swap), spec.select_margin], spec.select, score.encode(),
+        call.itself, fold.encode(), need and x.requires_grad, need and y.requires_grad,
+    )  # fmt: skip
+    result: Tensor = loss
+    return result
 
 
 class TripletMarginLoss(BaseMetricLossFunction):
@@ -58,9 +74,7 @@ class TripletMarginLoss(BaseMetricLossFunction):
 
     def spec(self, select: str = "every", select_margin: float = 0.0) -> TripletSpec:
         """The maths of this loss with its parameters as they are now."""
-        return TripletSpec(
-            float(self.margin), bool(self.smooth_loss), bool(self.swap), select, float(select_margin)
-        )
+        return TripletSpec(float(self.margin), bool(self.smooth_loss), bool(self.swap), select, float(select_margin))
 
     def plan(self, call: Call) -> Plan:
         """How a call would run."""
@@ -103,17 +117,7 @@ class TripletMarginLoss(BaseMetricLossFunction):
         x, y = self.distance.engine_rows(call.embeddings, call.ref_emb)
         if plan.engine == "indexed":
             return self._run_listed(plan, call, x, y)
-        assert call.labels is not None and call.ref_labels is not None
-        labels, ref_labels = engine_labels(call.labels, call.ref_labels, call.itself)
-        weights = row_weights(plan.folds, call.labels, compute_type(x.dtype))
-        need, spec = torch.is_grad_enabled(), plan.spec
-        loss, *_ = torch.ops.pml_fast.triplet_loss(
-            x, y, labels, ref_labels, plan.rule, None if weights is None else weights[0],
-            [spec.margin, float(spec.smooth), float(spec.swap), spec.select_margin], spec.select, plan.score.encode(),
-            call.itself, plan.folds[0].encode(), need and x.requires_grad, need and y.requires_grad,
-        )  # fmt: skip
-        result: Tensor = loss
-        return result
+        return fused_triplet_loss(plan.spec, plan.score, plan.folds[0], plan.rule, call, x, y)
 
     def _run_listed(self, plan: Plan, call: Call, x: Tensor, y: Tensor) -> Tensor:
         assert plan.folds is not None and plan.score is not None
@@ -121,7 +125,7 @@ class TripletMarginLoss(BaseMetricLossFunction):
         between = self._swap_scorer(plan.score, call.ref_emb, y)
         loss = self._losses(plan.score, listed.engine_scorer(x, y, plan.score), between, a, p, n)
         fold = plan.folds[0]
-        kept = listed.inside(loss.detach(), *fold.pair_limits())
+        kept = inside(loss.detach(), *fold.pair_limits())
         kept = kept if keep is None else kept & keep
         rows, count = loss.new_zeros(x.shape[0]), torch.zeros(x.shape[0], dtype=loss.dtype, device=loss.device)
         sums = rows.index_add(0, a, torch.where(kept, loss, 0.0))
@@ -138,12 +142,11 @@ class TripletMarginLoss(BaseMetricLossFunction):
         if isinstance(indices, LazyIndices):
             indices = indices.materialise()
         t_per_anchor = self.triplets_per_anchor
-        a, p, n = lmu.convert_to_triplets(indices, call.labels, call.ref_labels, t_per_anchor=t_per_anchor)
+        labels = call.labels if call.labels is not None else call.embeddings.new_empty(0)
+        a, p, n = lmu.convert_to_triplets(indices, labels, call.ref_labels, t_per_anchor=t_per_anchor)
         return a, p, n, None
 
-    def _losses(
-        self, score: Score, scores: listed.Scorer, between: listed.Scorer, a: Tensor, p: Tensor, n: Tensor
-    ) -> Tensor:
+    def _losses(self, score: Score, scores: listed.Scorer, between: listed.Scorer, a: Tensor, p: Tensor, n: Tensor) -> Tensor:
         """The loss of every listed triplet."""
         ap, an = scores(a, p), scores(a, n)
         if self.swap:

@@ -25,9 +25,7 @@ class BaseMiner(ModuleWithRecordsAndDistance):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_to_recordable_attributes(
-            list_of_names=["num_pos_pairs", "num_neg_pairs", "num_triplets"], is_stat=True
-        )
+        self.add_to_recordable_attributes(list_of_names=["num_pos_pairs", "num_neg_pairs", "num_triplets"], is_stat=True)
 
     def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> Sequence[Tensor]:
         """``(a, p, n)`` or ``(a1, p, a2, n)``. Subclasses implement it."""

@@ -19,7 +19,8 @@ Choice = tuple[Tensor, Tensor]  # value and index (-1 for none) of each anchor
 class BatchEasyHardMiner(BaseMiner):
     """One positive and one negative an anchor, each the hardest, the easiest, or the semihard one; or all of a side.
 
-    Xuan et al., "Improved Embeddings with Easy Positive Triplet Mining", WACV 2020. ``semihard`` is the hardest that is still on
+    Xuan et al., "Improved Embeddings with Easy Positive Triplet Mining", WACV 2020. ``semihard`` is the hardest that is
+    still on
     the right side of the other choice.
 
     Args:
@@ -46,9 +47,7 @@ class BatchEasyHardMiner(BaseMiner):
         super().__init__(**kwargs)
         for name, value in (("pos_strategy", pos_strategy), ("neg_strategy", neg_strategy)):
             if value not in self.all_batch_mining_strategies:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(self.all_batch_mining_strategies)}, got {value!r}"
-                )
+                raise ValueError(f"{name} must be one of {', '.join(self.all_batch_mining_strategies)}, got {value!r}")
         if pos_strategy == neg_strategy == self.SEMIHARD:
             raise ValueError("pos_strategy and neg_strategy cannot both be 'semihard': each needs the other's choice")
         if {pos_strategy, neg_strategy} == {self.ALL, self.SEMIHARD}:
@@ -85,9 +84,7 @@ class BatchEasyHardMiner(BaseMiner):
         return RowChoice(pos, both, neg, both, False, words)
 
     @staticmethod
-    def _one_side(
-        labels: Tensor, ref_labels: Tensor, pos: Choice | None, neg: Choice | None
-    ) -> Callable[[], PairIndices]:
+    def _one_side(labels: Tensor, ref_labels: Tensor, pos: Choice | None, neg: Choice | None) -> Callable[[], PairIndices]:
         """All pairs of the sides that have no choice, one an anchor of the side that has."""
 
         def make() -> PairIndices:
@@ -105,8 +102,8 @@ class BatchEasyHardMiner(BaseMiner):
     def _choose(self, mining: Mining) -> tuple[Choice | None, Choice | None]:
         """The chosen positive and negative of each anchor; ``None`` for a side that keeps all."""
         if self.pos_strategy == self.SEMIHARD:
-            neg = self._negatives(mining, None)
-            return self._positives(mining, neg), neg
+            hardest = self._negatives(mining, None)
+            return self._positives(mining, hardest), hardest
         pos = None if self.pos_strategy == self.ALL else self._positives(mining, None)
         neg = None if self.neg_strategy == self.ALL else self._negatives(mining, pos)
         return pos, neg

@@ -17,7 +17,8 @@ TYPES = ("all", "hard", "semihard", "easy")
 class TripletMarginMiner(BaseMiner):
     """Triplets by how much further the negative is than the positive, ``gap``.
 
-    ``all``: ``gap <= margin``; ``hard``: also ``gap <= 0``; ``semihard``: ``0 < gap <= margin`` (Schroff et al., "FaceNet", CVPR
+    ``all``: ``gap <= margin``; ``hard``: also ``gap <= 0``; ``semihard``: ``0 < gap <= margin`` (Schroff et al.,
+    "FaceNet", CVPR
     2015); ``easy``: ``gap > margin``.
 
     Args:
@@ -32,9 +33,7 @@ class TripletMarginMiner(BaseMiner):
         self.margin = margin
         self.type_of_triplets = type_of_triplets
         self.add_to_recordable_attributes(list_of_names=["margin"], is_stat=False)
-        self.add_to_recordable_attributes(
-            list_of_names=["avg_triplet_margin", "pos_pair_dist", "neg_pair_dist"], is_stat=True
-        )
+        self.add_to_recordable_attributes(list_of_names=["avg_triplet_margin", "pos_pair_dist", "neg_pair_dist"], is_stat=True)
 
     def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> Sequence[Tensor]:
         mining = Mining(self, embeddings, labels, ref_emb, ref_labels)

@@ -48,9 +48,7 @@ class BaseReducer(ModuleWithRecords):
         """Losses, indices, reduction type, and further arguments of the reduction method."""
         missing = [key for key in ("losses", "indices", "reduction_type") if key not in loss_info]
         if missing:
-            raise ValueError(
-                f"each loss must say its losses, indices and reduction_type, {', '.join(missing)} missing"
-            )
+            raise ValueError(f"each loss must say its losses, indices and reduction_type, {', '.join(missing)} missing")
         return loss_info["losses"], loss_info["indices"], loss_info["reduction_type"], {}
 
     def reduce_the_loss(
@@ -70,39 +68,27 @@ class BaseReducer(ModuleWithRecords):
         self.assert_sizes(losses, loss_indices, reduction_type)
         return reduction_func(losses, loss_indices, embeddings, labels, **kwargs)
 
-    def already_reduced_reduction(
-        self, losses: Tensor, loss_indices: Any, embeddings: Tensor, labels: Tensor | None
-    ) -> Any:
+    def already_reduced_reduction(self, losses: Tensor, loss_indices: Any, embeddings: Tensor, labels: Tensor | None) -> Any:
         """A loss that is one number already."""
         if not torch.is_tensor(losses):
-            raise TypeError(
-                f"an already reduced loss must be a tensor or the number 0, got {type(losses).__name__}"
-            )
+            raise TypeError(f"an already reduced loss must be a tensor or the number 0, got {type(losses).__name__}")
         if losses.numel() != 1:
             raise ValueError(f"an already reduced loss must be one number, got shape {tuple(losses.shape)}")
         return losses
 
-    def element_reduction(
-        self, losses: Tensor, loss_indices: Any, embeddings: Tensor, labels: Tensor | None
-    ) -> Any:
+    def element_reduction(self, losses: Tensor, loss_indices: Any, embeddings: Tensor, labels: Tensor | None) -> Any:
         """Reduce one loss for each element."""
         raise NotImplementedError(f"{type(self).__name__} has no element reduction")
 
-    def pos_pair_reduction(
-        self, losses: Tensor, loss_indices: Any, embeddings: Tensor, labels: Tensor | None
-    ) -> Any:
+    def pos_pair_reduction(self, losses: Tensor, loss_indices: Any, embeddings: Tensor, labels: Tensor | None) -> Any:
         """Reduce one loss for each positive pair."""
         raise NotImplementedError(f"{type(self).__name__} has no positive pair reduction")
 
-    def neg_pair_reduction(
-        self, losses: Tensor, loss_indices: Any, embeddings: Tensor, labels: Tensor | None
-    ) -> Any:
+    def neg_pair_reduction(self, losses: Tensor, loss_indices: Any, embeddings: Tensor, labels: Tensor | None) -> Any:
         """Reduce one loss for each negative pair."""
         raise NotImplementedError(f"{type(self).__name__} has no negative pair reduction")
 
-    def triplet_reduction(
-        self, losses: Tensor, loss_indices: Any, embeddings: Tensor, labels: Tensor | None
-    ) -> Any:
+    def triplet_reduction(self, losses: Tensor, loss_indices: Any, embeddings: Tensor, labels: Tensor | None) -> Any:
         """Reduce one loss for each triplet."""
         raise NotImplementedError(f"{type(self).__name__} has no triplet reduction")
 
@@ -196,13 +182,9 @@ def sum_of(losses: Tensor) -> Tensor:
 
 def _index_parts(kind: str, loss_indices: Any, count: int) -> tuple[Any, ...]:
     if not c_f.is_list_or_tuple(loss_indices):
-        raise TypeError(
-            f"indices of {kind} losses must be a tuple of {count} tensors, got {type(loss_indices).__name__}"
-        )
+        raise TypeError(f"indices of {kind} losses must be a tuple of {count} tensors, got {type(loss_indices).__name__}")
     if len(loss_indices) != count:
-        raise ValueError(
-            f"indices of {kind} losses must be a tuple of {count} tensors, got {len(loss_indices)}"
-        )
+        raise ValueError(f"indices of {kind} losses must be a tuple of {count} tensors, got {len(loss_indices)}")
     return tuple(loss_indices)
 
 
@@ -211,9 +193,7 @@ def _check_sizes(kind: str, losses: Any, indices: tuple[Any, ...]) -> None:
         if not torch.is_tensor(value):
             raise TypeError(f"{name} of {kind} losses must be a tensor, got {type(value).__name__}")
         if value.ndim == 0:
-            raise ValueError(
-                f"{name} of {kind} losses must have one entry for each loss, got a single number"
-            )
+            raise ValueError(f"{name} of {kind} losses must have one entry for each loss, got a single number")
     if any(len(part) != len(losses) for part in indices):
         sizes = ", ".join(str(len(part)) for part in indices)
         raise ValueError(f"each of the {len(losses)} {kind} losses needs its indices, got {sizes}")

@@ -28,24 +28,16 @@ class ClassWeightedReducer(BaseReducer):
             raise ValueError(f"weights must be 1D, one weight a class, got shape {tuple(weights.shape)}")
         self.weights = weights
 
-    def element_reduction(
-        self, losses: Tensor, loss_indices: Any, embeddings: Tensor, labels: Tensor | None
-    ) -> Any:
+    def element_reduction(self, losses: Tensor, loss_indices: Any, embeddings: Tensor, labels: Tensor | None) -> Any:
         return self.element_reduction_helper(losses, loss_indices, labels)
 
-    def pos_pair_reduction(
-        self, losses: Tensor, loss_indices: Any, embeddings: Tensor, labels: Tensor | None
-    ) -> Any:
+    def pos_pair_reduction(self, losses: Tensor, loss_indices: Any, embeddings: Tensor, labels: Tensor | None) -> Any:
         return self.element_reduction_helper(losses, loss_indices[0], labels)
 
-    def neg_pair_reduction(
-        self, losses: Tensor, loss_indices: Any, embeddings: Tensor, labels: Tensor | None
-    ) -> Any:
+    def neg_pair_reduction(self, losses: Tensor, loss_indices: Any, embeddings: Tensor, labels: Tensor | None) -> Any:
         return self.element_reduction_helper(losses, loss_indices[0], labels)
 
-    def triplet_reduction(
-        self, losses: Tensor, loss_indices: Any, embeddings: Tensor, labels: Tensor | None
-    ) -> Any:
+    def triplet_reduction(self, losses: Tensor, loss_indices: Any, embeddings: Tensor, labels: Tensor | None) -> Any:
         return self.element_reduction_helper(losses, loss_indices[0], labels)
 
     def element_reduction_helper(self, losses: Tensor, indices: Tensor, labels: Tensor | None) -> Tensor:

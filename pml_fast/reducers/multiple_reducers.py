@@ -42,9 +42,7 @@ class MultipleReducers(BaseReducer):
             reduced = torch.cat(values)
         return self.sub_loss_reduction(reduced, embeddings, labels)
 
-    def sub_loss_reduction(
-        self, sub_losses: Tensor, embeddings: Tensor | None = None, labels: Tensor | None = None
-    ) -> Tensor:
+    def sub_loss_reduction(self, sub_losses: Tensor, embeddings: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """The sum of the reduced losses, one for each name."""
         return torch.sum(sub_losses)
 

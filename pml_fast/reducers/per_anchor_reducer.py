@@ -39,9 +39,7 @@ class PerAnchorReducer(BaseReducer):
         self.reducer: torch.nn.Module = reducer if reducer is not None else MeanReducer()
         self.aggregation_func = aggregation_func
 
-    def element_reduction(
-        self, losses: Tensor, loss_indices: Any, embeddings: Tensor, labels: Tensor | None
-    ) -> Any:
+    def element_reduction(self, losses: Tensor, loss_indices: Any, embeddings: Tensor, labels: Tensor | None) -> Any:
         loss_info = {"losses": losses, "indices": loss_indices, "reduction_type": "element"}
         return self.reducer({"loss": loss_info}, embeddings, labels)
 

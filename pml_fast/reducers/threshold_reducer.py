@@ -28,15 +28,11 @@ class ThresholdReducer(BaseReducer):
     def __init__(self, low: float | None = None, high: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if low is None and high is None:
-            raise ValueError(
-                "at least one of low and high must be given: use MeanReducer for the mean of all losses"
-            )
+            raise ValueError("at least one of low and high must be given: use MeanReducer for the mean of all losses")
         self.low = low
         self.high = high
         self.add_to_recordable_attributes(list_of_names=["low", "high"], is_stat=False)
-        self.add_to_recordable_attributes(
-            list_of_names=["num_past_filter", "num_above_low", "num_below_high"], is_stat=True
-        )
+        self.add_to_recordable_attributes(list_of_names=["num_past_filter", "num_above_low", "num_below_high"], is_stat=True)
 
     @property
     def num_above_high(self) -> int:
@@ -47,24 +43,16 @@ class ThresholdReducer(BaseReducer):
     def num_above_high(self, value: int) -> None:
         self.num_below_high = value
 
-    def element_reduction(
-        self, losses: Tensor, loss_indices: Any, embeddings: Tensor, labels: Tensor | None
-    ) -> Any:
+    def element_reduction(self, losses: Tensor, loss_indices: Any, embeddings: Tensor, labels: Tensor | None) -> Any:
         return self.element_reduction_helper(losses, embeddings)
 
-    def pos_pair_reduction(
-        self, losses: Tensor, loss_indices: Any, embeddings: Tensor, labels: Tensor | None
-    ) -> Any:
+    def pos_pair_reduction(self, losses: Tensor, loss_indices: Any, embeddings: Tensor, labels: Tensor | None) -> Any:
         return self.element_reduction_helper(losses, embeddings)
 
-    def neg_pair_reduction(
-        self, losses: Tensor, loss_indices: Any, embeddings: Tensor, labels: Tensor | None
-    ) -> Any:
+    def neg_pair_reduction(self, losses: Tensor, loss_indices: Any, embeddings: Tensor, labels: Tensor | None) -> Any:
         return self.element_reduction_helper(losses, embeddings)
 
-    def triplet_reduction(
-        self, losses: Tensor, loss_indices: Any, embeddings: Tensor, labels: Tensor | None
-    ) -> Any:
+    def triplet_reduction(self, losses: Tensor, loss_indices: Any, embeddings: Tensor, labels: Tensor | None) -> Any:
         return self.element_reduction_helper(losses, embeddings)
 
     def element_reduction_helper(self, losses: Tensor, embeddings: Tensor) -> Tensor:
@@ -81,9 +69,7 @@ class ThresholdReducer(BaseReducer):
         self.set_stats(low_condition, high_condition, count)
         return torch.where(count > 0, mean.to(losses.dtype), zero.to(losses.dtype))
 
-    def set_stats(
-        self, low_condition: Tensor | None, high_condition: Tensor | None, num_past_filter: int | Tensor
-    ) -> None:
+    def set_stats(self, low_condition: Tensor | None, high_condition: Tensor | None, num_past_filter: int | Tensor) -> None:
         """Record how many losses passed the bounds."""
         if not self.collect_stats:
             return

@@ -20,8 +20,6 @@ class BaseRegularizer(ModuleWithRecordsReducerAndDistance):
     def forward(self, x: Tensor) -> Any:
         """The penalty of `x` (N, D), reduced with the row numbers as labels."""
         if x.ndim != 2:
-            raise ValueError(
-                f"x must be a 2D tensor of shape (N, embedding_size), got shape {tuple(x.shape)}"
-            )
+            raise ValueError(f"x must be a 2D tensor of shape (N, embedding_size), got shape {tuple(x.shape)}")
         self.reset_stats()
         return self.reducer(self.compute_loss(x), x, c_f.torch_arange_from_size(x))

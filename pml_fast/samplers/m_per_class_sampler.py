@@ -69,10 +69,7 @@ class MPerClassSampler(Sampler[int]):
                 f"batch_size={self.batch_size}: pass a multiple of m as batch_size"
             )
         if self.list_size < self.batch_size:
-            raise ValueError(
-                f"length_before_new_iter must be at least batch_size, got {self.list_size} and "
-                f"{self.batch_size}"
-            )
+            raise ValueError(f"length_before_new_iter must be at least batch_size, got {self.list_size} and {self.batch_size}")
         if self.length_of_single_pass < self.batch_size:
             raise ValueError(
                 f"m * (number of unique labels) must be at least batch_size, got {self.m_per_class} * "

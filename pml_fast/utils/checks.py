@@ -29,17 +29,13 @@ def check_shapes(embeddings: Tensor, labels: Tensor | None) -> None:
 def labels_required(labels: Tensor | None) -> None:
     """Raise ValueError if `labels` is None."""
     if labels is None:
-        raise ValueError(
-            "labels are required for this loss function, got None: pass one label for each embedding"
-        )
+        raise ValueError("labels are required for this loss function, got None: pass one label for each embedding")
 
 
 def labels_or_indices_tuple_required(labels: Tensor | None, indices_tuple: IndicesTuple | None) -> None:
     """Raise ValueError if both are None."""
     if labels is None and indices_tuple is None:
-        raise ValueError(
-            "labels and indices_tuple cannot both be None: pass labels, or the pairs or triplets to use"
-        )
+        raise ValueError("labels and indices_tuple cannot both be None: pass labels, or the pairs or triplets to use")
 
 
 def labels_not_supported(labels: Tensor | None, ref_labels: Tensor | None) -> None:
@@ -48,14 +44,10 @@ def labels_not_supported(labels: Tensor | None, ref_labels: Tensor | None) -> No
         raise ValueError("labels and ref_labels are not supported for this loss function: leave both as None")
 
 
-def ref_not_supported(
-    embeddings: Tensor, labels: Tensor | None, ref_emb: Tensor | None, ref_labels: Tensor | None
-) -> None:
+def ref_not_supported(embeddings: Tensor, labels: Tensor | None, ref_emb: Tensor | None, ref_labels: Tensor | None) -> None:
     """Raise ValueError if a reference set other than the batch was given."""
     if ref_emb is not embeddings or ref_labels is not labels:
-        raise ValueError(
-            "ref_emb is not supported for this loss function: leave ref_emb and ref_labels as None"
-        )
+        raise ValueError("ref_emb is not supported for this loss function: leave ref_emb and ref_labels as None")
 
 
 def indices_tuple_not_supported(indices_tuple: IndicesTuple | None) -> None:
@@ -64,9 +56,7 @@ def indices_tuple_not_supported(indices_tuple: IndicesTuple | None) -> None:
         raise ValueError("indices_tuple is not supported for this loss function: leave it as None")
 
 
-def assert_distance_type(
-    obj: Any, distance_type: type | Sequence[type] | None = None, **kwargs: object
-) -> None:
+def assert_distance_type(obj: Any, distance_type: type | Sequence[type] | None = None, **kwargs: object) -> None:
     """Check `obj.distance`: its class (TypeError) and the attributes named by keyword (ValueError)."""
     owner, distance = type(obj).__name__, obj.distance
     if distance_type is not None:

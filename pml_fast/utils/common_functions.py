@@ -261,9 +261,7 @@ def make_label_to_rank_dict(label_set: Sequence[Any]) -> dict[Any, int]:
     """Each label of a sequence without duplicates mapped to its rank, counted from 0."""
     unique = set(label_set)
     if len(unique) != len(label_set):
-        raise ValueError(
-            f"label_set must not have duplicates, got {len(label_set)} labels of which {len(unique)} differ"
-        )
+        raise ValueError(f"label_set must not have duplicates, got {len(label_set)} labels of which {len(unique)} differ")
     return {label: rank for rank, label in enumerate(sorted(unique))}
 
 
@@ -282,9 +280,7 @@ class LabelMapper:
         if dataset_labels is not None:
             self.label_map: Mapping[int, Mapping[Any, int]] = get_label_map(dataset_labels)
         elif set_min_label_to_zero:
-            raise ValueError(
-                "set_min_label_to_zero=True needs dataset_labels: pass all labels of the data set"
-            )
+            raise ValueError("set_min_label_to_zero=True needs dataset_labels: pass all labels of the data set")
 
     def map(self, labels: Any, hierarchy_level: int) -> Any:
         """The mapped labels of one level, as an int array."""
@@ -301,9 +297,7 @@ def map_labels(label_map: Callable[[Any, int], Any], labels: Any) -> Any:
         array = to_numpy(labels)
     if array.ndim != 2:
         return label_map(array, 0)
-    return np.stack(
-        [np.asarray(label_map(array[:, level], level)) for level in range(array.shape[1])], axis=1
-    )
+    return np.stack([np.asarray(label_map(array[:, level], level)) for level in range(array.shape[1])], axis=1)
 
 
 def get_hierarchy_label(batch_labels: Any, hierarchy_level: int | Sequence[int] | str) -> Any:
@@ -316,14 +310,11 @@ def get_hierarchy_label(batch_labels: Any, hierarchy_level: int | Sequence[int] 
     levels = batch_labels.shape[1] if batch_labels.ndim == 2 else 1
     if highest >= levels:
         raise ValueError(
-            f"hierarchy_level must be below {levels} for labels of shape {tuple(batch_labels.shape)}, "
-            f"got {highest}"
+            f"hierarchy_level must be below {levels} for labels of shape {tuple(batch_labels.shape)}, got {highest}"
         )
     return batch_labels[:, hierarchy_level] if batch_labels.ndim == 2 else batch_labels
 
 
-def process_label(
-    labels: Any, hierarchy_level: int | Sequence[int] | str, label_map: Callable[[Any, int], Any]
-) -> Any:
+def process_label(labels: Any, hierarchy_level: int | Sequence[int] | str, label_map: Callable[[Any, int], Any]) -> Any:
     """Labels mapped by `label_map`, cut to `hierarchy_level`, as a tensor."""
     return numpy_to_torch(get_hierarchy_label(map_labels(label_map, labels), hierarchy_level))

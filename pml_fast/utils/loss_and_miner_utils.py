@@ -61,9 +61,7 @@ def logsumexp(x: Tensor, keep_mask: Tensor | None = None, add_one: bool = True, 
 
 def meshgrid_from_sizes(x: Tensor, y: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
     """Row and column numbers, each (x.size(dim), y.size(dim)), of the comparison matrix of `x` and `y`."""
-    rows, cols = torch.meshgrid(
-        c_f.torch_arange_from_size(x, dim), c_f.torch_arange_from_size(y, dim), indexing="ij"
-    )
+    rows, cols = torch.meshgrid(c_f.torch_arange_from_size(x, dim), c_f.torch_arange_from_size(y, dim), indexing="ij")
     return rows, cols
 
 
@@ -98,9 +96,7 @@ def get_all_pairs_indices(labels: Tensor, ref_labels: Tensor | None = None) -> P
     return PairIndices(*(torch.cat(part) for part in pairs))
 
 
-def convert_to_pairs(
-    indices_tuple: IndicesTuple | None, labels: Tensor, ref_labels: Tensor | None = None
-) -> IndicesTuple:
+def convert_to_pairs(indices_tuple: IndicesTuple | None, labels: Tensor, ref_labels: Tensor | None = None) -> IndicesTuple:
     """Pairs of whatever was given: all pairs for None, pairs as they are, each triplet split into two."""
     if indices_tuple is None:
         return get_all_pairs_indices(labels, ref_labels)
@@ -110,9 +106,7 @@ def convert_to_pairs(
     return PairIndices(anchor, pos, anchor, neg)
 
 
-def convert_to_pos_pairs_with_unique_labels(
-    indices_tuple: IndicesTuple | None, labels: Tensor
-) -> tuple[Tensor, Tensor]:
+def convert_to_pos_pairs_with_unique_labels(indices_tuple: IndicesTuple | None, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The first positive pair of each anchor label, in order of label."""
     anchor, pos = convert_to_pairs(indices_tuple, labels)[:2]
     sorted_labels, order = torch.sort(labels[anchor], stable=True)
@@ -150,9 +144,7 @@ def get_all_triplets_indices_vectorized_method(all_matches: Tensor, all_diffs: T
     return _join_by_anchor(*torch.where(all_matches), *torch.where(all_diffs))
 
 
-def get_all_triplets_indices_loop_method(
-    labels: Tensor, all_matches: Tensor, all_diffs: Tensor
-) -> TripletIndices:
+def get_all_triplets_indices_loop_method(labels: Tensor, all_matches: Tensor, all_diffs: Tensor) -> TripletIndices:
     """The same as `get_all_triplets_indices_vectorized_method`; `labels` is not needed."""
     return get_all_triplets_indices_vectorized_method(all_matches, all_diffs)
 
@@ -200,9 +192,7 @@ def convert_to_triplets(
     """
     if indices_tuple is None:
         if isinstance(t_per_anchor, int):
-            return get_random_triplet_indices(
-                labels, ref_labels, t_per_anchor=t_per_anchor, generator=generator
-            )
+            return get_random_triplet_indices(labels, ref_labels, t_per_anchor=t_per_anchor, generator=generator)
         if t_per_anchor == "all":
             return get_all_triplets_indices(labels, ref_labels)
         raise ValueError(f't_per_anchor must be a positive int or "all", got {t_per_anchor!r}')
@@ -268,9 +258,7 @@ def not_self_comparisons(
 def repeat_to_match_size(smaller_set: Tensor, larger_size: int, smaller_size: int) -> Tensor:
     """`smaller_set`, of `smaller_size` members, repeated in order up to `larger_size` members."""
     if smaller_size == 0 and larger_size > 0:
-        raise ValueError(
-            f"an empty set cannot be repeated to {larger_size} members: pass at least one pair of each kind"
-        )
+        raise ValueError(f"an empty set cannot be repeated to {larger_size} members: pass at least one pair of each kind")
     return smaller_set.repeat(math.ceil(larger_size / max(1, smaller_size)))[:larger_size]
 
 

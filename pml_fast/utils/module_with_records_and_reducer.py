@@ -31,6 +31,8 @@ class ModuleWithRecordsAndReducer(ModuleWithRecords):
 
     def set_reducer(self, reducer: torch.nn.Module | None) -> None:
         """Install `reducer`, copied once for each sub-loss."""
+        if reducer is not None and not isinstance(reducer, torch.nn.Module):
+            raise TypeError(f"reducer must be a reducer object or None, got {reducer!r}; pass for example MeanReducer()")
         if isinstance(reducer, (MultipleReducers, DoNothingReducer)):
             self.reducer: torch.nn.Module = reducer
             return
@@ -53,6 +55,8 @@ class ModuleWithRecordsAndDistance(ModuleWithRecords):
 
     def __init__(self, distance: BaseDistance | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if distance is not None and not isinstance(distance, torch.nn.Module):
+            raise TypeError(f"distance must be a distance object or None, got {distance!r}; pass for example LpDistance()")
         self.distance = self.get_default_distance() if distance is None else distance
 
     def get_default_distance(self) -> BaseDistance:

@@ -44,9 +44,7 @@ class _ClassIndex:
         self.num_pos = self.class_size - int(self.is_self)
         self.num_neg = len(ref) - self.class_size
 
-    def sample(
-        self, t_per_anchor: int | None, weights: Tensor | None, generator: torch.Generator | None
-    ) -> TripletIndices:
+    def sample(self, t_per_anchor: int | None, weights: Tensor | None, generator: torch.Generator | None) -> TripletIndices:
         usable = (self.num_pos > 0) & (self.num_neg > 0)
         if weights is not None:
             weights = weights.float().masked_fill(self.labels.unsqueeze(1) == self.ref, 0)

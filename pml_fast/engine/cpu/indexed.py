@@ -21,9 +21,7 @@ def _list(score: Score, x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Any:
 def _check(i: Tensor, j: Tensor, n: int, m: int) -> None:
     for name, index, size in (("anchors", i, n), ("positives or negatives", j, m)):
         if len(index) and (int(index.min()) < 0 or int(index.max()) >= size):
-            raise IndexError(
-                f"{name} must be indices from 0 to {size - 1}, got {int(index.min())} to {int(index.max())}"
-            )
+            raise IndexError(f"{name} must be indices from 0 to {size - 1}, got {int(index.min())} to {int(index.max())}")
 
 
 def listed_scores(score: Score, x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:

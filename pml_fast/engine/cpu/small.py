@@ -58,9 +58,7 @@ def recipe(spec: str, params: tuple[float, ...], score: str, folds: tuple[str, .
     )  # fmt: skip
 
 
-def pair_loss(
-    x: Tensor, labels: Tensor, rule: Tensor | None, how: Recipe, need: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def pair_loss(x: Tensor, labels: Tensor, rule: Tensor | None, how: Recipe, need: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The outputs of ``pairwise_loss`` for a batch ``[N, D]`` against itself."""
     wide = compute_type(x.dtype)
     rows, labels = x.to(wide).contiguous(), labels.contiguous()

@@ -53,9 +53,7 @@ class TripletSweep:
             if tile.j0 == 0:
                 self._prepare(tile.i0, tile.i1)
             s = rows.products(tile)
-            live = self.engine.fold(
-                s.data_ptr(), s.stride(0), tile.i0, tile.i1, tile.j0, tile.j1, gradients, weights
-            )
+            live = self.engine.fold(s.data_ptr(), s.stride(0), tile.i0, tile.i1, tile.j0, tile.j1, gradients, weights)
             if gradients and tile.j1 == rows.m:
                 self.engine.finish_strip(tile.i0, tile.i1, weights)
             if not (gradients and live):
@@ -89,9 +87,7 @@ def triplet_rows(
     return TripletSweep(problem).run(None, need_x and uniform, need_y and uniform)
 
 
-def triplet_grads(
-    problem: TripletProblem, w: Tensor, need_x: bool, need_y: bool
-) -> tuple[Tensor | None, Tensor | None]:
+def triplet_grads(problem: TripletProblem, w: Tensor, need_x: bool, need_y: bool) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of the weighted sum."""
     _, dx, dy = TripletSweep(problem).run(w, need_x, need_y)
     return dx, dy

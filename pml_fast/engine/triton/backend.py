@@ -36,9 +36,7 @@ class TritonBackend:
         if importlib.util.find_spec("triton") is None:
             return 'triton is not installed; install it with: pip install "pml_fast[gpu]"'
         if not (torch.cuda.is_available() or interpreting()):
-            return (
-                "torch sees no CUDA device; use a machine with one, or set TRITON_INTERPRET=1 to interpret the kernels"
-            )
+            return "torch sees no CUDA device; use a machine with one, or set TRITON_INTERPRET=1 to interpret the kernels"
         return None
 
     def refuse(self, problem: Any) -> str | None:

@@ -49,9 +49,11 @@ def config(op: str, arch: int, product: str, distance: bool, d: int, rows: int) 
     block_m, block_n, block_k, block_out, num_warps, num_stages = entries[bucket]
     if bucket:
         block_k = block_out = bucket
-    return Config(
-        block_rows(arch, block_m, rows), block_n, block_k, block_out or block_k, num_warps, num_stages, bucket != 0
-    )
+    rows_a_block = block_rows(arch, block_m, rows)
+    if rows_a_block < block_m and op == "state":
+        # Less work for a block: eight warps would leave each a sliver, and ptxas spilling to fit a second block.
+        num_warps = 4
+    return Config(rows_a_block, block_n, block_k, block_out or block_k, num_warps, num_stages, bucket != 0)
 
 
 # (op, product, geometry) -> D rounded up to a power of two -> block_m, block_n, block_k, block_out, num_warps,

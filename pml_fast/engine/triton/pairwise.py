@@ -23,9 +23,7 @@ def score_tile(
         y = load_rows(y_ptr, offs_n, stride_ym, M, tl.arange(0, BLOCK_K), D)
         dots = dot(x, tl.trans(y), tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32), PRECISION)
     else:
-        dots = products(
-            x_ptr, y_ptr, offs_m, offs_n, stride_xm, stride_ym, N, M, D, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K
-        )
+        dots = products(x_ptr, y_ptr, offs_m, offs_n, stride_xm, stride_ym, N, M, D, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
     return scores(
         dots, valid, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, stride_xm, stride_ym, N, M, D,
         KIND, BLOCK_M, BLOCK_N,

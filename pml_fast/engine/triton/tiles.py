@@ -76,9 +76,7 @@ def scores(
         square = norms - 2.0 * dots
         near = valid & (square < norms * NEAR)
         if tl.max(tl.max(near.to(tl.int32), axis=1), axis=0) > 0:
-            exact = squares_by_differences(
-                x_ptr, y_ptr, offs_m, offs_n, stride_xm, stride_ym, N, M, D, BLOCK_M, BLOCK_N
-            )
+            exact = squares_by_differences(x_ptr, y_ptr, offs_m, offs_n, stride_xm, stride_ym, N, M, D, BLOCK_M, BLOCK_N)
             square = tl.where(near, exact, square)
         square = tl.where(square < 0, 0.0, square)
         s = tl.sqrt(square) if KIND == 1 else square

@@ -94,9 +94,7 @@ def triplet_rows(
     return sweep.rows(), *sweep.grads()
 
 
-def triplet_grads(
-    problem: TripletProblem, w: Tensor, need_x: bool, need_y: bool
-) -> tuple[Tensor | None, Tensor | None]:
+def triplet_grads(problem: TripletProblem, w: Tensor, need_x: bool, need_y: bool) -> tuple[Tensor | None, Tensor | None]:
     """Float32 gradients of ``sum(w * row value)`` by ``x`` and ``y``, ``w [N]``."""
     sweep = _Sweep(problem, w.to(torch.float32), need_x, need_y)
     sweep.run()
@@ -191,9 +189,7 @@ class _Sweep:
             *self._numbers(first), HITS=HITS, **self._choices(t),
         )  # fmt: skip
 
-    def _grads(
-        self, first: int, own: layout.Operand, other: layout.Operand, out: Tensor, by_row: bool, by_col: bool
-    ) -> None:
+    def _grads(self, first: int, own: layout.Operand, other: layout.Operand, out: Tensor, by_row: bool, by_col: bool) -> None:
         """Add the slab's gradient by the rows of ``own``; the anchors are its rows, those of ``other``, or both."""
         (n, d), t = out.shape, TILES["grads", self.precision]
         low, high = self.problem.limits

@@ -96,9 +96,7 @@ def triplet_positives_kernel(
             offs_k = i + tl.arange(0, BLOCK_K)
             x = load_rows(x_ptr, offs_m, stride_xm, N, offs_k, D).to(tl.float32)
             mask = has[:, None] & (offs_k[None, :] < D)
-            y = tl.load(y_ptr + column[:, None].to(tl.int64) * stride_ym + offs_k[None, :], mask=mask, other=0.0).to(
-                tl.float32
-            )
+            y = tl.load(y_ptr + column[:, None].to(tl.int64) * stride_ym + offs_k[None, :], mask=mask, other=0.0).to(tl.float32)
             if KIND == 0:
                 s += tl.sum(x * y, axis=1)
             else:

@@ -1,0 +1,281 @@
+"""What a plan costs: arithmetic, traffic and memory, from the very tiles and buffers that the backends use.
+
+``G`` is one product of all rows with all columns, ``2 N M D`` floating-point operations; elementwise work is not counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from pml_fast.engine import grad_sum
+from pml_fast.engine.cpu import small
+from pml_fast.engine.cpu.pairwise import fixed_shift, kept_bytes
+from pml_fast.engine.cpu.rows import Tile, tiles
+from pml_fast.engine.score import Score, compute_type
+from pml_fast.engine.spec import PairSpec, TripletSpec
+
+# Buffers of a strip that are alive together in the pure-torch backend: scores, masks, losses and autograd's saved tensors.
+STRIP_BUFFERS = 12
+# The same for the dense path over all pairs.
+DENSE_BUFFERS = 12
+
+
+@dataclass(frozen=True)
+class Size:
+    """The numbers a cost depends on. ``pairs`` are the positive pairs, ``listed`` the listed scores (0 where nothing is
+    listed)."""
+
+    n: int
+    m: int
+    d: int
+    pairs: int
+    listed: int
+    triplets: int
+    dtype: torch.dtype
+    shared: bool
+    need_x: bool
+    need_y: bool
+
+    @property
+    def item(self) -> int:
+        """Bytes of a number the engine computes in."""
+        return compute_type(self.dtype).itemsize
+
+    @property
+    def gemm(self) -> int:
+        """Operations of one product of all rows with all columns."""
+        return 2 * self.n * self.m * self.d
+
+    @property
+    def gradients(self) -> int:
+        """Products that the gradients take: one for each role of the pair that needs one."""
+        return 2 * self.need_x if self.shared else self.need_x + self.need_y
+
+    @property
+    def sets(self) -> int:
+        """Numbers of the rows and, where they are others, of the columns."""
+        return self.d * (self.n if self.shared else self.n + self.m)
+
+    @property
+    def results(self) -> int:
+        """Numbers of the gradients."""
+        return self.d * (self.n * self.need_x + (0 if self.shared else self.m * self.need_y))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Operations, bytes moved and bytes held; ``backward`` includes the forward. ``memory`` is a bound from the buffers."""
+
+    forward_flops: int
+    step_flops: int
+    read_bytes: int
+    written_bytes: int
+    memory_bytes: int
+
+
+Estimate = Callable[[Size, "PairSpec | TripletSpec", Score, bool], Cost]
+
+
+def estimate(
+    engine: str,
+    backend: str,
+    size: Size,
+    spec: PairSpec | TripletSpec,
+    score: Score,
+    *,
+    uniform: bool = True,
+    small_step: bool = False,
+) -> Cost:
+    """The cost of an engine on a backend.
+
+    ``uniform`` says that every anchor of a triplet loss weighs the same, ``small_step`` that the one-call step runs.
+    """
+    if engine == "dense":
+        return _dense(size)
+    if engine == "indexed":
+        return _indexed(size, backend)
+    if small_step:
+        return _small(size)
+    return _ENGINES[engine, backend](size, spec, score, uniform)
+
+
+def _cost(size: Size, forward: float, step: float, sweeps: int, memory: float, extra: int = 0) -> Cost:
+    """``extra`` numbers are written and read once more beyond the inputs (once a sweep) and the gradients."""
+    rows = size.sets * size.dtype.itemsize + 8 * (size.n + (0 if size.shared else size.m))
+    moved = extra * size.item
+    return Cost(
+        int(forward), int(step), sweeps * rows + moved, size.results * size.dtype.itemsize + 2 * size.item + moved, int(memory)
+    )
+
+
+def _common_bytes(size: Size, rows: int) -> int:
+    """``rows`` copies of the inputs, widened or normalised, and the gradients before and after they are put in order."""
+    return size.item * (rows * size.sets + 2 * size.results)
+
+
+def _half(size: Size) -> int:
+    return int(size.dtype.itemsize < size.item)
+
+
+# ---- the compiled backend
+# --------------------------------------------------------------------------------------------------------
+
+
+def _area(tile: Tile) -> int:
+    return (tile.i1 - tile.i0) * (tile.j1 - tile.j0)
+
+
+def _small(size: Size) -> Cost:
+    memory = size.item * (size.n * size.m + 4 * size.sets + size.pairs + 16 * size.n)
+    return _cost(size, size.gemm, (1 + size.need_x) * size.gemm, 1, memory)
+
+
+def _cpu_pairwise(size: Size, spec: PairSpec | TripletSpec, score: Score, _: bool) -> Cost:
+    assert isinstance(spec, PairSpec)
+    sweep = list(tiles(size.n, size.m, size.shared, size.item))
+    first = sum(map(_area, sweep))
+    shifts = first * math.isnan(fixed_shift(spec.name, spec.params(), score, compute_type(size.dtype)))
+    room = kept_bytes(torch.empty(1, dtype=compute_type(size.dtype)).expand(size.n, size.d))
+    kept = 0
+    for tile in sweep:
+        if kept * size.item + _area(tile) * size.item <= room:
+            kept += _area(tile)
+    mirrored = sum((tile.i1 - tile.i0) * (tile.j1 - tile.mirror) for tile in sweep) if size.shared else 0
+    products = size.need_x * (first + mirrored) + (0 if size.shared else size.need_y * first)
+    forward = 2 * size.d * (shifts + first + size.pairs)
+    need = size.need_x or size.need_y
+    step = forward + 2 * size.d * ((first - kept + products) * need + size.pairs * size.gradients)
+    table = size.item * (size.pairs + 16 * size.n) + 8 * 7 * (size.n + size.m)
+    buffers = size.item * (kept * need + max(map(_area, sweep), default=0))
+    memory = _common_bytes(size, 1 + _half(size)) + table + buffers
+    return _cost(size, forward, step, 1 + bool(shifts) + need, memory)
+
+
+def _cpu_triplet(size: Size, _: PairSpec | TripletSpec, __: Score, uniform: bool) -> Cost:
+    sweep = list(tiles(size.n, size.m, False, size.item))
+    need = size.need_x or size.need_y
+    again = need and not uniform
+    forward = size.gemm + 2 * size.d * size.pairs
+    step = forward * (1 + again) + size.gradients * size.gemm
+    table = size.item * (6 * size.pairs + 16 * size.n) + 8 * 7 * (size.n + size.m)
+    memory = _common_bytes(size, 1 + _half(size)) + table + size.item * max(map(_area, sweep), default=0)
+    return _cost(size, forward, step, 1 + again, memory)
+
+
+# ---- pure torch
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def _strip(size: Size) -> int:
+    return max(size.m, min(grad_sum.STRIP_ELEMENTS, size.n * size.m))
+
+
+def _chunked_pairwise(size: Size, _: PairSpec | TripletSpec, __: Score, ___: bool) -> Cost:
+    need = size.need_x or size.need_y
+    memory = _common_bytes(size, 2 + _half(size)) + size.item * STRIP_BUFFERS * _strip(size)
+    return _cost(size, size.gemm, (1 + need + size.gradients) * size.gemm, 1 + need, memory)
+
+
+def _chunked_triplet(size: Size, spec: PairSpec | TripletSpec, _: Score, uniform: bool) -> Cost:
+    assert isinstance(spec, TripletSpec)
+    need = size.need_x or size.need_y
+    sweeps = 1 + (need and not uniform)
+    # With swap the positives are compared with all columns as well.
+    products = 1 + spec.swap
+    step = (sweeps * products + size.gradients + 2 * (spec.swap and size.gradients > 0)) * size.gemm
+    # Indices of ranges are int64, twice a float32.
+    memory = _common_bytes(size, 3 + _half(size)) + (2 * size.item + 8) * STRIP_BUFFERS // 2 * _strip(size)
+    return _cost(size, products * size.gemm, step, sweeps, memory)
+
+
+# ---- dense tensors
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def _reference(elements: Callable[[Size], int]) -> Estimate:
+    def cost(size: Size, _: PairSpec | TripletSpec, __: Score, ___: bool) -> Cost:
+        need, all_elements = size.need_x or size.need_y, elements(size)
+        memory = _common_bytes(size, 2 + _half(size)) + size.item * DENSE_BUFFERS * all_elements
+        # Autograd takes both sides' products whichever is wanted.
+        return _cost(size, size.gemm, (1 + 3 * need) * size.gemm, 1 + need, memory, DENSE_BUFFERS * all_elements)
+
+    return cost
+
+
+def _dense(size: Size) -> Cost:
+    """The user's matrix (its own maths counted as one product), then lists of indices into it."""
+    need = size.need_x or size.need_y
+    pairs = size.n * size.m
+    lists = 16 * size.listed + 24 * size.triplets
+    memory = size.item * (2 * pairs + 8 * size.listed + 8 * size.triplets) + lists + _common_bytes(size, 2)
+    moved = pairs + 4 * size.listed + 4 * size.triplets
+    return _cost(size, size.gemm, (1 + 2 * need) * size.gemm, 1 + need, memory, moved)
+
+
+# ---- listed pairs
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def _indexed(size: Size, backend: str) -> Cost:
+    need, sides = size.need_x or size.need_y, size.need_x + (size.need_x if size.shared else size.need_y)
+    once = 2 * size.listed * size.d
+    # Both sides' products, and the scores again.
+    step = once * (1 + need + sides)
+    # Chunks of gathered rows for the pure-torch backends; the compiled ones read the rows in place.
+    gathered = 0 if backend in ("cpu", "triton") else 6 * min(size.listed * size.d, grad_sum.STRIP_ELEMENTS)
+    lists = 16 * size.listed + 24 * size.triplets
+    memory = lists + size.item * (8 * size.listed + 8 * size.triplets + gathered) + _common_bytes(size, 2 + _half(size))
+    return _cost(size, once, step, 1 + need, memory, 4 * (size.listed + size.triplets))
+
+
+# ---- Triton
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _triton_pairwise(size: Size, spec: PairSpec | TripletSpec, _: Score, __: bool) -> Cost:
+    assert isinstance(spec, PairSpec)
+    # NT-Xent reads the positives in a second sweep; from SORT_FROM columns on they are one run of sorted columns.
+    from pml_fast.engine.triton.layout import SORT_FROM
+
+    forward = size.gemm * (2 if spec.name == "ntxent" and size.m < SORT_FROM else 1)
+    # Each side that has a gradient recomputes the tiles; a batch against itself is one side.
+    sides = size.need_x + (0 if size.shared else size.need_y)
+    memory = _common_bytes(size, 2 + _half(size)) + size.item * 16 * size.n
+    return _cost(size, forward, forward + 2 * sides * size.gemm, 1 + sides, memory)
+
+
+def _triton_triplet(size: Size, _: PairSpec | TripletSpec, __: Score, ___: bool) -> Cost:
+    from pml_fast.engine.triton.triplet import HITS, slab_width
+
+    width = slab_width(size.n, size.m, HITS)
+    sides = size.need_x + (0 if size.shared else size.need_y)
+    memory = _common_bytes(size, 3 + _half(size)) + 4 * (2 * width * size.n) + 40 * (size.n + size.m)
+    # The tiles are taken again for every HITS positives of an anchor.
+    chunks = max(1, math.ceil(size.pairs / max(size.n, 1) / HITS))
+    return _cost(size, chunks * size.gemm, (chunks + 2 * sides) * size.gemm, chunks + sides, memory)
+
+
+_ENGINES: dict[tuple[str, str], Estimate] = {
+    ("pairwise", "cpu"): _cpu_pairwise,
+    ("pairwise", "chunked"): _chunked_pairwise,
+    ("pairwise", "reference"): _reference(lambda size: size.n * size.m),
+    ("pairwise", "triton"): _triton_pairwise,
+    ("triplet", "cpu"): _cpu_triplet,
+    ("triplet", "chunked"): _chunked_triplet,
+    ("triplet", "reference"): _reference(lambda size: size.n * size.m * size.m),
+    ("triplet", "triton"): _triton_triplet,
+}
+
+
+def one_call(
+    size: Size, spec: PairSpec | TripletSpec, score: Score, folds: list[str], device: torch.device, weighted: bool
+) -> bool:
+    """Whether the compiled backend runs this pair loss in a single call (see :mod:`pml_fast.engine.cpu.small`)."""
+    if not (isinstance(spec, PairSpec) and size.shared) or weighted:
+        return False
+    batch = torch.empty(1, device=device, dtype=size.dtype).expand(size.n, size.d)
+    return small.applies(batch) and small.recipe(spec.name, tuple(spec.params()), score.encode(), tuple(folds)) is not None

@@ -1,0 +1,306 @@
+"""How a loss would run, as a database's EXPLAIN says how a query would."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pml_fast.engine import cost, dispatch
+from pml_fast.engine.cost import Cost, Size
+from pml_fast.engine.explanation import Candidate, Explanation, dtype_name
+from pml_fast.engine.fold import Fold
+from pml_fast.engine.lazy import LazyIndices, RowChoice
+from pml_fast.engine.plan import MATERIALISED, Call, Plan
+from pml_fast.engine.problem import NO_LIMITS, IndexedProblem, PairProblem, TripletProblem
+from pml_fast.engine.score import compute_type
+from pml_fast.engine.settings import current, float32_precision
+from pml_fast.engine.spec import PairSpec, TripletSpec
+from pml_fast.engine.triplet_ops import TERM, UNIFORM
+
+if TYPE_CHECKING:
+    from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction
+
+
+def explain(
+    loss: BaseMetricLossFunction,
+    embeddings: Tensor,
+    labels: Tensor | None,
+    miner: Any = None,
+    *,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    indices_tuple: Sequence[Tensor] | None = None,
+) -> Explanation:
+    """Say how ``loss(embeddings, labels, ...)`` would run under the settings in force, without running it.
+
+    ``print(explain(...))`` shows the engine, the backend and why no other, operations, bytes, memory and precision, and
+    what is fused or materialised and why. A miner is run, without gradients, for the rule it hands to the loss; its own
+    sweeps are not counted. Class sizes are read from the labels, which waits for the device.
+
+    Args:
+        loss: a loss of this package, or a subclass of one.
+        embeddings: ``[N, D]``, floating point.
+        labels: ``[N]``; ``None`` where ``indices_tuple`` is given.
+        miner: what makes the ``indices_tuple``, called as ``miner(embeddings, labels, ref_emb, ref_labels)``.
+        ref_emb: ``[M, D]``; ``None`` for the batch itself.
+        ref_labels: ``[M]``.
+        indices_tuple: triplets or pairs, as the loss takes them.
+
+    Raises:
+        TypeError: ``loss`` is no loss of this package.
+        ValueError: both ``miner`` and ``indices_tuple`` are given, or the tensors do not fit, as the loss itself would raise.
+    """
+    from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction, prepare_call
+
+    if not isinstance(loss, BaseMetricLossFunction):
+        raise TypeError(f"loss must be a loss of pml_fast.losses or a subclass of one, got {type(loss).__name__}")
+    if miner is not None:
+        if indices_tuple is not None:
+            raise ValueError("miner and indices_tuple were both given; pass the miner, or the indices it has made")
+        with torch.no_grad():
+            indices_tuple = miner(embeddings, labels, ref_emb, ref_labels)
+    with torch.no_grad():
+        call = prepare_call(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        plan = loss.plan(call)
+        rows, columns = loss.distance.engine_rows(call.embeddings, call.ref_emb)
+    return _Explainer(loss, miner, call, plan, rows, columns).result()
+
+
+class _Explainer:
+    """One call, its plan, and the rows the engine would see."""
+
+    def __init__(self, loss: Any, miner: Any, call: Call, plan: Plan, x: Tensor, y: Tensor) -> None:
+        self.loss, self.miner, self.call, self.plan = loss, miner, call, plan
+        self.x, self.y = x, y
+
+    def result(self) -> Explanation:
+        plan, call = self.plan, self.call
+        candidates, error = self._candidates()
+        backend = next((c.name for c in candidates if c.status == "chosen"), None)
+        size, at_most, notes = self._size()
+        explanation = Explanation(
+            loss=_call_of(self.loss),
+            distance=_call_of(self.loss.distance),
+            reducer=_call_of(self.loss.reducer),
+            miner=None if self.miner is None else _call_of(self.miner),
+            device=str(call.embeddings.device),
+            dtype=call.embeddings.dtype,
+            rows=len(call.embeddings),
+            columns=len(call.ref_emb),
+            dimension=call.embeddings.shape[1],
+            itself=call.itself,
+            mode=plan.mode,
+            engine=plan.engine,
+            backend=backend,
+            candidates=candidates,
+            precision=self._precision(),
+            deterministic=self._deterministic(backend),
+            at_most=at_most,
+            notes=(*plan.notes, *self._score_notes(), *notes),
+            error=error,
+        )
+        if error is not None or plan.spec is None or plan.score is None or size is None:
+            return explanation
+        return replace(explanation, costs=self._cost(backend or "", size))
+
+    def _cost(self, backend: str, size: Size) -> Cost:
+        plan, spec, score = self.plan, self.plan.spec, self.plan.score
+        assert spec is not None and score is not None
+        folds = plan.folds or []
+        weighted = any(f.weights is not None or (f.inner is not None and f.inner.weights is not None) for f in folds)
+        one_call = (
+            plan.engine == "pairwise"
+            and plan.folds is not None
+            and backend == "cpu"
+            and cost.one_call(size, spec, score, [fold.encode() for fold in folds], self.x.device, weighted)
+        )
+        uniform = all(fold.kind in UNIFORM for fold in folds)
+        found = cost.estimate(plan.engine, backend, size, spec, score, uniform=uniform, small_step=one_call)
+        if plan.engine == "pairwise" and plan.folds is None:
+            # Every row's loss stays differentiable: its backward sweeps for the state again.
+            return replace(found, step_flops=found.step_flops + found.forward_flops, read_bytes=2 * found.read_bytes)
+        return found
+
+    # ---- which backend ----
+
+    def _candidates(self) -> tuple[tuple[Candidate, ...], str | None]:
+        problem = self._problem()
+        if problem is None:
+            return (), None
+        wanted = current().backend
+        order = dispatch.preference(problem.x.device) if wanted == "auto" else (wanted,)
+        verdicts = dispatch.verdicts(problem)
+        error = None
+        try:
+            chosen: str | None = dispatch.select(problem).name
+        except ValueError as refusal:
+            chosen, error = None, str(refusal)
+        found = []
+        for name, reason in verdicts.items():
+            if name == chosen:
+                found.append(
+                    Candidate(name, "chosen", f"asked for ({wanted})" if wanted != "auto" else "the first that can run")
+                )
+            elif reason is not None:
+                found.append(Candidate(name, "refused", reason))
+            elif name in order:
+                found.append(Candidate(name, "less preferred", f"can run; {chosen} comes before it on {problem.x.device.type}"))
+            else:
+                why = f"can run; backend {wanted!r} was asked for" if wanted != "auto" else "can run, on request only"
+                found.append(Candidate(name, "not asked", why))
+        return tuple(found), error
+
+    def _problem(self) -> PairProblem | TripletProblem | IndexedProblem | None:
+        """What the operator would hand to a backend; ``None`` where no operator runs."""
+        plan, call, score = self.plan, self.call, self.plan.score
+        if score is None or plan.engine not in ("pairwise", "triplet", "indexed"):
+            return None
+        x, y = (_stand_in(rows) for rows in (self.x, self.y))
+        none = torch.empty(0, dtype=torch.int64, device=x.device)
+        if plan.engine == "indexed":
+            return IndexedProblem(score, x, y, none, none)
+        sides = (x, y, call.labels, call.ref_labels)
+        if isinstance(plan.spec, PairSpec):
+            folds = plan.folds or []
+            limits = [f.pair_limits() for f in folds] or [NO_LIMITS for _ in plan.spec.terms]
+            return PairProblem(plan.spec, score, *sides, call.itself, plan.rule, limits)  # type: ignore[arg-type]
+        assert isinstance(plan.spec, TripletSpec) and plan.folds
+        return TripletProblem(plan.spec, score, *sides, call.itself, plan.rule, plan.folds[0].pair_limits())  # type: ignore[arg-type]
+
+    # ---- how much ----
+
+    def _size(self) -> tuple[Size | None, bool, list[str]]:
+        """The sizes, whether they are bounds, and what is to be said about them."""
+        call, plan = self.call, self.plan
+        if plan.spec is None or plan.score is None:
+            return None, False, []
+        need_x, need_y = call.embeddings.requires_grad, call.ref_emb.requires_grad and not call.itself
+        notes = []
+        if not (need_x or need_y):
+            need_x = True
+            notes.append("no input requires a gradient: the backward is counted as if the embeddings did")
+        positives, negatives = self._partners()
+        pairs = int(positives.sum())
+        listed, triplets, at_most = self._listed(positives, negatives)
+        shared = call.itself and plan.score.symmetric
+        size = Size(
+            len(self.x),
+            len(self.y),
+            self.x.shape[1],
+            pairs,
+            listed,
+            triplets,
+            self.x.dtype,
+            shared,
+            need_x,
+            need_y or (call.itself and not shared),
+        )
+        return size, at_most, notes
+
+    def _partners(self) -> tuple[Tensor, Tensor]:
+        """How many positives and negatives each row has by its label, ``[N]`` each; none without labels."""
+        call = self.call
+        if call.labels is None or call.ref_labels is None:
+            none = torch.zeros(len(call.embeddings), dtype=torch.int64)
+            return none, none
+        codes = torch.unique(torch.cat([call.labels, call.ref_labels]), return_inverse=True)[1].cpu()
+        rows, columns = codes.split([len(call.labels), len(call.ref_labels)])
+        sizes = torch.bincount(columns, minlength=int(codes.max()) + 1 if len(codes) else 0)
+        positives = sizes[rows]
+        return positives - int(call.itself), len(columns) - positives
+
+    def _listed(self, positives: Tensor, negatives: Tensor) -> tuple[int, int, bool]:
+        """Scores of listed pairs, triplets, and whether a lazy tuple makes these a bound."""
+        plan, indices = self.plan, self.call.indices
+        if plan.engine not in ("indexed", "dense"):
+            return 0, 0, False
+        of_triplets = isinstance(plan.spec, TripletSpec)
+        if isinstance(indices, RowChoice):
+            count, bound = len(indices.anchor), False
+            return self._scores(count) if of_triplets else 2 * count, count * of_triplets, bound
+        bound = isinstance(indices, LazyIndices)
+        if indices is None or bound:
+            every = int((positives * negatives).sum())
+            drawn = getattr(self.loss, "triplets_per_anchor", "all")
+            if of_triplets and indices is None and drawn != "all":
+                every, bound = min(every, int(drawn) * len(positives)), True
+            return (self._scores(every), every, bound) if of_triplets else (int((positives + negatives).sum()), 0, bound)
+        return self._listed_by_hand([len(part) for part in indices], of_triplets, indices)
+
+    def _listed_by_hand(self, lengths: list[int], of_triplets: bool, indices: Sequence[Tensor]) -> tuple[int, int, bool]:
+        if not of_triplets:
+            return (2 * lengths[0] if len(lengths) == 3 else lengths[0] + lengths[2]), 0, False
+        if len(lengths) == 3:
+            return self._scores(lengths[0]), lengths[0], False
+        # Every positive of an anchor meets every negative of it.
+        n = len(self.x)
+        pos, neg = (torch.bincount(part.cpu(), minlength=n) for part in (indices[0], indices[2]))
+        count = int((pos * neg).sum())
+        return self._scores(count), count, False
+
+    def _scores(self, triplets: int) -> int:
+        spec = self.plan.spec
+        return triplets * (3 if isinstance(spec, TripletSpec) and spec.swap else 2)
+
+    # ---- how exactly ----
+
+    def _precision(self) -> str:
+        dtype = self.call.embeddings.dtype
+        wide = compute_type(dtype)
+        setting = "" if wide == torch.float64 else f", products at precision {float32_precision()!r}"
+        kept = "sums and loss" if dtype != wide else "everything"
+        return f"{dtype_name(dtype)} embeddings, {kept} in {dtype_name(wide)}{setting}"
+
+    def _deterministic(self, backend: str | None) -> bool:
+        """Whether the same call gives the same bits again: index_add and scatter_add on an accelerator do not."""
+        if self.x.device.type == "cpu" or torch.are_deterministic_algorithms_enabled():
+            return True
+        return self.plan.engine == "pairwise" or (self.plan.engine == "triplet" and backend == "triton")
+
+    def _score_notes(self) -> list[str]:
+        plan, score = self.plan, self.plan.score
+        if score is None or plan.engine == "dense":
+            return []
+        what = {"dot": "an inner product", "l2": "a Euclidean distance", "lp": f"an L{score.p:g} distance"}[score.kind]
+        raised = "" if score.power == 1 else f" to the power {score.power:g}"
+        unit = " of rows that the engine divides by their norms" if score.normalize else ""
+        notes = [f"{type(self.loss.distance).__name__} is {what}{raised}{unit}"]
+        notes += [f"{term.name}: reduced by {_fold_words(fold)}" for term, fold in zip(self._terms(), plan.folds or [])]
+        if plan.mode == MATERIALISED and plan.engine == "indexed":
+            notes.append("scores of the pairs are listed, the matrix is not built")
+        return notes
+
+    def _terms(self) -> Sequence[Any]:
+        spec = self.plan.spec
+        return spec.terms if isinstance(spec, PairSpec) else (TERM,)
+
+
+def _fold_words(fold: Fold) -> str:
+    """A fold in words."""
+    if fold.kind == "threshold":
+        return f"the mean of the losses between {fold.low:g} and {fold.high:g}"
+    words = {"mean": "their mean", "sum": "their sum", "class_weighted": "a mean weighted by class"}
+    return words.get(fold.kind) or f"the mean of each anchor's, then {_fold_words(fold.inner or Fold())}"
+
+
+def _stand_in(rows: Tensor) -> Tensor:
+    """A tensor of the shape and type that the operator would hand over, without its memory."""
+    return torch.empty((), dtype=compute_type(rows.dtype), device=rows.device).expand(rows.shape)
+
+
+def _call_of(part: Any) -> str:
+    """A part as it was made: its class and its public numbers."""
+    numbers = {
+        k: v
+        for k, v in vars(part).items()
+        if not k.startswith("_") and k not in _RECORDS and isinstance(v, (bool, int, float, str))
+    }
+    return f"{type(part).__name__}({', '.join(f'{k}={v}' for k, v in numbers.items())})"
+
+
+# Attributes of every nn.Module and of the record keeping.
+_RECORDS = ("embedding_reg_weight", "training", "collect_stats", "call_super_init", "dump_patches")

@@ -1,0 +1,141 @@
+"""What the operators are made of: registration, embeddings on their way in and gradients on their way out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pml_fast.engine.problem import Backend
+from pml_fast.engine.score import Score, compute_type, row_norms, unit_rows_backward
+
+LIBRARY = torch.library.Library("pml_fast", "DEF")
+
+SETS = "Tensor x, Tensor y, Tensor x_labels, Tensor y_labels, Tensor? rule"
+
+
+def define(name: str, schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    LIBRARY.define(f"{name}{schema}")
+    LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"pml_fast::{name}", fake, lib=LIBRARY)
+
+
+@dataclass
+class Rows:
+    """One side's embeddings, what they are divided by, and the way back for their gradient."""
+
+    x: Tensor
+    norm: Tensor | None
+    dtype: torch.dtype
+
+    @staticmethod
+    def of(x: Tensor, score: Score) -> Rows:
+        wide = x.to(compute_type(x.dtype))
+        return Rows(wide, row_norms(wide) if score.normalize else None, x.dtype)
+
+    def unit(self) -> Tensor:
+        """The rows as a backend takes them that does not divide them itself."""
+        rows = self.x if self.norm is None else self.x / self.norm
+        # Half precision stays so where the kernels multiply in it.
+        half = rows.is_cuda and self.dtype in (torch.float16, torch.bfloat16)
+        return rows.to(self.dtype) if half else rows
+
+    def back(self, grad: Tensor | None) -> Tensor:
+        """The gradient by the embeddings (an empty tensor for none), given that by the rows, which it may overwrite."""
+        if grad is None:
+            return self.x.new_empty(0, dtype=self.dtype)
+        if self.norm is not None:
+            grad = unit_rows_backward(grad.to(self.x.dtype), self.x, self.norm)
+        return grad.to(self.dtype)
+
+
+def prepared(problem: Any, backend: Backend, rows: Rows, cols: Rows) -> Any:
+    """The problem with the rows that this backend takes: a backend that ``divides`` never needs a second copy of them."""
+    if getattr(backend, "divides", False):
+        return replace(problem, x_norm=rows.norm, y_norm=cols.norm)
+    x = rows.unit()
+    return replace(problem, x=x, y=x if cols is rows else cols.unit())
+
+
+def both(x: Tensor, y: Tensor, itself: bool, score: Score) -> tuple[Rows, Rows]:
+    rows = Rows.of(x, score)
+    return rows, rows if itself and score.symmetric else Rows.of(y, score)
+
+
+def shared(itself: bool, score: str) -> bool:
+    return itself and Score.decode(score).symmetric
+
+
+def grad_like(tensor: Tensor, needed: bool) -> Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format) if needed else tensor.new_empty(0)
+
+
+def differentiable(name: str, setup: Callable[..., None], backward: Callable[..., Any]) -> None:
+    """Give an operator its autograd formula.
+
+    The formula is registered for the Autograd key itself: torch.library.register_autograd does the same through layers of
+    Python
+    that take longer than a small batch's whole step.
+    """
+    operator = getattr(torch.ops.pml_fast, name).default
+
+    class Formula(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                output = operator(*inputs)
+            setup(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            return backward(ctx, *grads)
+
+    Formula.__name__ = Formula.__qualname__ = f"pml_fast_{name}"
+
+    def autograd(*inputs: Any) -> Any:
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+            return Formula.apply(*inputs)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*inputs)
+
+    LIBRARY.impl(name, autograd, "Autograd")
+
+
+def refuse_double_backward() -> None:
+    # Grad mode is on inside a backward only where its own graph is wanted.
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            "the gradient of a fused loss cannot be differentiated again (create_graph=True); "
+            "call backward with create_graph=False, or write the penalty on pml_fast.distances' own matrix"
+        )
+
+
+def scaled(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of a ``*_loss`` operator: what the forward computed, times the one factor it did not know."""
+    refuse_double_backward()
+    dx, dy = ctx.saved_tensors
+    need_x, need_y = ctx.needed
+    return (dx * grad_loss.to(dx.dtype) if need_x else None), (dy * grad_loss.to(dy.dtype) if need_y else None)
+
+
+# Positions of the arguments that every `*_loss` operator has in common.
+_SCORE, _ITSELF, _NEED_X, _NEED_Y, _COUNT = 8, 9, 11, 12, 13
+
+
+def loss_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """Keep what a ``*_loss`` operator's backward scales."""
+    own = inputs[_NEED_Y] and not shared(inputs[_ITSELF], inputs[_SCORE])
+    ctx.needed = inputs[_NEED_X], own
+    ctx.save_for_backward(output[2], output[3])
+    ctx.set_materialize_grads(False)
+
+
+def loss_backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
+    """Gradients of a ``*_loss`` operator by its arguments."""
+    if grad_loss is None:
+        return (None,) * _COUNT
+    return (*scaled(ctx, grad_loss), *(None,) * (_COUNT - 2))
