@@ -165,13 +165,11 @@ def _explain(arguments: argparse.Namespace) -> int:
     from pml_fast import explain, use
 
     embeddings, labels = _random_batch(arguments.n, arguments)
-    reference = {}
-    if arguments.ref is not None:
-        reference = dict(zip(("ref_emb", "ref_labels"), _random_batch(arguments.ref, arguments), strict=True))
+    ref_emb, ref_labels = (None, None) if arguments.ref is None else _random_batch(arguments.ref, arguments)
     try:
         with use(backend=arguments.backend):
             loss, miner = _loss_and_miner(arguments)
-            print(explain(loss, embeddings, labels, miner=miner, **reference))
+            print(explain(loss, embeddings, labels, miner=miner, ref_emb=ref_emb, ref_labels=ref_labels))
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from error
     return 0

@@ -45,7 +45,7 @@ def singles(loss: Any, *arguments: Any) -> Tensor:
 
 @pytest.mark.parametrize("name", ["MultiSimilarityLoss", "CircleLoss"])
 def test_class_weights_meet_their_own_anchor(name: str) -> None:
-    """The peer's losses have shape [N, 1]: times weights [N] they form a matrix, whose mean is that of the unweighted losses."""
+    """The peer's losses have shape [N, 1]: times weights [N] they form a matrix, whose mean mixes all classes."""
     x, labels = batch()
     labels[:3] = 2
     mine, peers = getattr(losses, name), getattr(peer_losses, name)

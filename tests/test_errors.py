@@ -26,10 +26,10 @@ CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] =
     "labels of two dimensions": ((X, LABELS.unsqueeze(1)), {}, ValueError, r"labels must be a 1-D tensor.*got shape \(6, 1\)"),
     "labels as a list": ((X, LABELS.tolist()), {}, TypeError, "labels must be a tensor.*got list"),
     "one embedding": ((X[0], LABELS), {}, ValueError, r"embeddings must be a 2-D tensor.*got shape \(4,\)"),
-    "integer embeddings": ((X.int(), LABELS), {}, TypeError, r"embeddings must be floating point, got torch.int32; call .float\("),
+    "integer embeddings": ((X.int(), LABELS), {}, TypeError, r"embeddings must be floating.*torch.int32; call .float\("),
     "an array": ((X.numpy(), LABELS), {}, TypeError, "embeddings must be a tensor.*got ndarray"),
     "no labels": ((X,), {}, ValueError, "labels and indices_tuple cannot both be None: pass"),
-    "no ref_labels": ((X, LABELS), {"ref_emb": X.clone()}, ValueError, "ref_labels must be given with ref_emb.*pass the labels"),
+    "no ref_labels": ((X, LABELS), {"ref_emb": X.clone()}, ValueError, "ref_labels must be given.*pass the labels"),
     "ref_labels alone": ((X, LABELS), {"ref_labels": LABELS}, ValueError, "ref_labels were given without ref_emb; pass both"),
     "short ref_labels": (
         (X, LABELS), {"ref_emb": X.clone(), "ref_labels": LABELS[:2]}, ValueError, r"ref_labels must be .*got shape \(2,\)"
@@ -38,7 +38,7 @@ CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] =
         (X, LABELS), {"ref_emb": X[:, :3], "ref_labels": LABELS}, ValueError, "ref_emb must have rows of the length.*4, got 3"
     ),
     "ref_emb of another type": (
-        (X, LABELS), {"ref_emb": X.double(), "ref_labels": LABELS}, TypeError, r"ref_emb must be torch.float32.*call ref_emb.to\("
+        (X, LABELS), {"ref_emb": X.double(), "ref_labels": LABELS}, TypeError, r"ref_emb must be torch.float32.*ref_emb.to\("
     ),
     "two index tensors": ((X, LABELS, (index(0), index(3))), {}, ValueError, "indices_tuple must hold 3 tensors.*or 4.*got 2"),
     "an index beyond": (
@@ -92,17 +92,17 @@ SETTINGS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: miners.TripletMarginMiner(type_of_triplets="x"), ValueError, "type_of_triplets must be one of all.*got 'x'"
     ),
     "triplets_per_anchor": (
-        lambda: losses.TripletMarginLoss(triplets_per_anchor=0), ValueError, "triplets_per_anchor must be 'all' or a positive int"
+        lambda: losses.TripletMarginLoss(triplets_per_anchor=0), ValueError, "triplets_per_anchor must be 'all' or a positive"
     ),
     "circle's distance": (
         lambda: losses.CircleLoss(distance=distances.LpDistance()), TypeError, "CosineSimilarity, got LpDistance: pass"
     ),
-    "distance": (lambda: losses.SupConLoss(distance="l2"), TypeError, r"distance must be .*got 'l2'; pass for example LpDistance"),
+    "distance": (lambda: losses.SupConLoss(distance="l2"), TypeError, r"distance must be .*'l2'; pass for example LpDistance"),
     "miner's distance": (lambda: miners.BatchHardMiner(distance=2), TypeError, "distance must be .*got 2; pass"),
     "reducer": (lambda: losses.SupConLoss(reducer="mean"), TypeError, r"reducer must be .*got 'mean'; pass for example Mean"),
     "inverted l2": (lambda: distances.LpDistance(is_inverted=True), ValueError, "is_inverted must be False for LpDistance"),
     "upright dot": (
-        lambda: distances.DotProductSimilarity(is_inverted=False), ValueError, "is_inverted must be True for DotProductSimilarity"
+        lambda: distances.DotProductSimilarity(is_inverted=False), ValueError, "is_inverted must be True for DotProduct"
     ),
     "inverted snr": (lambda: distances.SNRDistance(is_inverted=True), ValueError, "is_inverted must be False for SNRDistance"),
     "raw cosine": (
@@ -141,7 +141,7 @@ def test_class_weights_need_labels() -> None:
 
 
 REFUSED: dict[str, tuple[str, Any, str]] = {
-    "cpu, power": ("cpu", losses.ContrastiveLoss(distance=distances.LpDistance(power=3)), "power 3 of a distance has no compiled"),
+    "cpu, power": ("cpu", losses.ContrastiveLoss(distance=distances.LpDistance(power=3)), "power 3 of a distance has no"),
     "cpu, l3": ("cpu", losses.ContrastiveLoss(distance=distances.LpDistance(p=3)), "L3 distance is not an inner product"),
 }  # fmt: skip
 
@@ -179,7 +179,7 @@ def test_a_failed_choice_changes_nothing() -> None:
 def test_second_derivatives_are_refused() -> None:
     x = X.clone().requires_grad_()
     loss = losses.SupConLoss()(x, LABELS)
-    with pytest.raises(RuntimeError, match="cannot be differentiated again.*create_graph=False"):
+    with pytest.raises(RuntimeError, match=r"cannot be differentiated again.*create_graph=False"):
         torch.autograd.grad(loss, x, create_graph=True)
 
 

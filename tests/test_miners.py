@@ -33,6 +33,10 @@ def easy_hard(pos: str, neg: str, **options: Any) -> Make:
     return lambda m, **k: m.miners.BatchEasyHardMiner(pos, neg, **options, **k)
 
 
+def triplet_margin(margin: float, kind: str) -> Make:
+    return lambda m, **k: m.miners.TripletMarginMiner(margin, kind, **k)
+
+
 MINERS: dict[str, Make] = {
     "batch_hard": lambda m, **k: m.miners.BatchHardMiner(**k),
     "batch_hard_ranged": lambda m, **k: m.miners.BatchHardMiner(
@@ -51,7 +55,7 @@ MINERS: dict[str, Make] = {
     "pair_margin": lambda m, **k: m.miners.PairMarginMiner(**k),
     "pair_margin_wide": lambda m, **k: m.miners.PairMarginMiner(pos_margin=0.6, neg_margin=0.1, **k),
     **{
-        f"triplet_{t}_{margin:g}": (lambda t, margin: lambda m, **k: m.miners.TripletMarginMiner(margin, t, **k))(t, margin)
+        f"triplet_{t}_{margin:g}": triplet_margin(margin, t)
         for t in ("all", "hard", "semihard", "easy")
         for margin in (0.2, 0.0, -0.1)
     },

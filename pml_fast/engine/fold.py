@@ -11,6 +11,8 @@ from torch import Tensor
 from pml_fast.engine.spec import Term
 
 INF = float("inf")
+# Stands for the class weights of a decoded fold: an operator takes each row's weight as a tensor of its own.
+_TRAVELS_APART = torch.empty(0)
 KINDS = ("mean", "sum", "threshold", "class_weighted", "per_anchor")
 
 
@@ -32,7 +34,7 @@ class Fold:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
-        if self.weights is not None and self.kind != "class_weighted":
+        if (self.weights is not None) != (self.kind == "class_weighted"):
             raise ValueError(f"weights belong to kind 'class_weighted' and to no other, got kind {self.kind!r}")
         if (self.inner is not None) != (self.kind == "per_anchor"):
             raise ValueError(f"inner belongs to kind 'per_anchor' and to no other, got kind {self.kind!r}")
@@ -57,7 +59,8 @@ class Fold:
     def decode(text: str) -> Fold:
         """The inverse of :meth:`encode`."""
         kind, low, high, inner = text.split(";", 3)
-        return Fold(kind, float(low), float(high), None, Fold.decode(inner) if inner else None)
+        weights = _TRAVELS_APART if kind == "class_weighted" else None
+        return Fold(kind, float(low), float(high), weights, Fold.decode(inner) if inner else None)
 
     def pair_limits(self) -> tuple[float, float]:
         """The interval a pair's own loss must lie in to be counted by the kernel."""
@@ -77,9 +80,8 @@ def check_classes(classes: Tensor, num_weights: int) -> None:
     """``ValueError`` unless every label has its weight."""
     outside = ((classes < 0) | (classes >= num_weights)).any()
     message = f"labels must be from 0 to {num_weights - 1}, as ClassWeightedReducer has {num_weights} weights"
-    capturing = classes.is_cuda and torch.cuda.is_current_stream_capturing()
-    if torch.compiler.is_compiling() or capturing:
-        # Reading the answer would break the graph.
+    if torch.compiler.is_compiling() or classes.is_cuda:
+        # Reading the answer would break the graph, or stop the queue.
         torch._assert_async(~outside, message)
     elif outside:
         raise ValueError(

@@ -23,6 +23,7 @@ from pml_fast.utils.index_types import PairIndices, TripletIndices
 def _same_data(a: Tensor, b: Tensor) -> bool:
     if a is b:
         return True
+    # A traced tensor has no address.
     if torch.compiler.is_compiling():
         return False
     return (
@@ -44,20 +45,28 @@ class Source:
     ref_labels: Tensor
     itself: bool
     version: tuple[int, ...]
+    # While a graph is traced, the tensors as they were handed over: one variable is known by its identity alone. Outside of
+    # tracing they would keep the embeddings' graph alive.
+    traced: tuple[Tensor, Tensor] | None = None
 
     @staticmethod
     def of(embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor, itself: bool) -> Source:
         """Remember the tensors as they are now."""
         mined = embeddings.detach(), labels, ref_emb.detach(), ref_labels
-        return Source(*mined, itself, _versions(*mined))
+        traced = (embeddings, ref_emb) if torch.compiler.is_compiling() else None
+        return Source(*mined, itself, _versions(*mined), traced)
 
     def is_for(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor, itself: bool) -> bool:
-        """Whether a loss is called on the very data that was mined, unchanged since."""
+        """Whether a loss is called on the very data that was mined, unchanged since.
+
+        A write between mining and loss inside one compiled graph is not seen: tracing keeps no count of writes.
+        """
+        own_emb, own_ref = (self.embeddings, self.ref_emb) if self.traced is None else self.traced
         return (
             itself == self.itself
-            and _same_data(self.embeddings, embeddings)
+            and _same_data(own_emb, embeddings)
             and _same_data(self.labels, labels)
-            and (itself or (_same_data(self.ref_emb, ref_emb) and _same_data(self.ref_labels, ref_labels)))
+            and (itself or (_same_data(own_ref, ref_emb) and _same_data(self.ref_labels, ref_labels)))
             and self.unchanged()
         )
 

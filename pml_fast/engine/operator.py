@@ -18,8 +18,14 @@ SETS = "Tensor x, Tensor y, Tensor x_labels, Tensor y_labels, Tensor? rule"
 
 
 def define(name: str, schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Register an operator. Autocast stays outside: it would round the scores inside to half precision."""
+
+    def precise(*inputs: Any) -> Any:
+        with torch._C._DisableAutocast():
+            return implementation(*inputs)
+
     LIBRARY.define(f"{name}{schema}")
-    LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    LIBRARY.impl(name, precise, "CompositeExplicitAutograd")
     torch.library.register_fake(f"pml_fast::{name}", fake, lib=LIBRARY)
 
 
@@ -36,11 +42,10 @@ class Rows:
         wide = x.to(compute_type(x.dtype))
         return Rows(wide, row_norms(wide) if score.normalize else None, x.dtype)
 
-    def unit(self) -> Tensor:
-        """The rows as a backend takes them that does not divide them itself."""
+    def unit(self, keep_half: bool = False) -> Tensor:
+        """The divided rows; ``keep_half`` leaves half precision to kernels that multiply in it and add in float32."""
         rows = self.x if self.norm is None else self.x / self.norm
-        # Half precision stays so where the kernels multiply in it.
-        half = rows.is_cuda and self.dtype in (torch.float16, torch.bfloat16)
+        half = keep_half and self.dtype in (torch.float16, torch.bfloat16)
         return rows.to(self.dtype) if half else rows
 
     def back(self, grad: Tensor | None) -> Tensor:
@@ -56,8 +61,9 @@ def prepared(problem: Any, backend: Backend, rows: Rows, cols: Rows) -> Any:
     """The problem with the rows that this backend takes: a backend that ``divides`` never needs a second copy of them."""
     if getattr(backend, "divides", False):
         return replace(problem, x_norm=rows.norm, y_norm=cols.norm)
-    x = rows.unit()
-    return replace(problem, x=x, y=x if cols is rows else cols.unit())
+    half = getattr(backend, "takes_half", False)
+    x = rows.unit(half)
+    return replace(problem, x=x, y=x if cols is rows else cols.unit(half))
 
 
 def both(x: Tensor, y: Tensor, itself: bool, score: Score) -> tuple[Rows, Rows]:

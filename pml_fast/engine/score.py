@@ -113,7 +113,7 @@ def dense_scores(score: Score, x: Tensor, y: Tensor) -> Tensor:
         value = torch.cdist(x, y, p=2.0, compute_mode="donot_use_mm_for_euclid_dist")
     else:
         value = torch.cdist(x, y, p=score.p)
-    return value if score.power == 1 else value**score.power
+    return _powered(score, value)
 
 
 def paired_scores(score: Score, x: Tensor, y: Tensor) -> Tensor:
@@ -122,7 +122,17 @@ def paired_scores(score: Score, x: Tensor, y: Tensor) -> Tensor:
         value = (x * y).sum(dim=1)
     else:
         value = _safe_norm(x - y, score.p)
-    return value if score.power == 1 else value**score.power
+    return _powered(score, value)
+
+
+def _powered(score: Score, value: Tensor) -> Tensor:
+    if score.power == 1:
+        return value
+    if score.power > 1:
+        return value**score.power
+    # The derivative is infinite at 0, where the value itself has none to pass on.
+    zero = value == 0
+    return torch.where(zero, value.detach() ** score.power, value.masked_fill(zero, 1.0) ** score.power)
 
 
 def _safe_norm(diff: Tensor, p: float) -> Tensor:

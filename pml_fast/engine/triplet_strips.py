@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from pml_fast.engine import grad_sum
+from pml_fast.engine.fold import inside
 from pml_fast.engine.grad_sum import GradSum, strips
-from pml_fast.engine.problem import Limits, TripletProblem, same_labels
+from pml_fast.engine.problem import TripletProblem, same_labels
 from pml_fast.engine.score import Score, paired_scores
 from pml_fast.engine.spec import TripletSpec
 from pml_fast.engine.strips import powered, strip_base
@@ -240,10 +241,6 @@ def _weighed(c: Tensor, w: Tensor) -> Tensor:
     return torch.where(w != 0, c * w, 0.0)
 
 
-def _keeps(limits: Limits, loss: Tensor) -> Tensor:
-    return ~((loss <= limits[0]) | (loss >= limits[1]))
-
-
 def _chosen(spec: TripletSpec, margin: Tensor) -> Tensor | bool:
     """Which triplet margins a TripletMarginMiner's rule leaves."""
     if spec.select == "every":
@@ -294,7 +291,7 @@ def _looped(problem: TripletProblem, strip: _Strip, ranges: Tensor, w: Tensor, g
             far = torch.minimum(strip.v, between[at]) if spec.swap else strip.v
             violation = (a - far) + spec.margin
             loss = softplus(violation) if spec.smooth else torch.relu(violation)
-            kept = valid & _keeps(problem.limits, loss)
+            kept = valid & inside(loss, *problem.limits)
             value += torch.where(kept, loss, 0.0).sum(dim=1, dtype=torch.float64)
             count += kept.sum(dim=1)
             slope = torch.sigmoid(violation) if spec.smooth else (~(violation <= 0)).to(a.dtype)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pml_fast import _extension
 from pml_fast.engine.cpu.indexed import listed_grads, listed_scores
-from pml_fast.engine.cpu.pairwise import Sweep
+from pml_fast.engine.cpu.pairwise import COMPILED, Sweep
 from pml_fast.engine.cpu.triplet import refuse_triplet, triplet_grads, triplet_rows
 from pml_fast.engine.problem import ExtremeProblem, PairProblem, PairRows, TripletProblem
 from pml_fast.engine.score import Score
@@ -37,6 +37,8 @@ class CpuBackend:
             return f"power {score.power:g} of an inner product has no compiled epilogue"
         if score.kind == "l2" and score.power not in (1, 2):
             return f"power {score.power:g} of a distance has no compiled epilogue (1 and 2 have)"
+        if isinstance(problem, PairProblem) and problem.spec.name not in COMPILED:
+            return f"the loss {problem.spec.name!r} has no compiled epilogue"
         if isinstance(problem, TripletProblem):
             return refuse_triplet(problem)
         return None

@@ -123,6 +123,10 @@ def kept_bytes(x: Tensor) -> int:
     return max(0, min(KEPT_BYTES, ALLOWANCE - TILE_BYTES - slack - x.numel() * x.element_size()))
 
 
+# The specs of csrc/engine/pair_specs.h.
+COMPILED = ("supcon", "ntxent", "multi_similarity", "circle", "contrastive")
+
+
 def logit_ends(spec: str, params: list[float], score: Score) -> tuple[float, float]:
     """The range of a loss's negative logit over the range of a bounded score."""
     low, high = score.range()

@@ -36,7 +36,8 @@ class Kernel:
     ``signature`` gives each argument its Triton type (``"*fp32"``, ``"i32"``, ``"fp32"``) or ``"constexpr"``;
     ``constexprs`` the values of the latter (jit functions may be values). ``aligned`` names the pointers and
     integers known to be divisible by 16, as the launcher's arguments are in the common case. ``quick`` puts the
-    configuration in the small set that the default test run compiles. ``arches`` are those whose tables hold it.
+    configuration in the small set that the default test run compiles. ``arches`` are those whose tables hold it;
+    ``maxnreg`` is the number of registers a thread may take, ``None`` leaving it to the compiler.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Kernel:
     aligned: tuple[str, ...] = ()
     quick: bool = False
     arches: tuple[int, ...] = ARCHES
+    maxnreg: int | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def compile_kernel(kernel: Kernel, arch: int) -> Resources:
     signature = {n: kernel.signature[n] for n in names}
     attrs = {(names.index(n),): [["tt.divisibility", 16]] for n in kernel.aligned}
     source = ASTSource(fn=kernel.fn, signature=signature, constexprs=kernel.constexprs, attrs=attrs)
-    options = {"num_warps": kernel.num_warps, "num_stages": kernel.num_stages}
+    options = {"num_warps": kernel.num_warps, "num_stages": kernel.num_stages, "maxnreg": kernel.maxnreg}
     built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     registers, spills = _resource_usage(built.asm["cubin"])
     shown = {n: getattr(v, "__name__", str(v)) for n, v in kernel.constexprs.items()}

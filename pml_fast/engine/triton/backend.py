@@ -31,6 +31,7 @@ class TritonBackend:
     """Streaming Triton kernels: float32, bfloat16 and float16 inputs, float32 results; deterministic."""
 
     name = "triton"
+    takes_half = True
 
     def available(self) -> str | None:
         if importlib.util.find_spec("triton") is None:

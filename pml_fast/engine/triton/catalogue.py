@@ -40,7 +40,7 @@ def _kernel(
 ) -> Kernel:
     cfg = config(op, arch, product, kind != 0, d, rows)
     tile = tile_arguments(cfg)
-    warps, stages = tile.pop("num_warps"), tile.pop("num_stages")
+    warps, stages, registers = (tile.pop(name) for name in ("num_warps", "num_stages", "maxnreg"))
     precision = "tf32x3" if product == "tf32x3" else "tf32"
     constexprs = {**chosen, **tile, "KIND": kind, "ITSELF": True, "PRECISION": precision}
     if op == "grad":
@@ -52,7 +52,7 @@ def _kernel(
     strides = ("stride_xm", "stride_ym", "stride_om", "D")
     aligned = tuple(n for n in fn.arg_names if n.endswith("_ptr") or n in strides)
     name = f"{label}-kind{kind}-{product}-d{d}-bm{cfg.block_m}"
-    return Kernel(name, fn, signature, constexprs, warps, stages, aligned, quick, (arch,))
+    return Kernel(name, fn, signature, constexprs, warps, stages, aligned, quick, (arch,), registers)
 
 
 def _losses(arch: int, product: str, geometry: str, d: int, op: str, rows: int, full: bool) -> list[Kernel]:
@@ -78,7 +78,7 @@ def _extremes(arch: int, product: str, geometry: str, d: int, rows: int, full: b
     kind = 0 if geometry == "dot" else 1
     chosen = {"POSITIVE": False, "LARGEST": kind == 0, "HAS_LOW": True, "HAS_HIGH": True}
     quick = full and product == "tf32x3" and d == CHUNKED_D
-    return _kernel("extreme", extreme_kernel, "state", arch, product, kind, d, rows, chosen, quick)
+    return _kernel("extreme", extreme_kernel, "extreme", arch, product, kind, d, rows, chosen, quick)
 
 
 def _catalogue() -> list[Kernel]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 ARCHES = (80, 90)
 # Fewer row blocks than this leave multiprocessors idle (an A100 has 108, an H100 132).
 ENOUGH_BLOCKS = {80: 108, 90: 132}
+# Registers a thread can have.
+MOST_REGISTERS = 255
 
 Entry = tuple[int, int, int, int, int, int]
 Key = tuple[str, str, str]
@@ -14,7 +16,10 @@ Key = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Config:
-    """Tile of a launch. ``block_k`` chunks D (``resident``: one chunk holds it all), ``block_out`` the gradient's D."""
+    """Tile of a launch. ``block_k`` chunks D (``resident``: one chunk holds it all), ``block_out`` the gradient's D.
+
+    ``maxnreg`` is the number of registers a thread may take, where the compiler's own choice is overruled.
+    """
 
     block_m: int
     block_n: int
@@ -23,6 +28,7 @@ class Config:
     num_warps: int
     num_stages: int
     resident: bool
+    maxnreg: int | None = None
 
 
 def table_arch(capability: tuple[int, int]) -> int:
@@ -39,21 +45,24 @@ def block_rows(arch: int, largest: int, rows: int) -> int:
 
 
 def config(op: str, arch: int, product: str, distance: bool, d: int, rows: int) -> Config:
-    """The launch of ``op`` (``"state"``, also for extremes, or ``"grad"``) for ``rows`` rows of ``d`` numbers.
+    """The launch of ``op`` (``"state"``, ``"grad"``, or ``"extreme"``, which has the tiles of a state) for ``rows`` rows.
 
     ``product`` is a :func:`layout.product_type`; ``distance`` whether the score is one rather than an inner product.
     """
-    entries = TABLE[arch][(op, product, "distance" if distance else "dot")]
+    key = ("grad" if op == "grad" else "state", product, "distance" if distance else "dot")
+    entries = TABLE[arch][key]
     rounded = max(64, 1 << (d - 1).bit_length())
     bucket = rounded if rounded in entries else 0
     block_m, block_n, block_k, block_out, num_warps, num_stages = entries[bucket]
     if bucket:
         block_k = block_out = bucket
     rows_a_block = block_rows(arch, block_m, rows)
-    if rows_a_block < block_m and op == "state":
-        # Less work for a block: eight warps would leave each a sliver, and ptxas spilling to fit a second block.
-        num_warps = 4
-    return Config(rows_a_block, block_n, block_k, block_out or block_k, num_warps, num_stages, bucket != 0)
+    if rows_a_block < block_m and (arch, key, bucket) in HALVED:
+        block_n //= 2
+    # ptxas spills to fit one more block on a multiprocessor. A shrunken block has no other to make room for, and an
+    # extreme's loop is short.
+    registers = MOST_REGISTERS if rows_a_block < block_m or op == "extreme" else None
+    return Config(rows_a_block, block_n, block_k, block_out or block_k, num_warps, num_stages, bucket != 0, registers)
 
 
 # (op, product, geometry) -> D rounded up to a power of two -> block_m, block_n, block_k, block_out, num_warps,
@@ -185,11 +194,9 @@ TABLE: dict[int, dict[Key, dict[int, Entry]]] = {
         },
         ("state", "tf32x3", "dot"): {
             64: (64, 64, 0, 0, 4, 2),
-            128: (64, 32, 0, 0, 4, 2),
             0: (64, 64, 32, 0, 4, 3),
         },
         ("state", "tf32x3", "distance"): {
-            64: (64, 32, 0, 0, 4, 2),
             0: (64, 64, 32, 0, 8, 2),
         },
         ("grad", "tf32x3", "dot"): {
@@ -220,7 +227,15 @@ TABLE: dict[int, dict[Key, dict[int, Entry]]] = {
         ("grad", "fp16", "distance"): {
             64: (64, 64, 0, 0, 8, 2),
             128: (64, 32, 0, 0, 8, 2),
-            0: (64, 64, 32, 128, 8, 2),
+            0: (64, 32, 32, 128, 8, 2),
         },
     },
+}
+
+# Entries whose smaller blocks of rows, which multiply by other instructions, would spill at the whole block_n.
+HALVED: set[tuple[int, Key, int]] = {
+    (90, ("state", "bf16", "dot"), 256),
+    (90, ("state", "fp16", "dot"), 256),
+    (90, ("state", "tf32", "dot"), 128),
+    (90, ("grad", "bf16", "distance"), 0),
 }

@@ -51,6 +51,7 @@ def tile_arguments(cfg: Config) -> dict[str, Any]:
         "BLOCK_K": cfg.block_k,
         "num_warps": cfg.num_warps,
         "num_stages": cfg.num_stages,
+        "maxnreg": cfg.maxnreg,
     }
 
 
@@ -137,7 +138,7 @@ def extremes(problem: ExtremeProblem) -> tuple[Tensor, Tensor]:
     x = layout.operand(problem.x, problem.x_labels, kind)
     y = x if problem.itself else layout.operand(problem.y, problem.y_labels, kind)
     low, high = (problem.x if b is None else b.to(torch.float32).contiguous() for b in (problem.low, problem.high))
-    cfg = launch_config("state", x.rows, kind)
+    cfg = launch_config("extreme", x.rows, kind)
     with on(x.rows):
         extreme_kernel[(triton.cdiv(n, cfg.block_m),)](
             x.rows, y.rows, x.norms, y.norms, x.labels, y.labels, low, high, value, index,
