@@ -139,6 +139,12 @@ def _fold_lazy(call: Call, lazy: RulePairs | SelectedTriplets, score: Score, tri
     return Mined(select=lazy.select, select_margin=lazy.margin, note=note)
 
 
+def learnable(obj: Any, names: Sequence[str]) -> list[str]:
+    """Settings that are parameters to be trained: the kernels take numbers and give no gradient by them."""
+    values = ((name, getattr(obj, name, None)) for name in names)
+    return [name for name, value in values if torch.is_tensor(value) and value.requires_grad]
+
+
 # Methods that choose parts and hold no maths.
 _HARMLESS = {"get_default_distance", "get_default_reducer", "extra_repr"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -11,7 +12,17 @@ import pml_fast.engine.ops  # noqa: F401  (defines the operators)
 from pml_fast.engine import listed
 from pml_fast.engine.fold import Fold
 from pml_fast.engine.lazy import LazyIndices, RowChoice
-from pml_fast.engine.plan import FUSED, MATERIALISED, PARTLY, Call, Plan, overridden, read_indices, reduction_of
+from pml_fast.engine.plan import (
+    FUSED,
+    MATERIALISED,
+    PARTLY,
+    Call,
+    Plan,
+    learnable,
+    overridden,
+    read_indices,
+    reduction_of,
+)
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.spec import PairSpec
 from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction, LossDict
@@ -80,6 +91,10 @@ class SpecPairLoss(BaseMetricLossFunction):
             note = f"the matrix of {type(self.distance).__name__} is materialised: {self.distance.engine_refusal()}"
             return Plan(MATERIALISED, "dense", spec, Score(inverted=self.distance.is_inverted), notes=[note])
         reduction = reduction_of(self.reducer, [term.name for term in spec.terms])
+        trained = learnable(self, [field.name for field in fields(spec)])
+        if trained:
+            note = f"the loss of every pair is materialised: {', '.join(trained)} is trained, and needs its gradient"
+            return Plan(MATERIALISED, "indexed", spec, score, notes=[note])
         mined = read_indices(call, score, triplets=False)
         notes = [mined.note]
         if mined.lists is not None:
@@ -143,6 +158,8 @@ class SpecPairLoss(BaseMetricLossFunction):
     def _row_losses(self, spec: PairSpec, score: Score, call: Call, x: Tensor, y: Tensor) -> LossDict | None:
         """One loss a row straight out of the sweep, where the spec and the index tuple allow it."""
         if any(term.kind != "element" for term in spec.terms) or call.labels is None or call.ref_labels is None:
+            return None
+        if learnable(self, [field.name for field in fields(spec)]):
             return None
         mined = read_indices(call, score, triplets=False)
         if mined.lists is not None:

@@ -11,7 +11,17 @@ import pml_fast.engine.triplet_ops  # noqa: F401  (defines the operators)
 from pml_fast.engine import listed
 from pml_fast.engine.fold import Fold, inside, reduce_rows
 from pml_fast.engine.lazy import LazyIndices, RowChoice
-from pml_fast.engine.plan import FUSED, MATERIALISED, PARTLY, Call, Plan, overridden, read_indices, reduction_of
+from pml_fast.engine.plan import (
+    FUSED,
+    MATERIALISED,
+    PARTLY,
+    Call,
+    Plan,
+    learnable,
+    overridden,
+    read_indices,
+    reduction_of,
+)
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.spec import Term, TripletSpec
 from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction, LossDict
@@ -83,6 +93,9 @@ class TripletMarginLoss(BaseMetricLossFunction):
             return Plan(MATERIALISED, "dense", notes=[f"{type(self).__name__} replaces {', '.join(own)}"])
         c_f.labels_or_indices_tuple_required(call.labels, call.indices)
         score = self.distance.engine_score()
+        if learnable(self, ["margin"]):
+            note = "the loss of every triplet is materialised: margin is trained, and needs its gradient"
+            return Plan(MATERIALISED, "indexed", None, score, notes=[note])
         if score is None:
             note = f"the matrix of {type(self.distance).__name__} is materialised: {self.distance.engine_refusal()}"
             return Plan(MATERIALISED, "dense", self.spec(), Score(inverted=self.distance.is_inverted), notes=[note])

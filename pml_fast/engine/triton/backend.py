@@ -44,6 +44,8 @@ class TritonBackend:
         reason = self.available() or _refuse_tensors(problem) or _refuse_score(problem.score)
         if reason is not None:
             return reason
+        if getattr(problem, "itself", False) and not problem.score.symmetric:
+            return "rows and columns of one batch that are prepared differently have no kernel"
         if isinstance(problem, PairProblem):
             return _refuse_spec(problem)
         if isinstance(problem, TripletProblem):

@@ -1,0 +1,48 @@
+"""A setting that is a parameter to be trained gets its gradient, as in PML."""
+
+from __future__ import annotations
+
+import pytest
+import pytorch_metric_learning.losses as peer
+import torch
+from torch import Tensor
+
+from pml_fast import losses
+from pml_fast.losses.base_metric_loss_function import prepare_call
+
+CASES = {
+    "NTXentLoss": ("temperature", 0.2),
+    "SupConLoss": ("temperature", 0.2),
+    "MultiSimilarityLoss": ("base", 0.4),
+    "ContrastiveLoss": ("neg_margin", 1.1),
+    "TripletMarginLoss": ("margin", 0.3),
+}
+
+
+def gradient(loss: torch.nn.Module, name: str, value: float, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    parameter = torch.nn.Parameter(torch.tensor(value, dtype=x.dtype))
+    setattr(loss, name, parameter)
+    embeddings = x.clone().requires_grad_()
+    result = loss(embeddings, labels)
+    result.backward()
+    assert parameter.grad is not None and embeddings.grad is not None
+    return result.detach(), parameter.grad, embeddings.grad
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_trained_setting_gets_its_gradient(name: str) -> None:
+    x = torch.randn(24, 6, dtype=torch.float64)
+    labels = torch.arange(24) // 4
+    setting, value = CASES[name]
+    ours = gradient(getattr(losses, name)(), setting, value, x, labels)
+    theirs = gradient(getattr(peer, name)(), setting, value, x, labels)
+    for mine, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, expected)
+
+
+def test_the_plan_says_so() -> None:
+    loss = losses.NTXentLoss()
+    loss.temperature = torch.nn.Parameter(torch.tensor(0.1))
+    plan = loss.plan(prepare_call(torch.randn(4, 3), torch.tensor([0, 0, 1, 1]), None, None, None))
+    assert plan.mode == "materialised"
+    assert any("temperature is trained" in note for note in plan.notes)
