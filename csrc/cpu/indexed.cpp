@@ -28,14 +28,6 @@ void score(const PairList& list, T* out) {
   });
 }
 
-// dL/dscore over what the difference (or inner product) is multiplied by.
-template <typename T>
-T factor(Distance distance, T grad, T score) {
-  if (distance == Distance::kDot) return grad;
-  if (distance == Distance::kL2Squared) return T(2) * grad;
-  return score == T(0) ? T(0) : grad / score;
-}
-
 template <typename T>
 void add(const PairList& list, const T* scores, const T* grad_scores, bool columns, T* grad, int64_t rows) {
   const T* own = static_cast<const T*>(columns ? list.y : list.x);
@@ -52,16 +44,8 @@ void add(const PairList& list, const T* scores, const T* grad_scores, bool colum
     for (int64_t r = task * kRows; r < std::min(rows, (task + 1) * kRows); ++r)
       for (int64_t p = first[r]; p < first[r + 1]; ++p) {
         const int64_t k = place[p];
-        const T c = factor(list.distance, grad_scores[k], scores[k]);
-        if (c == T(0)) continue;
-        const T *a = own + r * list.d, *b = other + theirs[k] * list.d;
-        T* g = grad + r * list.d;
-        if (list.distance == Distance::kDot)
-#pragma omp simd
-          for (int64_t q = 0; q < list.d; ++q) g[q] += c * b[q];
-        else
-#pragma omp simd
-          for (int64_t q = 0; q < list.d; ++q) g[q] += c * (a[q] - b[q]);
+        const T c = over_difference(list.distance, grad_scores[k], scores[k]);
+        add_pair(list.distance, c, own + r * list.d, other + theirs[k] * list.d, list.d, grad + r * list.d);
       }
   });
 }

@@ -458,44 +458,25 @@ class Engine final : public PairEngine {
   T positive_factor(int64_t i, int64_t k) const {
     const T q = slope_table_[g_.offset[i] + k];
     if (q == T(0)) return T(0);
-    const T c = q * pos_weight_[i], s = table_[g_.offset[i] + k];
-    if (g_.distance == Distance::kDot) return c;
-    if (g_.distance == Distance::kL2Squared) return T(2) * c;
-    return s == T(0) ? T(0) : c / s;
-  }
-
-  void add_pair(T factor, const T* own, const T* other, T* grad) const {
-    if (factor == T(0)) return;
-    if (g_.distance == Distance::kDot)
-#pragma omp simd
-      for (int64_t k = 0; k < g_.d; ++k) grad[k] += factor * other[k];
-    else
-#pragma omp simd
-      for (int64_t k = 0; k < g_.d; ++k) grad[k] += factor * (own[k] - other[k]);
-  }
-
-  void add_own(T sum, const T* own, T* grad) const {
-    if (g_.distance == Distance::kDot) return;
-#pragma omp simd
-    for (int64_t k = 0; k < g_.d; ++k) grad[k] += sum * own[k];
+    return over_difference(g_.distance, q * pos_weight_[i], table_[g_.offset[i] + k]);
   }
 
   void finish_row(int64_t i, T* grad) const {
     const T* own = scores_.row(i);
-    add_own(row_sum_[i], own, grad);
+    add_own(g_.distance, row_sum_[i], own, g_.d, grad);
     for (int64_t j = g_.start[i]; j < g_.end[i]; ++j) {
       if (g_.exclude_self && j == i) continue;
       T factor = positive_factor(i, j - g_.start[i]);
       if (g_.itself) factor += positive_factor(j, i - g_.start[j]);
-      add_pair(factor, own, scores_.column(j), grad);
+      add_pair(g_.distance, factor, own, scores_.column(j), g_.d, grad);
     }
   }
 
   void finish_column(int64_t j, T* grad) const {
     const T* own = scores_.column(j);
-    add_own(col_sum_[j], own, grad);
+    add_own(g_.distance, col_sum_[j], own, g_.d, grad);
     for (int64_t i = g_.col_start[j]; i < g_.col_end[j]; ++i)
-      add_pair(positive_factor(i, j - g_.start[i]), own, scores_.row(i), grad);
+      add_pair(g_.distance, positive_factor(i, j - g_.start[i]), own, scores_.row(i), g_.d, grad);
   }
 
   Spec spec_;

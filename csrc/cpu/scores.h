@@ -32,6 +32,34 @@ T squared_difference(const T* a, const T* b, int64_t d) {
   return sum;
 }
 
+// dL/dscore over what the difference (or inner product) is multiplied by in the gradient of a row. A zero distance has none.
+template <typename T>
+T over_difference(Distance distance, T c, T score) {
+  if (distance == Distance::kDot) return c;
+  if (distance == Distance::kL2Squared) return T(2) * c;
+  return score == T(0) ? T(0) : c / score;
+}
+
+// Adds one pair's share to the gradient of `own`.
+template <typename T>
+void add_pair(Distance distance, T factor, const T* own, const T* other, int64_t d, T* grad) {
+  if (factor == T(0)) return;
+  if (distance == Distance::kDot)
+#pragma omp simd
+    for (int64_t k = 0; k < d; ++k) grad[k] += factor * other[k];
+  else
+#pragma omp simd
+    for (int64_t k = 0; k < d; ++k) grad[k] += factor * (own[k] - other[k]);
+}
+
+// Adds a row's own part of its differences, whose other part came from a matrix product.
+template <typename T>
+void add_own(Distance distance, T sum, const T* own, int64_t d, T* grad) {
+  if (distance == Distance::kDot) return;
+#pragma omp simd
+  for (int64_t k = 0; k < d; ++k) grad[k] += sum * own[k];
+}
+
 template <typename T>
 class Scores {
  public:

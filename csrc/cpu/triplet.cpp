@@ -72,17 +72,18 @@ class Engine final : public TripletEngine {
     T* dy = static_cast<T*>(dy_out);
     if (dx != nullptr)
       over(g_.n, [&](int64_t i) {
-        add_own(row_sum_[i], scores_.row(i), dx + i * g_.d);
+        add_own(g_.distance, row_sum_[i], scores_.row(i), g_.d, dx + i * g_.d);
         for (int64_t j = g_.start[i]; j < g_.end[i]; ++j) {
           T factor = factor_[g_.offset[i] + j - g_.start[i]];
           if (g_.itself) factor += factor_[g_.offset[j] + i - g_.start[j]];
-          add_pair(factor, scores_.row(i), scores_.column(j), dx + i * g_.d);
+          add_pair(g_.distance, factor, scores_.row(i), scores_.column(j), g_.d, dx + i * g_.d);
         }
       });
     if (dy != nullptr)
       over(g_.m, [&](int64_t j) {
         for (int64_t i = g_.col_start[j]; i < g_.col_end[j]; ++i)
-          add_pair(factor_[g_.offset[i] + j - g_.start[i]], scores_.column(j), scores_.row(i), dy + j * g_.d);
+          add_pair(g_.distance, factor_[g_.offset[i] + j - g_.start[i]], scores_.column(j), scores_.row(i), g_.d,
+                   dy + j * g_.d);
       });
   }
 
@@ -327,12 +328,7 @@ class Engine final : public TripletEngine {
     bool any = false;
     for (int64_t k = 0; k < n; ++k) {
       T value = c[k] == T(0) ? T(0) : c[k] * scale;
-      if (g_.distance == Distance::kL2) {
-        const T d = s[j0 + at[k]];
-        value = d == T(0) ? T(0) : value / d;
-      } else if (g_.distance == Distance::kL2Squared) {
-        value *= T(2);
-      }
+      value = over_difference(g_.distance, value, s[j0 + at[k]]);
       any |= value != T(0);
       sum += value;
       out[at[k]] = g_.distance == Distance::kDot ? value : -value;
@@ -354,26 +350,8 @@ class Engine final : public TripletEngine {
       const int64_t j = column_[base(i) + k];
       const T z = z_[base(i) + k], s = o_.sign > 0 ? -z : z;
       T value = static_cast<T>(running) * w * (o_.sign > 0 ? T(-1) : T(1));
-      if (g_.distance == Distance::kL2) value = s == T(0) ? T(0) : value / s;
-      if (g_.distance == Distance::kL2Squared) value *= T(2);
-      factor_[g_.offset[i] + j - g_.start[i]] = value;
+      factor_[g_.offset[i] + j - g_.start[i]] = over_difference(g_.distance, value, s);
     }
-  }
-
-  void add_pair(T factor, const T* own, const T* other, T* grad) const {
-    if (factor == T(0)) return;
-    if (g_.distance == Distance::kDot)
-#pragma omp simd
-      for (int64_t k = 0; k < g_.d; ++k) grad[k] += factor * other[k];
-    else
-#pragma omp simd
-      for (int64_t k = 0; k < g_.d; ++k) grad[k] += factor * (own[k] - other[k]);
-  }
-
-  void add_own(T sum, const T* own, T* grad) const {
-    if (g_.distance == Distance::kDot) return;
-#pragma omp simd
-    for (int64_t k = 0; k < g_.d; ++k) grad[k] += sum * own[k];
   }
 
   TripletOptions o_;
