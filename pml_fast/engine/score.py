@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -67,10 +67,6 @@ class Score:
         """The inverse of :meth:`encode`."""
         kind, p, power, normalize, inverted, symmetric = text.split("|")
         return Score(kind, float(p), float(power), normalize == "1", inverted == "1", symmetric == "1")
-
-    def prepared(self) -> Score:
-        """The same score for rows that are already unit vectors or need no normalising."""
-        return replace(self, normalize=False)
 
 
 # Rows handled at a time where a temporary of the whole matrix would show in the peak memory.
