@@ -83,6 +83,11 @@ def op_calls(itself: bool, score: Score) -> Iterator[tuple[str, tuple[Any, ...]]
         yield "triplet_loss", (x, y, labels, ref_labels, None, None, options, select, s, itself, MEAN, True, True)
     yield "triplet_loss", (a, b, labels, ref_labels, rule, None, options, select, s, itself, MEAN, False, False)
     i, j = torch.arange(14).flip(0), torch.arange(14)
+    kept, weights = torch.arange(14) % 3 > 0, torch.rand(20)
+    for keep, own, smooth in ((None, None, 0.0), (kept, weights, 1.0)):
+        listed = (i, j, j.roll(1), keep, own, [0.1, smooth], s, itself, MEAN)
+        yield "listed_triplet_loss", (x, y, *listed, True, True)
+        yield "listed_triplet_loss", (a, b, *listed, False, False)
     yield "listed_scores", (x, y, i, j, s)
     yield "listed_grads", (a, b, i, j, s, torch.rand(14), True, False)
 

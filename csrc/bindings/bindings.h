@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cpu/pairwise.h"
+#include "cpu/triplet.h"
 
 namespace pml_fast {
 
@@ -27,6 +28,15 @@ inline Distance distance_named(const std::string& name) {
   if (name == "l2") return Distance::kL2;
   if (name == "l2_squared") return Distance::kL2Squared;
   throw std::invalid_argument("distance must be dot, l2 or l2_squared, got '" + name + "'");
+}
+
+inline Select select_named(const std::string& name) {
+  if (name == "every") return Select::kEvery;
+  if (name == "all") return Select::kAll;
+  if (name == "hard") return Select::kHard;
+  if (name == "semihard") return Select::kSemihard;
+  if (name == "easy") return Select::kEasy;
+  throw std::invalid_argument("select must be every, all, hard, semihard or easy, got '" + name + "'");
 }
 
 // An infinite bound is not tested: a comparison with NaN never holds.

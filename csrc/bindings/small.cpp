@@ -28,9 +28,30 @@ void pair_loss(Address x, Address labels, Address rule, int64_t n, int64_t d, co
   PML_FAST_DISPATCH(small_pair_loss(batch, spec, params, intervals, reductions, at<void>(terms), at<void>(dx), is_double));
 }
 
+void triplet_loss(Address x, Address labels, Address rule, int64_t n, int64_t d, const std::string& distance, bool normalize,
+                  bool gradients, double sign, int threads, double margin, bool smooth, const std::string& select,
+                  double select_margin, bool positive_only, const std::string& fold, Address loss, Address dx, bool is_double) {
+  const SmallBatch batch{at<void>(x), at<int64_t>(labels), at<void>(rule), n,   d,      distance_named(distance), normalize,
+                         false,       gradients,           sign,           0.0, threads};
+  const TripletOptions options{margin, select_margin, smooth, select_named(select), positive_only, sign};
+  py::gil_scoped_release release;
+  PML_FAST_DISPATCH(small_triplet_loss(batch, options, fold, at<void>(loss), at<void>(dx), is_double));
+}
+
+void extreme(Address x, Address labels, Address rule, int64_t n, int64_t d, const std::string& distance, bool normalize,
+             int threads, bool positive, bool largest, Address value, Address index, bool is_double) {
+  const SmallBatch batch{
+      at<void>(x), at<int64_t>(labels), at<void>(rule), n, d, distance_named(distance), normalize, false, false, 1.0, 0.0,
+      threads};
+  py::gil_scoped_release release;
+  PML_FAST_DISPATCH(small_extreme(batch, positive, largest, at<void>(value), at<int64_t>(index), is_double));
+}
+
 }  // namespace
 
 void bind_small(py::module_& m) {
+  m.def("small_triplet_loss", &triplet_loss);
+  m.def("small_extreme", &extreme);
   m.def("small_pair_loss", &pair_loss);
 }
 

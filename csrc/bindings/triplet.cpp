@@ -2,7 +2,6 @@
 
 #include <pybind11/pybind11.h>
 
-#include <stdexcept>
 #include <string>
 
 #include "bindings.h"
@@ -11,15 +10,6 @@ namespace py = pybind11;
 
 namespace pml_fast {
 namespace {
-
-Select select_named(const std::string& name) {
-  if (name == "every") return Select::kEvery;
-  if (name == "all") return Select::kAll;
-  if (name == "hard") return Select::kHard;
-  if (name == "semihard") return Select::kSemihard;
-  if (name == "easy") return Select::kEasy;
-  throw std::invalid_argument("select must be every, all, hard, semihard or easy, got '" + name + "'");
-}
 
 std::unique_ptr<TripletEngine> make(const PairLayout& g, double margin, bool smooth, const std::string& select,
                                     double select_margin, bool positive_only, double sign, bool is_double) {

@@ -102,6 +102,22 @@ class Step {
     return grad_.data();
   }
 
+  // The tile becomes its sum with its transpose; `columns` gets what its columns summed to.
+  void symmetrise(T* columns) {
+    const int64_t n = b_.n;
+    std::fill(columns, columns + n, T(0));
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t j = 0; j < n; ++j) columns[j] += tile_[i * n + j];
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t j = i; j < n; ++j) {
+        const T both = tile_[i * n + j] + tile_[j * n + i];
+        tile_[i * n + j] = tile_[j * n + i] = both;
+      }
+  }
+
+  T* row(int64_t i) { return rows_.data() + i * b_.d; }
+  int64_t place(int64_t i) const { return order_[i]; }
+
   // Back through the normalisation and the order, into dx.
   void write_gradient(T* dx) {
     for (int64_t i = 0; i < b_.n; ++i) {
@@ -190,7 +206,72 @@ void run(const SmallBatch& batch, const std::string& spec, const std::vector<dou
   step.write_gradient(dx);
 }
 
+// The sum of all triplets' losses and its gradient, scaled as the fold asks.
+template <typename T>
+void run_triplets(const SmallBatch& batch, const TripletOptions& options, const std::string& fold, T* loss, T* dx) {
+  Step<T> step(batch);
+  const int64_t n = batch.n;
+  const auto engine = make_triplet_engine(options, step.layout(), std::is_same_v<T, double>);
+  T* tile = step.products();
+  engine->prepare(tile, n, 0, n, 0);
+  const bool live = engine->fold(tile, n, 0, n, 0, n, batch.gradients, nullptr);
+  std::vector<double> rows(2 * n);
+  engine->rows(rows.data());
+  double total = 0, count = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    total += rows[i];
+    count += rows[n + i];
+  }
+  const double scale = fold == "sum" ? 1.0 : (count > 0 ? 1.0 / count : 0.0);
+  *loss = count > 0 || fold == "sum" ? static_cast<T>(total * scale) : T(0);
+  if (!batch.gradients) return;
+  if (count == 0) return std::fill(dx, dx + n * batch.d, T(0));
+  engine->finish_strip(0, n, nullptr);
+  std::vector<T> columns(n);
+  step.symmetrise(columns.data());
+  T* grad = step.gradient(live);
+  for (int64_t j = 0; j < n; ++j) add_own(batch.distance, -columns[j], step.row(j), batch.d, grad + j * batch.d);
+  engine->finish_gradients(grad, nullptr);
+  for (int64_t k = 0; k < n * batch.d; ++k) grad[k] *= static_cast<T>(scale);
+  step.write_gradient(dx);
+}
+
+template <typename T>
+void run_extreme(const SmallBatch& batch, bool positive, bool largest, T* value, int64_t* index) {
+  Step<T> step(batch);
+  const int64_t n = batch.n;
+  const auto engine = make_pair_engine("", {}, 1.0, {}, step.layout(), 0.0, std::is_same_v<T, double>);
+  const T worst = largest ? -std::numeric_limits<T>::infinity() : std::numeric_limits<T>::infinity();
+  std::vector<T> best(n, worst);
+  std::vector<int64_t> at(n, -1);
+  if (positive) {
+    engine->score_positives();
+    engine->positive_extreme(largest, best.data(), at.data());
+  } else {
+    engine->fold_extreme(step.products(), n, 0, n, 0, n, n, largest, best.data(), at.data());
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    value[step.place(i)] = best[i];
+    index[step.place(i)] = at[i] < 0 ? -1 : step.place(at[i]);
+  }
+}
+
 }  // namespace
+
+void small_triplet_loss(const SmallBatch& batch, const TripletOptions& options, const std::string& fold, void* loss, void* dx,
+                        bool is_double) {
+  if (is_double)
+    run_triplets(batch, options, fold, static_cast<double*>(loss), static_cast<double*>(dx));
+  else
+    run_triplets(batch, options, fold, static_cast<float*>(loss), static_cast<float*>(dx));
+}
+
+void small_extreme(const SmallBatch& batch, bool positive, bool largest, void* value, int64_t* index, bool is_double) {
+  if (is_double)
+    run_extreme(batch, positive, largest, static_cast<double*>(value), index);
+  else
+    run_extreme(batch, positive, largest, static_cast<float*>(value), index);
+}
 
 void small_pair_loss(const SmallBatch& batch, const std::string& spec, const std::vector<double>& params,
                      const std::vector<Limits>& limits, const std::vector<SmallTerm>& terms, void* terms_out, void* dx,

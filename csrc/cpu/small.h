@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "pairwise.h"
+#include "triplet.h"
 
 namespace pml_fast {
 
@@ -31,5 +32,14 @@ struct SmallBatch {
 PML_FAST_FOR_EACH_ISA(void small_pair_loss(const SmallBatch& batch, const std::string& spec, const std::vector<double>& params,
                                            const std::vector<Limits>& limits, const std::vector<SmallTerm>& terms,
                                            void* terms_out, void* dx, bool is_double);)
+
+// All triplets: loss[1] and, with gradients, dx [N, D]. `fold` is as a SmallTerm's.
+PML_FAST_FOR_EACH_ISA(void small_triplet_loss(const SmallBatch& batch, const TripletOptions& options, const std::string& fold,
+                                              void* loss, void* dx, bool is_double);)
+
+// Value and index (-1 for none, an infinity of the losing sign) of each row's largest or smallest score over its positives or
+// negatives inside its rule.
+PML_FAST_FOR_EACH_ISA(void small_extreme(const SmallBatch& batch, bool positive, bool largest, void* value, int64_t* index,
+                                         bool is_double);)
 
 }  // namespace pml_fast

@@ -6,6 +6,7 @@
 
 #include "../engine/triplet_rows.h"
 #include "../runtime/parallel.h"
+#include "radix_sort.h"
 #include "scores.h"
 #include "triplet_search.h"
 
@@ -119,27 +120,32 @@ class Engine final : public TripletEngine {
   // ---------------------------------------------------------------------------------------------------------------
 
   void sort_positives(int64_t i, const T* scores) {
+    thread_local RadixSort<T> pos;
     const int64_t first = base(i);
-    std::vector<std::pair<T, int64_t>> pos;
+    pos.clear();
     T nan = 0;
     for (int64_t j = g_.start[i]; j < g_.end[i]; ++j) {
       if (g_.exclude_self && j == i) continue;
       const T s = scores[j];
       if (rule_ != nullptr && (s < rule_[i] || s > rule_[g_.n + i])) continue;
       nan += s - s;
-      pos.emplace_back(toward(s), j);
+      pos.push(toward(s), j);
     }
     // A NaN cannot be sorted: it is remembered, and the row's sum made NaN.
     poisoned(i, nan);
-    std::sort(pos.begin(), pos.end(),
-              [](const auto& a, const auto& b) { return a.first < b.first || (a.first == b.first && a.second < b.second); });
-    count_[i - strip_] = static_cast<int64_t>(pos.size());
+    pos.sort();
+    const int64_t count = pos.size();
+    count_[i - strip_] = count;
     double suffix = 0;
-    for (int64_t k = base(i + 1) - first - 1; k >= 0; --k) {
-      const bool there = k < count_[i - strip_];
-      z_[first + k] = there ? pos[k].first : std::numeric_limits<T>::infinity();
-      column_[first + k] = there ? pos[k].second : -1;
-      if (there) suffix += static_cast<double>(pos[k].first);
+    for (int64_t k = base(i + 1) - first - 1; k >= count; --k) {
+      z_[first + k] = std::numeric_limits<T>::infinity();
+      column_[first + k] = -1;
+      suffix_[first + k] = 0;
+    }
+    for (int64_t k = count - 1; k >= 0; --k) {
+      z_[first + k] = pos.value(k);
+      column_[first + k] = pos.payload(k);
+      suffix += static_cast<double>(z_[first + k]);
       suffix_[first + k] = suffix;
     }
   }

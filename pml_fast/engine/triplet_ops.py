@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pml_fast.engine import dispatch
-from pml_fast.engine.fold import Fold, reduce_rows
+from pml_fast.engine.cpu import small
+from pml_fast.engine.fold import Fold, inside, reduce_rows
 from pml_fast.engine.operator import (
     SETS,
     Rows,
@@ -38,6 +39,10 @@ def _triplet_loss(
     options: Sequence[float], select: str, score: str, itself: bool, fold: str, need_x: bool, need_y: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     sc, reduction = Score.decode(score), Fold.decode(fold)
+    if itself and row_weights is None and small.applies(x):
+        done = small.triplet_loss(x, x_labels, rule, options, select, sc, reduction, need_x)
+        if done is not None:
+            return done
     with math_precision():
         rows, cols = both(x, y, itself, sc)
         margin, smooth, swap, select_margin = options
@@ -75,6 +80,59 @@ define(
     _triplet_loss_fake,
 )
 differentiable("triplet_loss", loss_context, loss_backward)
+
+
+# ---- listed_triplet_loss -----------------------------------------------------------------------------------------------------
+
+
+def _listed_triplet_loss(
+    x: Tensor, y: Tensor, a: Tensor, p: Tensor, n: Tensor, keep: Tensor | None, row_weights: Tensor | None,
+    options: Sequence[float], score: str, itself: bool, fold: str, need_x: bool, need_y: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    sc, reduction = Score.decode(score), Fold.decode(fold)
+    margin, smooth = options
+    with math_precision():
+        rows, cols = both(x, y, itself, sc)
+        i, j = torch.cat([a, a]), torch.cat([p, n])
+        backend = dispatch.select(IndexedProblem(sc, rows.x, cols.x, i, j))
+        own = rows.unit()
+        other = own if cols is rows else cols.unit()
+        s_ap, s_an = backend.listed_scores(sc, own, other, i, j).split(len(a))
+        violation = sc.sign * (s_an - s_ap) + margin
+        losses = torch.nn.functional.softplus(violation) if smooth else torch.relu(violation)
+        kept = inside(losses, *reduction.pair_limits())
+        kept = kept if keep is None else kept & keep
+        none = losses.new_zeros(x.shape[0])
+        sums = none.index_add(0, a, torch.where(kept, losses, 0.0))
+        loss, w = reduce_rows(reduction, TERM, sums, none.index_add(0, a, kept.to(none.dtype)), row_weights)
+        dx = dy = None
+        if need_x or need_y:
+            slope = torch.sigmoid(violation) if smooth else (violation > 0).to(none.dtype)
+            c = torch.where(kept, slope * w[a], 0.0) * sc.sign
+            shares = cols is rows
+            roles = (need_x, need_x) if shares else (need_x, need_y)
+            dx, dy = backend.listed_grads(sc, own, other, i, j, torch.cat([-c, c]), *roles)
+            if shares and dx is not None and dy is not None:
+                dx, dy = dx.add_(dy), None
+        return loss, loss.reshape(1).clone(), rows.back(dx), cols.back(dy)
+
+
+def _listed_triplet_loss_fake(
+    x: Tensor, y: Tensor, a: Tensor, p: Tensor, n: Tensor, keep: Tensor | None, row_weights: Tensor | None,
+    options: Sequence[float], score: str, itself: bool, fold: str, need_x: bool, need_y: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    loss = x.new_empty((), dtype=compute_type(x.dtype))
+    return loss, loss.new_empty(1), grad_like(x, need_x), grad_like(y, need_y and not shared(itself, score))
+
+
+define(
+    "listed_triplet_loss",
+    "(Tensor x, Tensor y, Tensor a, Tensor p, Tensor n, Tensor? keep, Tensor? row_weights, float[] options, str score, "
+    "bool itself, str fold, bool need_x, bool need_y) -> (Tensor, Tensor, Tensor, Tensor)",
+    _listed_triplet_loss,
+    _listed_triplet_loss_fake,
+)
+differentiable("listed_triplet_loss", loss_context, loss_backward)
 
 
 # ---- listed_scores -----------------------------------------------------------------------------------------------------------

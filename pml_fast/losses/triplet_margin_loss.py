@@ -135,6 +135,8 @@ class TripletMarginLoss(BaseMetricLossFunction):
     def _run_listed(self, plan: Plan, call: Call, x: Tensor, y: Tensor) -> Tensor:
         assert plan.folds is not None and plan.score is not None
         a, p, n, keep = self._triplets(call)
+        if not self.swap and len(a) > 0:
+            return self._run_listed_at_once(plan, call, x, y, (a, p, n, keep))
         between = self._swap_scorer(plan.score, call.ref_emb, y)
         loss = self._losses(plan.score, listed.engine_scorer(x, y, plan.score), between, a, p, n)
         fold = plan.folds[0]
@@ -145,6 +147,17 @@ class TripletMarginLoss(BaseMetricLossFunction):
         count = count.index_add(0, a, kept.to(loss.dtype))
         weights = fold.row_weights(call.labels, loss.dtype)
         return reduce_rows(fold, TERM, sums, count, weights)[0]
+
+    def _run_listed_at_once(
+        self, plan: Plan, call: Call, x: Tensor, y: Tensor, triplets: tuple[Tensor, Tensor, Tensor, Tensor | None]
+    ) -> Tensor:
+        assert plan.folds is not None and plan.score is not None
+        fold, need = plan.folds[0], torch.is_grad_enabled()
+        loss: Tensor = torch.ops.pml_fast.listed_triplet_loss(
+            x, y, *triplets, fold.row_weights(call.labels, compute_type(x.dtype)), [self.margin, float(self.smooth_loss)],
+            plan.score.encode(), call.itself, fold.encode(), need and x.requires_grad, need and y.requires_grad,
+        )[0]  # fmt: skip
+        return loss
 
     def _triplets(self, call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Anchors, positives, negatives, and a mask where the list is padded."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pml_fast import _extension
+from pml_fast.engine.cpu import small
 from pml_fast.engine.cpu.indexed import listed_grads, listed_scores
 from pml_fast.engine.cpu.pairwise import COMPILED, Sweep
 from pml_fast.engine.cpu.triplet import refuse_triplet, triplet_grads, triplet_rows
@@ -68,6 +69,8 @@ class CpuBackend:
         return triplet_grads(problem, w, need_x, need_y)
 
     def extremes(self, problem: ExtremeProblem) -> tuple[Tensor, Tensor]:
+        if small.takes(problem):
+            return small.extremes(problem, _extreme_rule(problem))
         sweep = Sweep(problem, "", [], _extreme_rule(problem))
         order = sweep.layout.row_order
         if problem.positive:

@@ -1,8 +1,9 @@
-"""Small batches against themselves: a whole step of a pair loss in one compiled call."""
+"""Small batches against themselves: a whole step of a pair or triplet loss, or a miner's search, in one compiled call."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,8 +13,9 @@ from torch import Tensor
 from pml_fast import _extension
 from pml_fast.engine.cpu.pairwise import fixed_shift
 from pml_fast.engine.cpu.rows import distance_name, extension
+from pml_fast.engine.cpu.triplet import EVERY, POSITIVE_ONLY
 from pml_fast.engine.fold import Fold
-from pml_fast.engine.problem import Limits
+from pml_fast.engine.problem import ExtremeProblem, Limits
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.settings import current
 from pml_fast.engine.spec import pair_spec
@@ -43,8 +45,7 @@ class Recipe:
 def recipe(spec: str, params: tuple[float, ...], score: str, folds: tuple[str, ...]) -> Recipe | None:
     """How to run this in one call, or ``None`` where only tiles will do."""
     sc, reductions = Score.decode(score), [Fold.decode(fold) for fold in folds]
-    known = sc.symmetric and (sc.kind, sc.power) in (("dot", 1.0), ("l2", 1.0), ("l2", 2.0))
-    if not known or any(fold.kind not in _FOLDS for fold in reductions):
+    if not _compiled(sc) or any(fold.kind not in _FOLDS for fold in reductions):
         return None
     maths, values = pair_spec(spec, params), list(params)
     shifts = {dtype: fixed_shift(spec, values, sc, dtype) for dtype in (torch.float32, torch.float64)}
@@ -58,11 +59,14 @@ def recipe(spec: str, params: tuple[float, ...], score: str, folds: tuple[str, .
     )  # fmt: skip
 
 
+def _compiled(score: Score) -> bool:
+    return score.symmetric and (score.kind, score.power) in (("dot", 1.0), ("l2", 1.0), ("l2", 2.0))
+
+
 def pair_loss(x: Tensor, labels: Tensor, rule: Tensor | None, how: Recipe, need: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The outputs of ``pairwise_loss`` for a batch ``[N, D]`` against itself."""
-    wide = compute_type(x.dtype)
-    rows, labels = x.to(wide).contiguous(), labels.contiguous()
-    rule = None if rule is None else rule.to(wide).contiguous()
+    rows, labels, rule = _inputs(x, labels, rule)
+    wide = rows.dtype
     terms = rows.new_empty(len(how.folds))
     dx = torch.empty_like(rows) if need else rows.new_empty(0)
     extension().small_pair_loss(
@@ -71,6 +75,47 @@ def pair_loss(x: Tensor, labels: Tensor, rule: Tensor | None, how: Recipe, need:
         how.params, how.limits, how.folds, terms.data_ptr(), dx.data_ptr() if need else 0, wide == torch.float64,
     )  # fmt: skip
     return terms.sum(), terms, dx.to(x.dtype) if dx.dtype != x.dtype else dx, rows.new_empty(0, dtype=x.dtype)
+
+
+def triplet_loss(
+    x: Tensor, labels: Tensor, rule: Tensor | None, options: Sequence[float], select: str, score: Score, fold: Fold, need: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """The outputs of ``triplet_loss`` for a batch ``[N, D]`` against itself, or ``None`` where only tiles will do."""
+    margin, smooth, swap, select_margin = options
+    if not _compiled(score) or swap or fold.kind not in _FOLDS or fold.pair_limits() not in (POSITIVE_ONLY, EVERY):
+        return None
+    rows, labels, rule = _inputs(x, labels, rule)
+    loss = rows.new_empty(())
+    dx = torch.empty_like(rows) if need else rows.new_empty(0)
+    extension().small_triplet_loss(
+        rows.data_ptr(), labels.data_ptr(), 0 if rule is None else rule.data_ptr(), rows.shape[0], rows.shape[1],
+        distance_name(score), score.normalize, need, score.sign, torch.get_num_threads(), margin, bool(smooth), select,
+        select_margin, fold.pair_limits() == POSITIVE_ONLY, fold.kind, loss.data_ptr(), dx.data_ptr() if need else 0,
+        rows.dtype == torch.float64,
+    )  # fmt: skip
+    return loss, loss.reshape(1).clone(), dx.to(x.dtype), rows.new_empty(0, dtype=x.dtype)
+
+
+def extremes(problem: ExtremeProblem, rule: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Value and index of each row's extreme score; ``problem`` is one that :func:`takes`."""
+    rows, labels, rule = _inputs(problem.x, problem.x_labels, rule)
+    value, index = rows.new_empty(len(rows)), labels.new_empty(len(rows))
+    extension().small_extreme(
+        rows.data_ptr(), labels.data_ptr(), 0 if rule is None else rule.data_ptr(), rows.shape[0], rows.shape[1],
+        distance_name(problem.score), problem.score.normalize, torch.get_num_threads(), problem.positive, problem.largest,
+        value.data_ptr(), index.data_ptr(), rows.dtype == torch.float64,
+    )  # fmt: skip
+    return value, index
+
+
+def takes(problem: ExtremeProblem) -> bool:
+    """Whether a search is small, and of a batch against itself."""
+    return problem.shared and 0 < problem.x.shape[0] <= LARGEST
+
+
+def _inputs(x: Tensor, labels: Tensor, rule: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    wide = compute_type(x.dtype)
+    return x.to(wide).contiguous(), labels.contiguous(), None if rule is None else rule.to(wide).contiguous()
 
 
 def applies(x: Tensor) -> bool:

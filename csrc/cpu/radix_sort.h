@@ -1,0 +1,76 @@
+// Ascending order of floating-point numbers, equal ones in the order they came in. NaN goes to an end.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "../engine/math.h"
+
+namespace pml_fast {
+namespace PML_FAST_ISA {
+
+// Byte by byte from the lowest: four (or eight) passes without a comparison to mispredict.
+template <typename T>
+class RadixSort {
+ public:
+  using Key = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
+
+  void clear() { items_.clear(); }
+  void push(T value, int64_t payload) { items_.emplace_back(key_of(value), payload); }
+  int64_t size() const { return static_cast<int64_t>(items_.size()); }
+  T value(int64_t k) const { return value_of(items_[k].first); }
+  int64_t payload(int64_t k) const { return items_[k].second; }
+
+  void sort() {
+    if (size() <= kInsertion) return insert();
+    std::array<std::array<uint32_t, 256>, sizeof(Key)> count{};
+    for (const Item& item : items_)
+      for (size_t byte = 0; byte < sizeof(Key); ++byte) ++count[byte][(item.first >> (8 * byte)) & 255];
+    other_.resize(items_.size());
+    for (size_t byte = 0; byte < sizeof(Key); ++byte) {
+      if (count[byte][(items_[0].first >> (8 * byte)) & 255] == items_.size()) continue;  // one digit for all
+      uint32_t place = 0;
+      for (uint32_t& slot : count[byte]) place += std::exchange(slot, place);
+      for (const Item& item : items_) other_[count[byte][(item.first >> (8 * byte)) & 255]++] = item;
+      items_.swap(other_);
+    }
+  }
+
+ private:
+  using Item = std::pair<Key, int64_t>;
+  static constexpr int64_t kInsertion = 24;
+  static constexpr Key kSign = Key{1} << (8 * sizeof(Key) - 1);
+
+  void insert() {
+    for (int64_t k = 1; k < size(); ++k) {
+      const Item item = items_[k];
+      int64_t at = k;
+      for (; at > 0 && item.first < items_[at - 1].first; --at) items_[at] = items_[at - 1];
+      items_[at] = item;
+    }
+  }
+
+  // Bits that order as the numbers do. -0 is +0: the two are equal.
+  static Key key_of(T value) {
+    value = value == T(0) ? T(0) : value;
+    Key bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return (bits & kSign) != 0 ? ~bits : bits | kSign;
+  }
+
+  static T value_of(Key key) {
+    const Key bits = (key & kSign) != 0 ? key ^ kSign : ~key;
+    T value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+  }
+
+  std::vector<Item> items_, other_;
+};
+
+}  // namespace PML_FAST_ISA
+}  // namespace pml_fast
