@@ -29,6 +29,7 @@ from pml_fast.losses.spec_pair_loss import engine_labels
 from pml_fast.reducers import AvgNonZeroReducer, BaseReducer
 from pml_fast.utils import common_functions as c_f
 from pml_fast.utils import loss_and_miner_utils as lmu
+from pml_fast.utils.checks import check_number
 
 TERM = Term("loss", "triplet")
 
@@ -71,13 +72,19 @@ class TripletMarginLoss(BaseMetricLossFunction):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if triplets_per_anchor != "all" and not (isinstance(triplets_per_anchor, int) and triplets_per_anchor > 0):
-            raise ValueError(f"triplets_per_anchor must be 'all' or a positive int, got {triplets_per_anchor!r}")
         self.margin = margin
         self.swap = swap
         self.smooth_loss = smooth_loss
         self.triplets_per_anchor = triplets_per_anchor
         self.add_to_recordable_attributes(list_of_names=["margin"], is_stat=False)
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        check_number("margin", self.margin)
+        drawn = self.triplets_per_anchor
+        # True is an int, and no number of triplets.
+        if drawn != "all" and not (isinstance(drawn, int) and not isinstance(drawn, bool) and drawn > 0):
+            raise ValueError(f"triplets_per_anchor must be 'all' or a positive int, got {drawn!r}")
 
     def get_default_reducer(self) -> BaseReducer:
         return AvgNonZeroReducer()
@@ -91,6 +98,7 @@ class TripletMarginLoss(BaseMetricLossFunction):
         own = overridden(self)
         if own:
             return Plan(MATERIALISED, "dense", notes=[f"{type(self).__name__} replaces {', '.join(own)}"])
+        self._check_settings()
         c_f.labels_or_indices_tuple_required(call.labels, call.indices)
         score = self.distance.engine_score()
         if learnable(self, ["margin"]):
