@@ -57,8 +57,8 @@ def _pairwise_loss(
     if itself and row_weights is None and small.applies(x):
         how = small.recipe(spec, tuple(params), score, tuple(folds))
         if how is not None:
-            loss, terms, dx, dy = small.pair_loss(x, x_labels, rule, how, need_x)
-            return loss, terms, settled(terms, dx), dy
+            total, each, grad, none = small.pair_loss(x, x_labels, rule, how, need_x)
+            return total, each, settled(each, grad), none
     sc, reductions = Score.decode(score), _folds(folds)
     with math_precision():
         rows, cols = both(x, y, itself, sc)
