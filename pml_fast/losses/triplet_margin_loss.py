@@ -11,6 +11,7 @@ import pml_fast.engine.triplet_ops  # noqa: F401  (defines the operators)
 from pml_fast.engine import listed
 from pml_fast.engine.fold import Fold, inside, reduce_rows
 from pml_fast.engine.lazy import LazyIndices, RowChoice
+from pml_fast.engine.listed_sums import add_at
 from pml_fast.engine.plan import (
     FUSED,
     MATERIALISED,
@@ -149,8 +150,8 @@ class TripletMarginLoss(BaseMetricLossFunction):
         kept = inside(loss.detach(), *fold.pair_limits())
         kept = kept if keep is None else kept & keep
         rows, count = loss.new_zeros(x.shape[0]), torch.zeros(x.shape[0], dtype=loss.dtype, device=loss.device)
-        sums = rows.index_add(0, a, torch.where(kept, loss, 0.0))
-        count = count.index_add(0, a, kept.to(loss.dtype))
+        sums = add_at(rows, a, torch.where(kept, loss, 0.0))
+        count = add_at(count, a, kept.to(loss.dtype))
         weights = fold.row_weights(call.labels, loss.dtype)
         return reduce_rows(fold, TERM, sums, count, weights)[0]
 
