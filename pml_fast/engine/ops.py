@@ -58,7 +58,7 @@ def _pairwise_loss(
         how = small.recipe(spec, tuple(params), score, tuple(folds))
         if how is not None:
             total, each, grad, none = small.pair_loss(x, x_labels, rule, how, need_x)
-            return total, each, settled(each, grad), none
+            return total, each, grad if each.any() else settled(each, grad), none
     sc, reductions = Score.decode(score), _folds(folds)
     with math_precision():
         rows, cols = both(x, y, itself, sc)
