@@ -19,8 +19,8 @@ a ``Score``       whatever the engines can compute, see :class:`pml_fast.engine.
 row, ``"none"``: the losses ``[N]``.
 
 Every function raises ``TypeError`` or ``ValueError``, with the argument's name and the remedy, for tensors that are no matrix,
-labels that do not match, an unknown ``distance`` or ``reduction``, and a backend asked for by :class:`pml_fast.use` that cannot
-run.
+labels that do not match, settings that the formula does not allow, an unknown ``distance`` or ``reduction``, and a backend
+asked for by :class:`pml_fast.use` that cannot run.
 """
 
 from __future__ import annotations
@@ -78,10 +78,10 @@ def supcon(
     has a positive and a negative pair. Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020 (L_out).
 
     Args:
-        temperature: ``t``, in the unit of the score, not 0.
+        temperature: ``t``, in the unit of the score, above 0.
     """
     call = _call(embeddings, labels, ref_embeddings, ref_labels)
-    return _pair_loss(SupCon(_not_zero("temperature", temperature)), call, _score(distance), reduction)
+    return _pair_loss(SupCon(_number("temperature", temperature)), call, _score(distance), reduction)
 
 
 def ntxent(
@@ -101,10 +101,10 @@ def ntxent(
     al., "SimCLR", ICML 2020.
 
     Args:
-        temperature: ``t``, in the unit of the score, not 0.
+        temperature: ``t``, in the unit of the score, above 0.
     """
     call = _call(embeddings, labels, ref_embeddings, ref_labels)
-    return _pair_loss(NTXent(_not_zero("temperature", temperature)), call, _score(distance), reduction)
+    return _pair_loss(NTXent(_number("temperature", temperature)), call, _score(distance), reduction)
 
 
 def multi_similarity(
@@ -126,12 +126,12 @@ def multi_similarity(
     Wang et al., "Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning", CVPR 2019.
 
     Args:
-        alpha: weight of the positives in the exponent, 1 / unit of the score, not 0.
+        alpha: weight of the positives in the exponent, 1 / unit of the score, above 0.
         beta: the same for the negatives.
         base: offset, in the unit of the score.
     """
     call = _call(embeddings, labels, ref_embeddings, ref_labels)
-    spec = MultiSimilarity(_not_zero("alpha", alpha), _not_zero("beta", beta), _number("base", base))
+    spec = MultiSimilarity(_number("alpha", alpha), _number("beta", beta), _number("base", base))
     return _pair_loss(spec, call, _score(distance), reduction)
 
 
@@ -153,7 +153,7 @@ def circle(
 
     Args:
         m: relaxation margin, in the unit of the cosine.
-        gamma: scale of the similarities.
+        gamma: scale of the similarities, above 0.
         distance: must be ``"cosine"`` or a ``Score`` that equals it, else ``ValueError``: the optima are at 1 and 0.
     """
     score = _score(distance)
@@ -365,10 +365,3 @@ def _number(name: str, value: Any) -> float:
         return float(value)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be a number, got {type(value).__name__}") from error
-
-
-def _not_zero(name: str, value: Any) -> float:
-    number = _number(name, value)
-    if number == 0:
-        raise ValueError(f"{name} must not be 0, it divides the scores; got {value!r}")
-    return number

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from pml_fast import distances, losses, miners, reducers, use
+from pml_fast import distances, losses, miners, reducers, regularizers, use
 from pml_fast.engine import dispatch
 
+NAN, INF = float("nan"), float("inf")
 X = torch.randn(6, 4)
 LABELS = torch.arange(6) % 3
 LOSSES = [losses.ContrastiveLoss(), losses.SupConLoss(), losses.TripletMarginLoss()]
@@ -94,6 +97,60 @@ SETTINGS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "triplets_per_anchor": (
         lambda: losses.TripletMarginLoss(triplets_per_anchor=0), ValueError, "triplets_per_anchor must be 'all' or a positive"
     ),
+    "one triplet, as a bool": (
+        lambda: losses.TripletMarginLoss(triplets_per_anchor=True), ValueError, "'all' or a positive int, got True"
+    ),
+    "triplet margin": (lambda: losses.TripletMarginLoss(margin=NAN), ValueError, "margin must be a number, got nan"),
+    "a margin in words": (lambda: losses.ContrastiveLoss(pos_margin="0"), TypeError, "pos_margin must be a number, got '0'"),
+    "contrastive margin": (lambda: losses.ContrastiveLoss(neg_margin=NAN), ValueError, "neg_margin must be a number, got nan"),
+    "cold ntxent": (lambda: losses.NTXentLoss(0), ValueError, "temperature must be a finite number above 0, got 0"),
+    "cold supcon": (lambda: losses.SupConLoss(-0.1), ValueError, "temperature must be a finite number above 0, got -0.1"),
+    "hot supcon": (lambda: losses.SupConLoss(INF), ValueError, "temperature must be a finite number above 0, got inf"),
+    "alpha": (lambda: losses.MultiSimilarityLoss(alpha=0), ValueError, "alpha must be a finite number above 0, got 0"),
+    "beta": (lambda: losses.MultiSimilarityLoss(beta=-50), ValueError, "beta must be a finite number above 0, got -50"),
+    "base": (lambda: losses.MultiSimilarityLoss(base=NAN), ValueError, "base must be a number, got nan"),
+    "gamma": (lambda: losses.CircleLoss(gamma=0), ValueError, "gamma must be a finite number above 0, got 0"),
+    "m": (lambda: losses.CircleLoss(m=NAN), ValueError, "m must be a number, got nan"),
+    "regularizer's weight": (
+        lambda: losses.SupConLoss(embedding_reg_weight=NAN), ValueError, "embedding_reg_weight must be a number, got nan"
+    ),
+    "reversed positives": (
+        lambda: miners.BatchEasyHardMiner(allowed_pos_range=(1, 0)), ValueError, r"allowed_pos_range must be \(low.*swap"
+    ),
+    "reversed negatives": (
+        lambda: miners.BatchHardMiner(allowed_neg_range=(1, 0)), ValueError, r"allowed_neg_range must be \(low, high\).*swap"
+    ),
+    "half a range": (
+        lambda: miners.BatchHardMiner(allowed_neg_range=0.5), ValueError, r"allowed_neg_range must be None or two .*got 0.5"
+    ),
+    "a range from nan": (
+        lambda: miners.BatchHardMiner(allowed_pos_range=(NAN, 1)), ValueError, "allowed_pos_range must be a number, got nan"
+    ),
+    "epsilon": (lambda: miners.MultiSimilarityMiner(NAN), ValueError, "epsilon must be a number, got nan"),
+    "miner's margin": (lambda: miners.TripletMarginMiner(NAN), ValueError, "margin must be a number, got nan"),
+    "pair miner's margin": (lambda: miners.PairMarginMiner(0, NAN), ValueError, "neg_margin must be a number, got nan"),
+    "p of 0": (lambda: distances.LpDistance(p=0), ValueError, "p must be a number above 0, got 0"),
+    "p of nan": (lambda: distances.CosineSimilarity(p=NAN), ValueError, "p must be a number above 0, got nan"),
+    "power": (lambda: distances.LpDistance(power=-1), ValueError, "power must be a finite number above 0, got -1"),
+    "power of dot": (lambda: distances.DotProductSimilarity(power=0), ValueError, "power must be .* above 0, got 0"),
+    "power of snr": (lambda: distances.SNRDistance(power=INF), ValueError, "power must be a finite number above 0, got inf"),
+    "regularizer's p": (lambda: regularizers.LpRegularizer(p=NAN), ValueError, "p must be a number, got nan"),
+    "threshold": (lambda: reducers.ThresholdReducer(high=NAN), ValueError, "high must be a number, got nan"),
+    "thresholds": (lambda: reducers.ThresholdReducer(1, 0), ValueError, "low must be below high, got low=1 and high=0"),
+    "a strange argument": (
+        lambda: losses.SupConLoss(a=1), TypeError,
+        "^SupConLoss got unknown arguments: 'a'; known are temperature, embedding_regularizer, embedding_reg_weight, reducer, "
+        "distance, collect_stats$",
+    ),
+    "a miner's strange argument": (
+        lambda: miners.BatchHardMiner(hard=1), TypeError,
+        "^BatchHardMiner got unknown arguments: 'hard'; known are allowed_pos_range, allowed_neg_range, distance, "
+        "collect_stats$",
+    ),
+    "a reducer's strange argument": (
+        lambda: reducers.AvgNonZeroReducer(middle=1), TypeError,
+        "^AvgNonZeroReducer got unknown arguments: 'middle'; known are high, collect_stats$",
+    ),
     "circle's distance": (
         lambda: losses.CircleLoss(distance=distances.LpDistance()), TypeError, "CosineSimilarity, got LpDistance: pass"
     ),
@@ -123,6 +180,49 @@ def test_bad_settings_are_refused(name: str) -> None:
     make, error, message = SETTINGS[name]
     with pytest.raises(error, match=message):
         make()
+
+
+LATER: dict[str, tuple[Any, str, Any, str]] = {
+    "temperature": (losses.NTXentLoss(), "temperature", 0, "temperature must be a finite number above 0, got 0"),
+    "trained temperature": (losses.SupConLoss(), "temperature", torch.nn.Parameter(torch.tensor(-1.0)), "temperature must be"),
+    "gamma": (losses.CircleLoss(), "gamma", torch.tensor(0.0), "gamma must be a finite number above 0, got 0"),
+    "margin": (losses.TripletMarginLoss(), "margin", NAN, "margin must be a number, got nan"),
+    "triplets_per_anchor": (losses.TripletMarginLoss(), "triplets_per_anchor", True, "triplets_per_anchor must be 'all' or"),
+    "range": (miners.BatchHardMiner(), "allowed_pos_range", (1, 0), "allowed_pos_range must be"),
+    "epsilon": (miners.MultiSimilarityMiner(), "epsilon", NAN, "epsilon must be a number"),
+    "mined margin": (miners.TripletMarginMiner(), "margin", NAN, "margin must be a number"),
+    "pos_margin": (miners.PairMarginMiner(), "pos_margin", NAN, "pos_margin must be a number"),
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_settings_that_turn_bad_are_refused_by_the_call(name: str) -> None:
+    module, setting, value, message = LATER[name]
+    module = copy.deepcopy(module)
+    assert module(X, LABELS) is not None
+    setattr(module, setting, value)
+    with pytest.raises(ValueError, match=message):
+        module(X, LABELS)
+
+
+@pytest.mark.parametrize(("setting", "value"), [("p", -1), ("power", 0)])
+def test_distances_that_turn_bad_are_refused_by_the_call(setting: str, value: float) -> None:
+    for loss in (losses.ContrastiveLoss(), losses.TripletMarginLoss(distance=distances.LpDistance(p=1))):
+        setattr(loss.distance, setting, value)
+        with pytest.raises(ValueError, match=f"{setting} must be a .*number above 0"):
+            loss(X, LABELS)
+    loss = losses.SupConLoss(reducer=reducers.ThresholdReducer(0, 1))
+    loss.reducer.low = 2
+    with pytest.raises(ValueError, match="low must be below high"):
+        loss(X, LABELS)
+
+
+def test_settings_that_are_no_plain_floats_are_taken() -> None:
+    for temperature in (1, np.float32(0.5), torch.tensor(0.5), torch.nn.Parameter(torch.tensor([0.5]))):
+        assert losses.SupConLoss(temperature)(X, LABELS).isfinite()
+    assert losses.ContrastiveLoss(neg_margin=-INF)(X, LABELS).isfinite()
+    assert distances.LpDistance(p=INF)(X).isfinite().all()
+    assert losses.TripletMarginLoss(triplets_per_anchor=2)(X, LABELS).isfinite()
 
 
 @pytest.mark.parametrize("loss", [losses.ContrastiveLoss, losses.SupConLoss, losses.TripletMarginLoss])

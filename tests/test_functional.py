@@ -203,7 +203,7 @@ X, L = torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64)
         (lambda: functional.supcon(X, L, ref_embeddings=X[:, :1], ref_labels=L), ValueError, "ref_embeddings must have rows"),
         (lambda: functional.supcon(X, L, ref_embeddings=X.clone()), ValueError, "ref_labels must be given with ref_embeddings"),
         (lambda: functional.supcon(X, L, ref_labels=L), ValueError, "without ref_embeddings"),
-        (lambda: functional.supcon(X, L, 0), ValueError, "temperature must not be 0"),
+        (lambda: functional.supcon(X, L, 0), ValueError, "temperature must be a finite number above 0, got 0"),
         (lambda: functional.supcon(X, L, "warm"), TypeError, "temperature must be a number"),
         (lambda: functional.supcon(X, L, distance="hamming"), ValueError, "distance must be one of cosine"),
         (lambda: functional.supcon(X, L, distance=2), TypeError, "distance must be one of cosine"),

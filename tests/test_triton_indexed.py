@@ -12,6 +12,8 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton", reason="the kernels need triton")
 
+from pml_fast import distances, losses, reducers, use
+from pml_fast.engine import dispatch
 from pml_fast.engine.problem import IndexedProblem
 from pml_fast.engine.reference import ReferenceBackend
 from pml_fast.engine.score import Score, unit_rows
@@ -140,7 +142,27 @@ def test_the_same_bits_every_time() -> None:
         assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("p", [1.0, 3.0])
+def test_the_backend_takes_listed_pairs_of_p_norms(p: float) -> None:
+    x, y, i, j, _ = draw(9, 6, 40, 12)
+    loss = losses.TripletMarginLoss(distance=distances.LpDistance(p=p, power=3), reducer=reducers.MeanReducer())
+    triplets = i, j, (j + 1) % len(y)
+    outcomes = []
+    for backend, dtype in (("triton", torch.float32), ("reference", torch.float64)):
+        sets = [t.to(dtype).requires_grad_() for t in (x, y)]
+        with use(backend=backend):
+            value = loss(sets[0], None, triplets, sets[1])
+            outcomes.append((value, *torch.autograd.grad(value, sets)))
+    for got, want in zip(*outcomes, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-6)
+
+
 def test_refuses_with_a_reason() -> None:
+    lists = [torch.zeros(1, dtype=torch.int64, device=DEVICE)] * 2
+    rows = torch.ones(2, 3, device=DEVICE)
+    refuse = dispatch.backend("triton").refuse
+    assert refuse(IndexedProblem(Score("lp", p=1.0, power=3.0), rows, rows, *lists)) is None
+    assert "finite p above 0" in (refuse(IndexedProblem(Score("lp", p=float("inf")), rows, rows, *lists)) or "")
     x, y, i, j, _ = draw(3, 3, 4, 5)
     assert indexed.refuse_listed(IndexedProblem(SCORES[0], x, y, i, j)) is None
     assert "p above 0" in (indexed.refuse_listed(IndexedProblem(Score("lp", p=float("inf")), x, y, i, j)) or "")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pml_fast.engine.score import Score
+from pml_fast.utils.checks import check_number, check_positive
 from pml_fast.utils.module_with_records import ModuleWithRecords
 
 
@@ -20,7 +21,7 @@ class BaseDistance(ModuleWithRecords):
 
     Args:
         normalize_embeddings: divide rows by their p-norm first.
-        p: the order of the norm.
+        p: the order of the norm, above 0; may be infinite.
         power: the matrix is raised to this power.
         is_inverted: larger values mean closer (a similarity).
     """
@@ -34,6 +35,8 @@ class BaseDistance(ModuleWithRecords):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_positive("p", p, infinite=True)
+        check_number("power", power)
         self.normalize_embeddings = normalize_embeddings
         self.p = p
         self.power = power
@@ -107,6 +110,7 @@ class BaseDistance(ModuleWithRecords):
 
     def normalize(self, embeddings: Tensor, dim: int = 1, **kwargs: Any) -> Tensor:
         """Rows divided by their p-norm."""
+        check_positive("p", self.p, infinite=True)
         return torch.nn.functional.normalize(embeddings, p=self.p, dim=dim, **kwargs)
 
     def maybe_normalize(self, embeddings: Tensor, dim: int = 1, **kwargs: Any) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pml_fast.distances.base_distance import BaseDistance
 from pml_fast.engine.score import Score
+from pml_fast.utils.checks import check_positive
 
 
 class DotProductSimilarity(BaseDistance):
@@ -17,6 +18,7 @@ class DotProductSimilarity(BaseDistance):
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("is_inverted", True)
         super().__init__(**kwargs)
+        check_positive("power", self.power)
         if not self.is_inverted:
             raise ValueError(f"is_inverted must be True for {type(self).__name__} (larger is closer), got False")
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from pml_fast.distances.base_distance import BaseDistance
 from pml_fast.distances.dot_product_similarity import _outside
 from pml_fast.engine.score import Score
+from pml_fast.utils.checks import check_positive
 
 
 class LpDistance(BaseDistance):
@@ -17,6 +18,7 @@ class LpDistance(BaseDistance):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        check_positive("power", self.power)
         if self.is_inverted:
             raise ValueError("is_inverted must be False for LpDistance (smaller is closer), got True")
 

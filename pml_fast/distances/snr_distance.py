@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pml_fast.distances.base_distance import BaseDistance
 from pml_fast.engine.score import Score
+from pml_fast.utils.checks import check_positive
 
 
 class SNRDistance(BaseDistance):
@@ -16,6 +17,7 @@ class SNRDistance(BaseDistance):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        check_positive("power", self.power)
         if self.is_inverted:
             raise ValueError("is_inverted must be False for SNRDistance (smaller is closer), got True")
 

@@ -12,6 +12,7 @@ from pml_fast.engine import grad_sum, triplet_strips
 from pml_fast.engine.autograd import autograd_enabled
 from pml_fast.engine.fold import inside
 from pml_fast.engine.grad_sum import GradSum, strips
+from pml_fast.engine.listed_sums import add_at
 from pml_fast.engine.problem import (
     ExtremeProblem,
     Limits,
@@ -145,9 +146,9 @@ class ChunkedBackend:
                 ga, gb = torch.autograd.grad(s, (xa, yb), grad[done : done + len(a)])
             done += len(a)
             if dx is not None:
-                dx.index_add_(0, a, ga)
+                add_at(dx, a, ga)
             if dy is not None:
-                dy.index_add_(0, b, gb)
+                add_at(dy, b, gb)
         return dx, dy
 
 

@@ -14,6 +14,7 @@ from pml_fast.engine.cost import Cost, Size
 from pml_fast.engine.explanation import Candidate, Explanation, dtype_name
 from pml_fast.engine.fold import Fold
 from pml_fast.engine.lazy import LazyIndices, RowChoice
+from pml_fast.engine.listed_sums import UNORDERED
 from pml_fast.engine.plan import MATERIALISED, Call, Plan
 from pml_fast.engine.problem import NO_LIMITS, IndexedProblem, PairProblem, TripletProblem
 from pml_fast.engine.score import compute_type
@@ -256,8 +257,8 @@ class _Explainer:
         return f"{dtype_name(dtype)} embeddings, {kept} in {dtype_name(wide)}{setting}"
 
     def _deterministic(self, backend: str | None) -> bool:
-        """Whether the same call gives the same bits again: index_add and scatter_add on an accelerator do not."""
-        if self.x.device.type == "cpu" or torch.are_deterministic_algorithms_enabled():
+        """Whether the same call gives the same bits again: an index_add on an accelerator must be told to."""
+        if self.x.device.type not in UNORDERED or current().deterministic or torch.are_deterministic_algorithms_enabled():
             return True
         return self.plan.engine == "pairwise" or (self.plan.engine == "triplet" and backend == "triton")
 

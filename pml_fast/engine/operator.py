@@ -79,6 +79,14 @@ def grad_like(tensor: Tensor, needed: bool) -> Tensor:
     return torch.empty_like(tensor, memory_format=torch.contiguous_format) if needed else tensor.new_empty(0)
 
 
+def settled(value: Tensor, grad: Tensor) -> Tensor:
+    """``grad``, where ``value`` (losses, or gradients from above) is 0 throughout without what is not finite.
+
+    Then nothing was compared, or nothing is violated: 0 times a NaN row is no gradient.
+    """
+    return grad.masked_fill_((value == 0).all() & ~grad.isfinite(), 0.0)
+
+
 def differentiable(name: str, setup: Callable[..., None], backward: Callable[..., Any]) -> None:
     """Give an operator its autograd formula.
 

@@ -27,6 +27,7 @@ from pml_fast.engine.operator import (
     loss_context,
     prepared,
     refuse_double_backward,
+    settled,
     shared,
 )
 from pml_fast.engine.problem import Backend, ExtremeProblem, Limits, PairProblem, PairRows
@@ -56,7 +57,8 @@ def _pairwise_loss(
     if itself and row_weights is None and small.applies(x):
         how = small.recipe(spec, tuple(params), score, tuple(folds))
         if how is not None:
-            return small.pair_loss(x, x_labels, rule, how, need_x)
+            total, each, grad, none = small.pair_loss(x, x_labels, rule, how, need_x)
+            return total, each, grad if each.any() else settled(each, grad), none
     sc, reductions = Score.decode(score), _folds(folds)
     with math_precision():
         rows, cols = both(x, y, itself, sc)
@@ -78,7 +80,7 @@ def _pairwise_loss(
         dx = dy = None
         if need_x or need_y:
             dx, dy = backend.pair_grads(problem, state, w, need_x, need_y)
-        return terms.sum(), terms, rows.back(dx), cols.back(dy)
+        return terms.sum(), terms, settled(terms, rows.back(dx)), settled(terms, cols.back(dy))
 
 
 def _pairwise_loss_fake(
@@ -150,7 +152,8 @@ def _pairwise_rows_grad(
             x, y, x_labels, y_labels, rule, spec, params, score, itself, True
         )
         dx, dy = backend.pair_grads(problem, state, torch.where(gate, w, 0.0), need_x, need_y and not shared(itself, score))
-        return rows.back(dx), cols.back(dy)
+        values = torch.where(gate, state.rows[:, 0], 0.0)
+        return settled(values, rows.back(dx)), settled(values, cols.back(dy))
 
 
 def _pairwise_rows_grad_fake(

@@ -8,6 +8,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from pml_fast.utils.checks import check_positive
+
 KINDS = ("dot", "l2", "lp")
 
 # F.normalize's own guard against a zero norm.
@@ -24,6 +26,7 @@ class Score:
     that a set
     against itself has a symmetric matrix. ``bounded`` says that the value is known to stay in
     [-1, 1] (dot) or [0, 2**power] (l2), which holds when both sides are unit vectors.
+    Raises ``ValueError`` unless ``p`` and ``power`` are above 0 (``p`` may be infinite).
     """
 
     kind: str = "dot"
@@ -36,6 +39,8 @@ class Score:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {KINDS}, got {self.kind!r}")
+        check_positive("p", self.p, infinite=True)
+        check_positive("power", self.power)
 
     @property
     def sign(self) -> float:

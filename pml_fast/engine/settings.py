@@ -15,7 +15,10 @@ PRECISIONS = ("highest", "high", "medium")
 
 @dataclass(frozen=True)
 class Settings:
-    """``precision`` of ``None`` means torch.get_float32_matmul_precision()."""
+    """``precision`` of ``None`` means torch.get_float32_matmul_precision().
+
+    ``deterministic`` keeps sums at listed places on a GPU in one order; without it they are atomic, and faster.
+    """
 
     backend: str = "auto"
     precision: str | None = None

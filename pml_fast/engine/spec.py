@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
+from pml_fast.utils.checks import check_number, check_positive
+
 if TYPE_CHECKING:
     from pml_fast.engine.score import Score
     from pml_fast.engine.views import View
@@ -29,12 +31,21 @@ class Term:
 
 @dataclass(frozen=True)
 class PairSpec(ABC):
-    """A loss over positive and negative pairs; the dataclass fields are its parameters, all floats, in order."""
+    """A loss over positive and negative pairs; the dataclass fields are its parameters, all floats, in order.
+
+    A parameter named in ``scales`` must be finite and above 0, any other must not be NaN; else ``ValueError``.
+    """
 
     name: ClassVar[str]
     terms: ClassVar[tuple[Term, ...]] = (Term("loss", "element"),)
     # PML gives 0 for the whole batch unless a positive and a negative pair exist.
     gated: ClassVar[bool] = False
+    scales: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            check = check_positive if field.name in self.scales else check_number
+            check(field.name, getattr(self, field.name))
 
     @abstractmethod
     def formula(self, view: View, score: Score) -> list[Tensor]:
@@ -79,5 +90,7 @@ class TripletSpec:
     SELECTIONS: ClassVar[tuple[str, ...]] = ("every", "all", "hard", "semihard", "easy")
 
     def __post_init__(self) -> None:
+        check_number("margin", self.margin)
+        check_number("select_margin", self.select_margin)
         if self.select not in self.SELECTIONS:
             raise ValueError(f"select must be one of {self.SELECTIONS}, got {self.select!r}")

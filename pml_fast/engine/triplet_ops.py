@@ -22,6 +22,7 @@ from pml_fast.engine.operator import (
     loss_context,
     prepared,
     refuse_double_backward,
+    settled,
     shared,
 )
 from pml_fast.engine.problem import IndexedProblem, TripletProblem
@@ -53,7 +54,9 @@ def _triplet_loss(
         uniform, need = reduction.kind in UNIFORM, need_x or need_y
         sums, dx, dy = backend.triplet_rows(problem, need_x, need_y, uniform and need)
         own = None if row_weights is None else row_weights.to(sums.dtype)
-        loss, w = reduce_rows(reduction, TERM, sums[0], sums[1], own)
+        # An anchor without a triplet has no loss, whatever its row holds.
+        value = torch.where(sums[1] > 0, sums[0], 0.0)
+        loss, w = reduce_rows(reduction, TERM, value, sums[1], own)
         wide = compute_type(x.dtype)
         if need and uniform:
             scale = w[:1].to(wide) if len(w) else 0.0
@@ -61,7 +64,7 @@ def _triplet_loss(
         elif need:
             dx, dy = backend.triplet_grads(problem, w.to(wide), need_x, need_y)
         loss = loss.to(wide)
-        return loss, loss.reshape(1).clone(), rows.back(dx), cols.back(dy)
+        return loss, loss.reshape(1).clone(), settled(loss, rows.back(dx)), settled(loss, cols.back(dy))
 
 
 def _triplet_loss_fake(
@@ -156,7 +159,7 @@ def _listed_grads(
     rows, cols = Rows.of(x, sc), Rows.of(y, sc)
     problem = IndexedProblem(sc, rows.x, cols.x, i, j)
     dx, dy = dispatch.select(problem).listed_grads(sc, rows.unit(), cols.unit(), i, j, grad, need_x, need_y)
-    return rows.back(dx), cols.back(dy)
+    return settled(grad, rows.back(dx)), settled(grad, cols.back(dy))
 
 
 def _listed_grads_fake(

@@ -23,6 +23,7 @@ from torch import Tensor
 from pml_fast.engine import grad_sum
 from pml_fast.engine.fold import inside
 from pml_fast.engine.grad_sum import GradSum, strips
+from pml_fast.engine.listed_sums import add_at
 from pml_fast.engine.problem import TripletProblem, same_labels
 from pml_fast.engine.score import Score, paired_scores
 from pml_fast.engine.spec import TripletSpec
@@ -300,7 +301,7 @@ def _looped(problem: TripletProblem, strip: _Strip, ranges: Tensor, w: Tensor, g
             if spec.swap:
                 # Ties share the gradient, as in torch.minimum.
                 nearer = (strip.v < between[at]).to(a.dtype) + 0.5 * (strip.v == between[at]).to(a.dtype)
-                c_between.index_add_(0, at, slope * (1 - nearer))
+                add_at(c_between, at, slope * (1 - nearer))
                 slope = slope * nearer
             c_neg += slope
         if spec.swap:

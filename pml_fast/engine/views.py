@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pml_fast.engine.listed_sums import add_at
+
 NEG_INF = float("-inf")
 
 
@@ -71,7 +73,7 @@ class ListedSide(Side):
         return x if self.keep is None else torch.where(self.keep, x, fill)
 
     def sum(self, x: Tensor) -> Tensor:
-        return x.new_zeros(self.n).index_add(0, self.row, self._kept(x, 0.0))
+        return add_at(x.new_zeros(self.n), self.row, self._kept(x, 0.0))
 
     def count(self) -> Tensor:
         ones = torch.ones_like(self.row) if self.keep is None else self.keep.to(self.row.dtype)
@@ -81,7 +83,7 @@ class ListedSide(Side):
         x = self._kept(x, NEG_INF)
         top = x.new_full((self.n,), NEG_INF).scatter_reduce(0, self.row, x.detach(), "amax")
         shift = torch.where(torch.isinf(top), 0.0, top)
-        total = x.new_zeros(self.n).index_add(0, self.row, torch.exp(x - shift[self.row]))
+        total = add_at(x.new_zeros(self.n), self.row, torch.exp(x - shift[self.row]))
         empty = total == 0
         return torch.where(empty, NEG_INF, torch.log(torch.where(empty, 1.0, total)) + shift)
 

@@ -71,7 +71,7 @@ class BaseMetricLossFunction(EmbeddingRegularizerMixin, ModuleWithRecordsReducer
             if self.embedding_regularizer is not None:
                 loss = loss + self.embedding_regularization_loss(embeddings)["losses"]
             return loss
-        loss_dict = self.compute_loss(embeddings, call.labels, call.indices, call.ref_emb, call.ref_labels)
+        loss_dict = self.compute_loss(call.embeddings, call.labels, call.indices, call.ref_emb, call.ref_labels)
         self.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)
         return self.reducer(loss_dict, embeddings, call.labels)
 
@@ -108,7 +108,7 @@ def prepare_call(
     """Check the arguments of a loss and bring labels to the embeddings' device.
 
     Raises ``ValueError``/``TypeError`` naming the argument that does not fit; ``ref_name`` is what the caller calls
-    ``ref_emb``.
+    ``ref_emb``. Inside of ``torch.autocast`` two floating types become the wider of them.
     """
     _check_embeddings("embeddings", embeddings)
     if ref_emb is not None:
@@ -117,11 +117,7 @@ def prepare_call(
             raise ValueError(
                 f"{ref_name} must have rows of the length of the embeddings', {embeddings.shape[1]}, got {ref_emb.shape[1]}"
             )
-        if (ref_emb.dtype, ref_emb.device) != (embeddings.dtype, embeddings.device):
-            raise TypeError(
-                f"ref_emb must be {embeddings.dtype} on {embeddings.device} as the embeddings are, got {ref_emb.dtype} on "
-                f"{ref_emb.device}; call ref_emb.to(embeddings)"
-            )
+        embeddings, ref_emb = _of_one_type(embeddings, ref_emb, ref_name)
         if ref_labels is None and labels is not None and indices is None:
             raise ValueError(f"ref_labels must be given with {ref_name}, got None; pass the labels of the reference set")
     elif ref_labels is not None:
@@ -133,6 +129,19 @@ def prepare_call(
         return Call(embeddings, labels, indices, embeddings, labels, True)
     assert ref_emb is not None
     return Call(embeddings, labels, indices, ref_emb, _as_labels("ref_labels", ref_labels, ref_emb), False)
+
+
+def _of_one_type(embeddings: Tensor, ref_emb: Tensor, ref_name: str) -> tuple[Tensor, Tensor]:
+    """Both as they are, or in the wider type inside of autocast, where models hand out mixed types."""
+    if ref_emb.dtype == embeddings.dtype and ref_emb.device == embeddings.device:
+        return embeddings, ref_emb
+    if ref_emb.device == embeddings.device and torch.is_autocast_enabled(embeddings.device.type):
+        wider = torch.promote_types(embeddings.dtype, ref_emb.dtype)
+        return embeddings.to(wider), ref_emb.to(wider)
+    raise TypeError(
+        f"{ref_name} must be {embeddings.dtype} on {embeddings.device} as the embeddings are, got {ref_emb.dtype} on "
+        f"{ref_emb.device}; call {ref_name}.to(embeddings)"
+    )
 
 
 def _check_embeddings(name: str, value: Any) -> None:

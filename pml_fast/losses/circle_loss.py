@@ -20,12 +20,13 @@ class CircleLoss(SpecPairLoss):
 
     Args:
         m: the relaxation margin.
-        gamma: the scale of the similarities.
+        gamma: the scale of the similarities, above 0.
     """
 
     def __init__(self, m: float = 0.4, gamma: float = 80, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         c_f.assert_distance_type(self, CosineSimilarity)
+        Circle(m, gamma)  # refuses what it cannot take, as every call does
         self.m = m
         self.gamma = gamma
         self.op = 1 + m

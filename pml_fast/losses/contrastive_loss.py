@@ -22,6 +22,7 @@ class ContrastiveLoss(SpecPairLoss):
 
     def __init__(self, pos_margin: float = 0, neg_margin: float = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        Contrastive(pos_margin, neg_margin)  # refuses what it cannot take, as every call does
         self.pos_margin = pos_margin
         self.neg_margin = neg_margin
         self.add_to_recordable_attributes(list_of_names=["pos_margin", "neg_margin"], is_stat=False)

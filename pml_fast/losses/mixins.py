@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from pml_fast.utils.checks import check_number
+
 
 class EmbeddingRegularizerMixin:
     """Adds ``embedding_regularizer(embeddings) * embedding_reg_weight`` to a loss as the sub-loss ``embedding_reg_loss``."""
@@ -16,6 +18,7 @@ class EmbeddingRegularizerMixin:
         super().__init__(**kwargs)
         del self.embedding_regularizer
         self.embedding_regularizer = embedding_regularizer
+        check_number("embedding_reg_weight", embedding_reg_weight)
         self.embedding_reg_weight = embedding_reg_weight
         if embedding_regularizer is not None:
             self.add_to_recordable_attributes(  # type: ignore[attr-defined]

@@ -15,13 +15,14 @@ class MultiSimilarityLoss(SpecPairLoss):
     Wang et al., "Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning", CVPR 2019.
 
     Args:
-        alpha: the weight of positive pairs in the exponent.
-        beta: the weight of negative pairs in the exponent.
+        alpha: the weight of positive pairs in the exponent, above 0.
+        beta: the weight of negative pairs in the exponent, above 0.
         base: the offset of both exponents.
     """
 
     def __init__(self, alpha: float = 2, beta: float = 50, base: float = 0.5, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        MultiSimilarity(alpha, beta, base)  # refuses what it cannot take, as every call does
         self.alpha = alpha
         self.beta = beta
         self.base = base

@@ -17,11 +17,12 @@ class NTXentLoss(SpecPairLoss):
     of the denominator. Sohn, NIPS 2016; van den Oord et al. 2018 (InfoNCE); Chen et al., "SimCLR", ICML 2020.
 
     Args:
-        temperature: the softmax temperature ``t``.
+        temperature: the softmax temperature ``t``, above 0.
     """
 
     def __init__(self, temperature: float = 0.07, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        NTXent(temperature)  # refuses what it cannot take, as every call does
         self.temperature = temperature
         self.add_to_recordable_attributes(list_of_names=["temperature"], is_stat=False)
 

@@ -16,11 +16,12 @@ class SupConLoss(SpecPairLoss):
     Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020 (L_out).
 
     Args:
-        temperature: the softmax temperature ``t``.
+        temperature: the softmax temperature ``t``, above 0.
     """
 
     def __init__(self, temperature: float = 0.1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        SupCon(temperature)  # refuses what it cannot take, as every call does
         self.temperature = temperature
         self.add_to_recordable_attributes(list_of_names=["temperature"], is_stat=False)
 

@@ -11,6 +11,7 @@ import pml_fast.engine.triplet_ops  # noqa: F401  (defines the operators)
 from pml_fast.engine import listed
 from pml_fast.engine.fold import Fold, inside, reduce_rows
 from pml_fast.engine.lazy import LazyIndices, RowChoice
+from pml_fast.engine.listed_sums import add_at
 from pml_fast.engine.plan import (
     FUSED,
     MATERIALISED,
@@ -29,6 +30,7 @@ from pml_fast.losses.spec_pair_loss import engine_labels
 from pml_fast.reducers import AvgNonZeroReducer, BaseReducer
 from pml_fast.utils import common_functions as c_f
 from pml_fast.utils import loss_and_miner_utils as lmu
+from pml_fast.utils.checks import check_number
 
 TERM = Term("loss", "triplet")
 
@@ -71,13 +73,19 @@ class TripletMarginLoss(BaseMetricLossFunction):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if triplets_per_anchor != "all" and not (isinstance(triplets_per_anchor, int) and triplets_per_anchor > 0):
-            raise ValueError(f"triplets_per_anchor must be 'all' or a positive int, got {triplets_per_anchor!r}")
         self.margin = margin
         self.swap = swap
         self.smooth_loss = smooth_loss
         self.triplets_per_anchor = triplets_per_anchor
         self.add_to_recordable_attributes(list_of_names=["margin"], is_stat=False)
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        check_number("margin", self.margin)
+        drawn = self.triplets_per_anchor
+        # True is an int, and no number of triplets.
+        if drawn != "all" and not (isinstance(drawn, int) and not isinstance(drawn, bool) and drawn > 0):
+            raise ValueError(f"triplets_per_anchor must be 'all' or a positive int, got {drawn!r}")
 
     def get_default_reducer(self) -> BaseReducer:
         return AvgNonZeroReducer()
@@ -91,6 +99,7 @@ class TripletMarginLoss(BaseMetricLossFunction):
         own = overridden(self)
         if own:
             return Plan(MATERIALISED, "dense", notes=[f"{type(self).__name__} replaces {', '.join(own)}"])
+        self._check_settings()
         c_f.labels_or_indices_tuple_required(call.labels, call.indices)
         score = self.distance.engine_score()
         if learnable(self, ["margin"]):
@@ -143,8 +152,8 @@ class TripletMarginLoss(BaseMetricLossFunction):
         kept = inside(loss.detach(), *fold.pair_limits())
         kept = kept if keep is None else kept & keep
         rows, count = loss.new_zeros(x.shape[0]), torch.zeros(x.shape[0], dtype=loss.dtype, device=loss.device)
-        sums = rows.index_add(0, a, torch.where(kept, loss, 0.0))
-        count = count.index_add(0, a, kept.to(loss.dtype))
+        sums = add_at(rows, a, torch.where(kept, loss, 0.0))
+        count = add_at(count, a, kept.to(loss.dtype))
         weights = fold.row_weights(call.labels, loss.dtype)
         return reduce_rows(fold, TERM, sums, count, weights)[0]
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from pml_fast.engine.lazy import Deferred, RowChoice
 from pml_fast.miners.base_miner import BaseMiner, Mining, just_above, just_below
 from pml_fast.utils import loss_and_miner_utils as lmu
+from pml_fast.utils.checks import check_number
 from pml_fast.utils.index_types import PairIndices
 
 Choice = tuple[Tensor, Tensor]  # value and index (-1 for none) of each anchor
@@ -56,6 +57,7 @@ class BatchEasyHardMiner(BaseMiner):
         self.neg_strategy = neg_strategy
         self.allowed_pos_range = allowed_pos_range
         self.allowed_neg_range = allowed_neg_range
+        self._check_ranges()
         self.add_to_recordable_attributes(
             list_of_names=[
                 "easiest_triplet",
@@ -68,7 +70,20 @@ class BatchEasyHardMiner(BaseMiner):
             is_stat=True,
         )
 
+    def _check_ranges(self) -> None:
+        for name in ("allowed_pos_range", "allowed_neg_range"):
+            bounds = getattr(self, name)
+            if bounds is None:
+                continue
+            if not hasattr(bounds, "__len__") or len(bounds) != 2:
+                raise ValueError(f"{name} must be None or two numbers (low, high), got {bounds!r}")
+            for bound in bounds:
+                check_number(name, bound)
+            if bounds[0] > bounds[1]:
+                raise ValueError(f"{name} must be (low, high) with low <= high, got {bounds!r}: swap them")
+
     def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> Sequence[Tensor]:
+        self._check_ranges()
         mining = Mining(self, embeddings, labels, ref_emb, ref_labels)
         pos, neg = self._choose(mining)
         if self.collect_stats:

@@ -16,6 +16,8 @@ class BatchHardMiner(BatchEasyHardMiner):
     Hermans, Beyer and Leibe, "In Defense of the Triplet Loss for Person Re-Identification", 2017.
     """
 
+    _given = ("pos_strategy", "neg_strategy")
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(pos_strategy=self.HARD, neg_strategy=self.HARD, **kwargs)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from pml_fast.distances import CosineSimilarity
 from pml_fast.engine.lazy import RulePairs
 from pml_fast.miners.base_miner import BaseMiner, Mining, just_above, just_below
+from pml_fast.utils.checks import check_number
 
 
 class MultiSimilarityMiner(BaseMiner):
@@ -25,10 +26,12 @@ class MultiSimilarityMiner(BaseMiner):
 
     def __init__(self, epsilon: float = 0.1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        check_number("epsilon", epsilon)
         self.epsilon = epsilon
         self.add_to_recordable_attributes(name="epsilon", is_stat=False)
 
     def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> Sequence[Tensor]:
+        check_number("epsilon", self.epsilon)
         mining = Mining(self, embeddings, labels, ref_emb, ref_labels)
         inverted, inf = mining.score.inverted, float("inf")
         hardest_pos, pos = mining.extreme(positive=True, largest=not inverted)

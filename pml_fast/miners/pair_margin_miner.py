@@ -11,6 +11,7 @@ from torch import Tensor
 from pml_fast.engine.lazy import RulePairs
 from pml_fast.engine.materialise import mean_scores
 from pml_fast.miners.base_miner import BaseMiner, Mining, just_above, just_below
+from pml_fast.utils.checks import check_number
 
 
 class PairMarginMiner(BaseMiner):
@@ -25,10 +26,16 @@ class PairMarginMiner(BaseMiner):
         super().__init__(**kwargs)
         self.pos_margin = pos_margin
         self.neg_margin = neg_margin
+        self._check_settings()
         self.add_to_recordable_attributes(list_of_names=["pos_margin", "neg_margin"], is_stat=False)
         self.add_to_recordable_attributes(list_of_names=["pos_pair_dist", "neg_pair_dist"], is_stat=True)
 
+    def _check_settings(self) -> None:
+        check_number("pos_margin", self.pos_margin)
+        check_number("neg_margin", self.neg_margin)
+
     def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> Sequence[Tensor]:
+        self._check_settings()
         mining = Mining(self, embeddings, labels, ref_emb, ref_labels)
         bound = torch.tensor([self.pos_margin, self.neg_margin], dtype=mining.dtype, device=embeddings.device)
         pos, neg = bound.unsqueeze(1).expand(2, embeddings.shape[0]).unbind(0)

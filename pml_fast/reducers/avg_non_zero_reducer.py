@@ -11,6 +11,8 @@ from .threshold_reducer import ThresholdReducer
 class AvgNonZeroReducer(ThresholdReducer):
     """The mean of the losses above zero: those that still teach something."""
 
+    _given = ("low",)
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(low=0, **kwargs)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engine.listed_sums import add_at
 from ..utils import common_functions as c_f
 from .base_reducer import BaseReducer
 from .fold import Fold
@@ -96,7 +97,7 @@ def _mean_by_anchor(losses: Tensor, anchors: Tensor, others: Tensor, batch_size:
     is_last = torch.ones_like(key, dtype=torch.bool)
     is_last[:-1] = key[1:] != key[:-1]
     counted = torch.where(is_last, losses[order].to(dtype), 0)
-    total = total.index_add(0, anchors[order], counted)
+    total = add_at(total, anchors[order], counted)
     count = torch.zeros(batch_size, device=losses.device, dtype=torch.long)
     count = count.index_add(0, anchors[order], is_last.long())
     return (total / count.clamp(min=1)).to(losses.dtype)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..utils.checks import check_number
 from .base_reducer import BaseReducer, sum_of
 from .fold import Fold
 
@@ -31,8 +32,16 @@ class ThresholdReducer(BaseReducer):
             raise ValueError("at least one of low and high must be given: use MeanReducer for the mean of all losses")
         self.low = low
         self.high = high
+        self._check_bounds()
         self.add_to_recordable_attributes(list_of_names=["low", "high"], is_stat=False)
         self.add_to_recordable_attributes(list_of_names=["num_past_filter", "num_above_low", "num_below_high"], is_stat=True)
+
+    def _check_bounds(self) -> None:
+        for name in ("low", "high"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name))
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError(f"low must be below high, got low={self.low} and high={self.high}: no loss lies between them")
 
     @property
     def num_above_high(self) -> int:
@@ -84,6 +93,7 @@ class ThresholdReducer(BaseReducer):
 
 
 def _threshold_fold(reducer: ThresholdReducer) -> Fold:
+    reducer._check_bounds()
     low = -math.inf if reducer.low is None else float(reducer.low)
     high = math.inf if reducer.high is None else float(reducer.high)
     return Fold("threshold", low=low, high=high)

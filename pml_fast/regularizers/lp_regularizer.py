@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..utils import common_functions as c_f
+from ..utils.checks import check_number
 from .base_regularizer import BaseRegularizer
 
 
@@ -16,6 +17,8 @@ class LpRegularizer(BaseRegularizer):
 
     def __init__(self, p: float = 2, power: float = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        check_number("p", p)
+        check_number("power", power)
         self.p = p
         self.power = power
         self.add_to_recordable_attributes(list_of_names=["p", "power"], is_stat=False)

@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .index_types import IndicesTuple
+
+
+def _known(name: str, value: Any) -> float | None:
+    """The value of a setting, ``None`` where only a device or a traced graph knows it. TypeError for what is no number."""
+    if torch.compiler.is_compiling():
+        return None
+    if isinstance(value, Tensor):
+        plain = type(value) in (Tensor, torch.nn.Parameter) and value.device.type == "cpu" and value.numel() == 1
+        return float(value.detach()) if plain else None
+    if not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return float(value)
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raise ValueError for NaN, TypeError for what is no number. A tensor elsewhere than on the CPU is not read."""
+    if (number := _known(name, value)) is not None and math.isnan(number):
+        raise ValueError(f"{name} must be a number, got nan")
+
+
+def check_positive(name: str, value: Any, infinite: bool = False) -> None:
+    """As `check_number`, for a number that must be above 0, and finite unless `infinite`."""
+    if (number := _known(name, value)) is not None and not 0 < number < math.inf and not (infinite and number == math.inf):
+        kind = "number" if infinite else "finite number"
+        raise ValueError(f"{name} must be a {kind} above 0, got {number:g}")
 
 
 def check_shapes(embeddings: Tensor, labels: Tensor | None) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any, ClassVar
+
 import torch
 
 from . import common_functions as c_f
@@ -12,12 +15,28 @@ class ModuleWithRecords(torch.nn.Module):
 
     `_record_these` names settings, `_record_these_stats` names statistics of the last call. Statistics are
     kept only when `collect_stats` is true; left as None it takes `common_functions.COLLECT_STATS` (False) at
-    construction.
+    construction. An argument that no class in line knows ends here: TypeError.
     """
 
-    def __init__(self, collect_stats: bool | None = None) -> None:
+    # Arguments of the bases that a class gives itself.
+    _given: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, collect_stats: bool | None = None, **unknown: Any) -> None:
+        if unknown:
+            names = ", ".join(map(repr, unknown))
+            raise TypeError(f"{type(self).__name__} got unknown arguments: {names}; known are {', '.join(self._arguments())}")
         super().__init__()
         self.collect_stats: bool = c_f.COLLECT_STATS if collect_stats is None else collect_stats
+
+    @classmethod
+    def _arguments(cls) -> list[str]:
+        """The names of the constructor's arguments, those of the bases included."""
+        known: dict[str, None] = {}
+        for base in cls.__mro__[: cls.__mro__.index(ModuleWithRecords) + 1]:
+            parameters = inspect.signature(vars(base)["__init__"]).parameters if "__init__" in vars(base) else {}
+            named = (p.name for p in list(parameters.values())[1:] if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+            known |= dict.fromkeys(name for name in named if name not in cls._given)
+        return list(known)
 
     def add_to_recordable_attributes(
         self, name: str | None = None, list_of_names: list[str] | None = None, is_stat: bool = False

@@ -25,6 +25,7 @@ class Circle(PairSpec):
     gamma: float = 80.0
 
     name: ClassVar[str] = "circle"
+    scales: ClassVar[tuple[str, ...]] = ("gamma",)
 
     def formula(self, view: View, score: Score) -> list[Tensor]:
         pos, neg = view.pos.s, view.neg.s

@@ -22,6 +22,7 @@ class MultiSimilarity(PairSpec):
     base: float = 0.5
 
     name: ClassVar[str] = "multi_similarity"
+    scales: ClassVar[tuple[str, ...]] = ("alpha", "beta")
 
     def formula(self, view: View, score: Score) -> list[Tensor]:
         log_pos = view.pos.logsumexp(-score.sign * self.alpha * (view.pos.s - self.base))

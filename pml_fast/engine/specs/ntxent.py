@@ -20,6 +20,7 @@ class NTXent(PairSpec):
     temperature: float = 0.07
 
     name: ClassVar[str] = "ntxent"
+    scales: ClassVar[tuple[str, ...]] = ("temperature",)
     terms: ClassVar[tuple[Term, ...]] = (Term("loss", "pos_pair"),)
     gated: ClassVar[bool] = True
 

@@ -21,6 +21,7 @@ class SupCon(PairSpec):
     temperature: float = 0.1
 
     name: ClassVar[str] = "supcon"
+    scales: ClassVar[tuple[str, ...]] = ("temperature",)
     gated: ClassVar[bool] = True
 
     def formula(self, view: View, score: Score) -> list[Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pml_fast.engine.problem import ExtremeProblem, PairProblem, PairRows, TripletProblem
+from pml_fast.engine.problem import ExtremeProblem, IndexedProblem, PairProblem, PairRows, TripletProblem
 from pml_fast.engine.score import Score
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -41,7 +41,12 @@ class TritonBackend:
         return None
 
     def refuse(self, problem: Any) -> str | None:
-        reason = self.available() or _refuse_tensors(problem) or _refuse_score(problem.score)
+        reason = self.available() or _refuse_tensors(problem)
+        if reason is not None:
+            return reason
+        if isinstance(problem, IndexedProblem):
+            return _module("indexed").refuse_listed(problem)
+        reason = _refuse_score(problem.score)
         if reason is not None:
             return reason
         if getattr(problem, "itself", False) and not problem.score.symmetric:
