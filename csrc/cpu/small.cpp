@@ -219,13 +219,14 @@ void run_triplets(const SmallBatch& batch, const TripletOptions& options, const 
   engine->rows(rows.data());
   double total = 0, count = 0;
   for (int64_t i = 0; i < n; ++i) {
-    total += rows[i];
+    // An anchor without a triplet has no loss, whatever its row holds.
+    if (rows[n + i] > 0) total += rows[i];
     count += rows[n + i];
   }
   const double scale = fold == "sum" ? 1.0 : (count > 0 ? 1.0 / count : 0.0);
-  *loss = count > 0 || fold == "sum" ? static_cast<T>(total * scale) : T(0);
+  *loss = static_cast<T>(total * scale);
   if (!batch.gradients) return;
-  if (count == 0) return std::fill(dx, dx + n * batch.d, T(0));
+  if (*loss == T(0)) return std::fill(dx, dx + n * batch.d, T(0));
   engine->finish_strip(0, n, nullptr);
   std::vector<T> columns(n);
   step.symmetrise(columns.data());

@@ -11,6 +11,7 @@ from torch import Tensor
 from pml_fast.engine import dispatch
 from pml_fast.engine.cpu import small
 from pml_fast.engine.fold import Fold, inside, reduce_rows
+from pml_fast.engine.listed_sums import add_at
 from pml_fast.engine.operator import (
     SETS,
     Rows,
@@ -105,19 +106,19 @@ def _listed_triplet_loss(
         losses = torch.nn.functional.softplus(violation) if smooth else torch.relu(violation)
         kept = inside(losses, *reduction.pair_limits())
         kept = kept if keep is None else kept & keep
-        none = losses.new_zeros(x.shape[0])
-        sums = none.index_add(0, a, torch.where(kept, losses, 0.0))
-        loss, w = reduce_rows(reduction, TERM, sums, none.index_add(0, a, kept.to(none.dtype)), row_weights)
+        sums = add_at(losses.new_zeros(x.shape[0]), a, torch.where(kept, losses, 0.0))
+        counts = add_at(torch.zeros_like(sums), a, kept.to(sums.dtype))
+        loss, w = reduce_rows(reduction, TERM, sums, counts, row_weights)
         dx = dy = None
         if need_x or need_y:
-            slope = torch.sigmoid(violation) if smooth else (violation > 0).to(none.dtype)
+            slope = torch.sigmoid(violation) if smooth else (violation > 0).to(losses.dtype)
             c = torch.where(kept, slope * w[a], 0.0) * sc.sign
             shares = cols is rows
             roles = (need_x, need_x) if shares else (need_x, need_y)
             dx, dy = backend.listed_grads(sc, own, other, i, j, torch.cat([-c, c]), *roles)
             if shares and dx is not None and dy is not None:
                 dx, dy = dx.add_(dy), None
-        return loss, loss.reshape(1).clone(), rows.back(dx), cols.back(dy)
+        return loss, loss.reshape(1).clone(), settled(loss, rows.back(dx)), settled(loss, cols.back(dy))
 
 
 def _listed_triplet_loss_fake(
