@@ -23,6 +23,7 @@ from pml_fast.engine.lazy import HardestPairs, LazyIndices
 from pml_fast.engine.plan import FUSED, PARTLY
 from pml_fast.losses.base_metric_loss_function import prepare_call
 from pml_fast.miners.drawn_miner import DrawnMiner
+from pml_fast.reducers import SumReducer
 from pml_fast.utils.index_types import TripletIndices
 
 PEER = SimpleNamespace(distances=pytorch_metric_learning.distances, miners=pytorch_metric_learning.miners)
@@ -395,6 +396,28 @@ def test_the_hardest_share_compiles_into_one_graph(share: float) -> None:
             value = call(leaf, labels)
             grads.append((value.detach(), torch.autograd.grad(value, leaf)[0]))
         torch.testing.assert_close(grads[0], grads[1])
+
+
+def test_ties_of_one_anchor_stay_together_in_a_graph() -> None:
+    """A graph cannot ask whether they tie: it counts a few more of them, never fewer."""
+    x, labels = torch.ones(12, 4), torch.arange(12) % 3
+    miner, loss = miners.HDCMiner(0.45), losses.ContrastiveLoss(pos_margin=-1, neg_margin=3, reducer=SumReducer())
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: loss(x, labels, miner(x, labels)), fullgraph=True, backend="eager")
+    assert loss(x, labels, miner(x, labels)) == 17 * 1 + 44 * 3
+    # ceil(0.45 * 36) = 17 positives end within the sixth anchor's 3; ceil(0.45 * 96) = 44 negatives with one's 8 are 48.
+    assert compiled(x) == 18 * 1 + 48 * 3
+
+
+def test_the_last_result_is_not_kept() -> None:
+    x, labels = batch(14, None, "ragged")
+    miner = miners.HDCMiner()
+    miner(x, labels)
+    assert miner.a1 is miner.n is None
+    miner.set_idx(labels, labels)
+    assert len(miner.a1) == len(miner.p) > 0
+    miner.reset_idx()
+    assert miner.a1 is None
 
 
 def test_the_operator_is_as_torch_wants_it() -> None:
