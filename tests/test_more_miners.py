@@ -420,12 +420,6 @@ def test_the_last_result_is_not_kept() -> None:
     assert miner.a1 is None
 
 
-def test_the_operator_is_as_torch_wants_it() -> None:
-    x, labels = batch(14, None, "ragged")
-    score = miners.HDCMiner().distance.engine_score().encode()
-    torch.library.opcheck(torch.ops.pml_fast.hardest_rule, (x, x, labels, labels, score, True, 0.5))
-
-
 @pytest.mark.parametrize("name", ["HDCMiner", "UniformHistogramMiner", "DistanceWeightedMiner"])
 def test_no_matrix_is_held(name: str) -> None:
     """At 2048 x 2048 no tensor that an operation makes is as large as the matrix."""

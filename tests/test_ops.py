@@ -40,6 +40,7 @@ LOSSES: dict[str, Callable[[], torch.nn.Module]] = {
 MINED: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[], torch.nn.Module]]] = {
     "multi_similarity": (losses.MultiSimilarityLoss, miners.MultiSimilarityMiner),
     "pair_margin": (losses.ContrastiveLoss, miners.PairMarginMiner),
+    "hardest": (losses.ContrastiveLoss, miners.HDCMiner),
     "triplet_margin": (losses.TripletMarginLoss, lambda: miners.TripletMarginMiner(type_of_triplets="semihard")),
     "batch_hard": (losses.TripletMarginLoss, miners.BatchHardMiner),
 }
@@ -79,6 +80,7 @@ def op_calls(itself: bool, score: Score) -> Iterator[tuple[str, tuple[Any, ...]]
         w = torch.rand(len(folds), 20)
         yield "pairwise_rows_grad", (a, b, labels, ref_labels, None, name, params, s, itself, w, True, True)
     yield "row_extremes", (a, b, labels, ref_labels, low, None, s, itself, True, False)
+    yield "hardest_rule", (a, b, labels, ref_labels, s, itself, 0.4)
     for options, select in (([0.1, 0.0, 0.0, 0.0], "every"), ([0.1, 1.0, 0.0, 0.2], "semihard")):
         yield "triplet_loss", (x, y, labels, ref_labels, None, None, options, select, s, itself, MEAN, True, True)
     yield "triplet_loss", (a, b, labels, ref_labels, rule, None, options, select, s, itself, MEAN, False, False)
