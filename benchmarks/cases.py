@@ -27,9 +27,14 @@ class Tolerance:
     value: float
     gradient: float
 
+    def beyond(self, moved_value: float, moved_gradient: float) -> Tolerance:
+        """This tolerance, or twice what rounding itself moves the exact answer by, where that is more."""
+        return Tolerance(max(self.value, 2 * moved_value), max(self.gradient, 2 * moved_gradient))
+
 
 # A smooth loss carries the rounding of its scores. Where the loss is averaged over the non-zero terms, a term
-# within rounding of zero may be counted or not, and each such flip moves value and gradient by a step.
+# within rounding of zero may be counted or not, and each such flip moves value and gradient by a step. At large
+# sizes there are always such terms: the oracle measures by how much they move its own answer.
 SMOOTH = Tolerance(1e-5, 1e-4)
 COUNTED = Tolerance(1e-4, 1e-3)
 LOW_PRECISION = Tolerance(3e-2, 1e-1)
@@ -105,6 +110,11 @@ class Case:
         wide = torch_dtype(self.dtype) in (torch.float32, torch.float64)
         exact = wide and matmul_precision == "highest"
         return OPERATIONS[self.operation].tolerance if exact else LOW_PRECISION
+
+    @property
+    def counts(self) -> bool:
+        """Whether the loss counts its terms above zero, so that rounding decides on those at the edge."""
+        return OPERATIONS[self.operation].tolerance is COUNTED
 
     @property
     def gradient_bytes(self) -> int:

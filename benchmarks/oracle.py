@@ -8,8 +8,9 @@ sums.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,24 +20,46 @@ from torch import Tensor
 INFINITY = float("inf")
 STRIP_ELEMENTS = 4_000_000
 SAMPLED_ROWS = 256
+# How far from zero a term's sign may depend on the rounding of a float32 score.
+EDGE = 4 * float(np.finfo(np.float32).eps)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A loss and its gradient; rows names the rows of the gradient that are given (None: all of them)."""
+    """A loss and its gradient; rows names the rows of the gradient that are given (None: all of them).
+
+    moved_value and moved_gradient are by how much (relatively) the answer changes where rounding in float32 decides which terms
+    are above zero.
+    """
 
     value: float
     gradient: np.ndarray
     rows: np.ndarray | None = None
+    moved_value: float = 0.0
+    moved_gradient: float = 0.0
+
+    def errors(self, value: float, gradient: np.ndarray) -> tuple[float, float]:
+        """Relative error of a value and relative L2 error of a gradient; infinity for anything not finite."""
+        gradient = gradient if self.rows is None else gradient[self.rows]
+        if not (math.isfinite(value) and np.isfinite(gradient).all()):
+            return math.inf, math.inf
+        tiny = np.finfo(np.float64).tiny
+        difference = np.linalg.norm(gradient.astype(np.float64) - self.gradient)
+        value_error = abs(value - self.value) / max(abs(self.value), tiny)
+        return value_error, float(difference / max(float(np.linalg.norm(self.gradient)), tiny))
 
 
 @dataclass(frozen=True)
 class Strip:
-    """Cosines [R, N] of R anchors with the whole batch and the masks of their positives and negatives."""
+    """Cosines [R, N] of R anchors with the whole batch and the masks of their positives and negatives.
+
+    Losses that count their terms above zero count those above edge.
+    """
 
     scores: Tensor
     positive: Tensor
     negative: Tensor
+    edge: float = 0.0
 
     def distances(self) -> Tensor:
         squared = (2 - 2 * self.scores).clamp(min=0)
@@ -46,8 +69,9 @@ class Strip:
 Terms = list[tuple[Tensor, Tensor]]  # (sum, count) of each named term: the loss is the sum of their quotients
 
 
-def _positive_terms(losses: Tensor) -> tuple[Tensor, Tensor]:
-    return losses.clamp(min=0).sum(), (losses > 0).sum()
+def _positive_terms(losses: Tensor, edge: float) -> tuple[Tensor, Tensor]:
+    kept = losses > edge
+    return torch.where(kept, losses, 0.0).sum(), kept.sum()
 
 
 def _log_sum(scores: Tensor, mask: Tensor) -> Tensor:
@@ -58,7 +82,7 @@ def _supcon(strip: Strip) -> Terms:
     scores = strip.scores / 0.1
     mean_positive = (scores * strip.positive).sum(dim=1) / strip.positive.sum(dim=1).clamp(min=1)
     row = _log_sum(scores, strip.positive | strip.negative) - mean_positive
-    return [_positive_terms(torch.where(strip.positive.any(dim=1), row, 0.0))]
+    return [_positive_terms(torch.where(strip.positive.any(dim=1), row, 0.0), strip.edge)]
 
 
 def _ntxent(strip: Strip) -> Terms:
@@ -88,19 +112,20 @@ def _circle(strip: Strip) -> Terms:
     pull = _log_sum(-80 * (1.4 - fixed).clamp(min=0) * (scores - 0.6), strip.positive)
     push = _log_sum(80 * (fixed + 0.4).clamp(min=0) * (scores - 0.4), strip.negative)
     usable = strip.positive.any(dim=1) & strip.negative.any(dim=1)
-    return [_positive_terms(F.softplus(pull + push)[usable])]
+    return [_positive_terms(F.softplus(pull + push)[usable], strip.edge)]
 
 
 def _contrastive(strip: Strip) -> Terms:
     distances = strip.distances()
-    return [_positive_terms(distances[strip.positive]), _positive_terms(1 - distances[strip.negative])]
+    pull, push = distances[strip.positive], 1 - distances[strip.negative]
+    return [_positive_terms(pull, strip.edge), _positive_terms(push, strip.edge)]
 
 
 def _batch_hard_triplet(strip: Strip) -> Terms:
     distances = strip.distances()
     farthest = torch.where(strip.positive, distances, -INFINITY).amax(dim=1)
     nearest = torch.where(strip.negative, distances, INFINITY).amin(dim=1)
-    return [_positive_terms(farthest - nearest + 0.05)]
+    return [_positive_terms(farthest - nearest + 0.05, strip.edge)]
 
 
 def _triplet_all(strip: Strip) -> Terms:
@@ -111,7 +136,7 @@ def _triplet_all(strip: Strip) -> Terms:
     valid = torch.arange(ascending.shape[1]) < count
     kept = torch.where(valid, ascending, 0.0)
     suffix = F.pad(kept.flip(1).cumsum(dim=1).flip(1), (0, 1))  # [R, P + 1]: sum of the positives from k on
-    first = torch.searchsorted(ascending.detach(), distances.detach() - 0.05, right=True).clamp(max=count)
+    first = torch.searchsorted(ascending.detach(), distances.detach() - 0.05 + strip.edge, right=True).clamp(max=count)
     active = (count - first) * strip.negative
     sums = suffix.gather(1, first) * strip.negative + active * (0.05 - distances)
     return [(sums.sum(), active.sum())]
@@ -129,8 +154,8 @@ FORMULAS: dict[str, Callable[[Strip], Terms]] = {
 }
 
 
-def answer(operation: str, embeddings: Tensor, labels: Tensor) -> Answer:
-    """Loss and gradient of an operation at its default settings, in float64 on the CPU."""
+def answer(operation: str, embeddings: Tensor, labels: Tensor, edge: float = 0.0) -> Answer:
+    """Loss and gradient of an operation at its default settings, in float64 on the CPU; terms above edge are counted."""
     leaf = embeddings.detach().cpu().double().requires_grad_()
     labels = labels.cpu()
     unit = F.normalize(leaf)
@@ -139,7 +164,7 @@ def answer(operation: str, embeddings: Tensor, labels: Tensor) -> Answer:
     counts: list[int] = []
     gradients: list[Tensor] = []
     for rows in _strips(len(labels)):
-        for i, (total, count) in enumerate(FORMULAS[operation](_strip(fixed, labels, rows))):
+        for i, (total, count) in enumerate(FORMULAS[operation](replace(_strip(fixed, labels, rows), edge=edge))):
             if i == len(sums):
                 sums, counts, gradients = [*sums, 0.0], [*counts, 0], [*gradients, torch.zeros_like(fixed)]
             sums[i] += float(total.detach())
@@ -150,6 +175,15 @@ def answer(operation: str, embeddings: Tensor, labels: Tensor) -> Answer:
     combined = torch.stack(shares).sum(dim=0)
     (gradient,) = torch.autograd.grad(unit, leaf, combined)
     return Answer(value, gradient.numpy())
+
+
+def answer_with_movement(operation: str, embeddings: Tensor, labels: Tensor) -> Answer:
+    """The answer and by how much rounding may move it: of a loss that counts its terms above zero, terms at the edge of zero
+    are counted or not as their scores happen to round, in any float32 implementation."""
+    exact = answer(operation, embeddings, labels)
+    others = [answer(operation, embeddings, labels, edge) for edge in (-EDGE, EDGE)]
+    moved = [exact.errors(other.value, other.gradient) for other in others]
+    return replace(exact, moved_value=max(value for value, _ in moved), moved_gradient=max(gradient for _, gradient in moved))
 
 
 def supcon_sampled(embeddings: Tensor, labels: Tensor, temperature: float = 0.1) -> Answer:

@@ -5,7 +5,6 @@ Results are plain numbers and NumPy arrays, so that they cross the process bound
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -98,7 +97,8 @@ def run_oracle(case: Case, setup: Setup) -> oracle.Answer:
     torch.set_num_threads(setup.threads)
     embeddings, labels = case.inputs(setup.seed)
     if case.size <= STREAMED_ORACLE_LIMIT:
-        return oracle.answer(case.operation, embeddings, labels)
+        compute = oracle.answer_with_movement if case.counts else oracle.answer
+        return compute(case.operation, embeddings, labels)
     if case.operation == "supcon":
         return oracle.supcon_sampled(embeddings, labels)
     raise ValueError(
@@ -109,13 +109,7 @@ def run_oracle(case: Case, setup: Setup) -> oracle.Answer:
 
 def compare(probe: Probe, answer: oracle.Answer) -> tuple[float, float]:
     """Relative error of the value and relative L2 error of the gradient; infinity for anything not finite."""
-    gradient = probe.gradient if answer.rows is None else probe.gradient[answer.rows]
-    if not (math.isfinite(probe.value) and np.isfinite(gradient).all()):
-        return math.inf, math.inf
-    tiny = np.finfo(np.float64).tiny
-    value_error = abs(probe.value - answer.value) / max(abs(answer.value), tiny)
-    difference = np.linalg.norm(gradient.astype(np.float64) - answer.gradient)
-    return value_error, float(difference / max(float(np.linalg.norm(answer.gradient)), tiny))
+    return answer.errors(probe.value, probe.gradient)
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def _probe(case: Case, peer: Peer, truth: Answer, setup: Setup, limits: Limits) 
     probe: Probe = outcome.value
     value_error, gradient_error = compare(probe, truth)
     entry = PeerResult(peer.name, results.OK, value_error=value_error, gradient_error=gradient_error)
-    tolerance = case.tolerance(setup.matmul_precision)
+    tolerance = case.tolerance(setup.matmul_precision).beyond(truth.moved_value, truth.moved_gradient)
     if value_error <= tolerance.value and gradient_error <= tolerance.gradient:
         entry.peak_extra_bytes = probe.peak_bytes
         entry.within_memory_bound = None if probe.peak_bytes is None else probe.peak_bytes <= case.memory_bound

@@ -7,13 +7,15 @@
 #include "../engine/triplet_rows.h"
 #include "../runtime/parallel.h"
 #include "scores.h"
+#include "triplet_search.h"
 
 namespace pml_fast {
 namespace PML_FAST_ISA {
 namespace {
 
 // Below this many positives a comparison with each beats a search.
-constexpr int64_t kLinear = 48;
+constexpr int64_t kLinear = 12;
+constexpr int64_t kCopies = 4;
 
 template <typename T>
 class Engine final : public TripletEngine {
@@ -100,13 +102,7 @@ class Engine final : public TripletEngine {
   void make_room(int64_t i0, int64_t i1) {
     strip_ = i0;
     begin_.assign(i1 - i0 + 1, 0);
-    steps_.resize(i1 - i0);
-    for (int64_t i = i0; i < i1; ++i) {
-      int steps = 0;
-      while ((int64_t{1} << steps) < g_.end[i] - g_.start[i] + 1) ++steps;
-      steps_[i - i0] = steps - 1;
-      begin_[i - i0 + 1] = begin_[i - i0] + (int64_t{1} << steps);
-    }
+    for (int64_t i = i0; i < i1; ++i) begin_[i - i0 + 1] = begin_[i - i0] + Boundaries<T>::padded(g_.end[i] - g_.start[i]);
     const int64_t size = begin_[i1 - i0];
     z_.resize(size);
     column_.resize(size);
@@ -155,55 +151,113 @@ class Engine final : public TripletEngine {
   // ---- negatives
   // ---------------------------------------------------------------------------------------------------------------
 
+  // What a thread needs for the row in work.
+  struct Work {
+    Boundaries<T> active, low, high;
+    std::vector<int32_t> hist;  // kCopies tables of where ranges of positives begin, less where they end
+  };
+
   bool fold_row(T* s, int64_t i, int64_t j0, int64_t j1, bool gradients, T w) {
+    thread_local Work work;
+    const bool ranges = count_[i - strip_] > 0 && searches(i);
+    if (ranges) open_ranges(i, work);
     bool any = false;
     T sum = 0;
     for (int64_t b0 = j0; b0 < j1; b0 += kBlock) {
       const int64_t b1 = std::min(j1, b0 + kBlock);
       scores_.from_products(s, i, b0, b1);
-      T v[kBlock], c[kBlock];
-      int32_t at[kBlock];
-      const int64_t n = gather(s, i, b0, b1, v, at);
-      if (count_[i - strip_] > 0 && n > 0)
-        fold_negatives(i, v, n, gradients, c);
-      else
-        std::fill(c, c + n, T(0));
-      if (gradients) any |= scatter(s, b0, b1, at, n, c, w, sum);
+      any |= rule_ == nullptr ? fold_all(s, i, b0, b1, gradients, w, sum, work)
+                              : fold_ruled(s, i, b0, b1, gradients, w, sum, work);
     }
+    if (ranges) close_ranges(i, work);
     row_sum_[i] += sum;
     return any;
   }
 
-  // The negatives of a run, in closeness order, and where they stand.
+  // Without a rule the negatives are all but one run of columns.
+  bool fold_all(T* s, int64_t i, int64_t b0, int64_t b1, bool gradients, T w, T& sum, Work& work) {
+    const int64_t hole = std::clamp(g_.start[i], b0, b1), after = std::clamp(g_.end[i], hole, b1);
+    bool any = fold_run(s + b0, i, hole - b0, gradients, w, sum, work);
+    if (gradients) std::fill(s + hole, s + after, T(0));
+    any |= fold_run(s + after, i, b1 - after, gradients, w, sum, work);
+    return any;
+  }
+
+  bool fold_run(T* s, int64_t i, int64_t n, bool gradients, T w, T& sum, Work& work) {
+    if (n == 0) return false;
+    T v[kBlock], c[kBlock];
+    const T flip = o_.sign > 0 ? T(-1) : T(1);
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) v[j] = flip * s[j];
+    fold_negatives(i, v, n, gradients, c, work);
+    return gradients && coefficients(s, n, c, w, sum);
+  }
+
+  bool fold_ruled(T* s, int64_t i, int64_t b0, int64_t b1, bool gradients, T w, T& sum, Work& work) {
+    T v[kBlock], c[kBlock], kept[kBlock];
+    int32_t at[kBlock];
+    const int64_t n = gather(s, i, b0, b1, v, at);
+    fold_negatives(i, v, n, gradients, c, work);
+    if (!gradients) return false;
+    for (int64_t k = 0; k < n; ++k) kept[k] = s[b0 + at[k]];
+    const bool any = coefficients(kept, n, c, w, sum);
+    std::fill(s + b0, s + b1, T(0));
+    for (int64_t k = 0; k < n; ++k) s[b0 + at[k]] = kept[k];
+    return any;
+  }
+
+  // The negatives of a run that its rule leaves, in closeness order, and where they stand.
   int64_t gather(const T* s, int64_t i, int64_t j0, int64_t j1, T* v, int32_t* at) const {
     int64_t n = 0;
-    const auto take = [&](int64_t first, int64_t last) {
-      if (rule_ == nullptr) {
-        for (int64_t j = first; j < last; ++j, ++n) {
-          v[n] = toward(s[j]);
-          at[n] = static_cast<int32_t>(j - j0);
-        }
-        return;
-      }
-      for (int64_t j = first; j < last; ++j) {
-        if (s[j] < rule_[2 * g_.n + i] || s[j] > rule_[3 * g_.n + i]) continue;
-        v[n] = toward(s[j]);
-        at[n++] = static_cast<int32_t>(j - j0);
-      }
-    };
-    take(j0, std::min(j1, g_.start[i]));
-    take(std::max(j0, g_.end[i]), j1);
+    for (int64_t j = j0; j < j1; ++j) {
+      if (j >= g_.start[i] && j < g_.end[i]) continue;
+      if (s[j] < rule_[2 * g_.n + i] || s[j] > rule_[3 * g_.n + i]) continue;
+      v[n] = toward(s[j]);
+      at[n++] = static_cast<int32_t>(j - j0);
+    }
     return n;
   }
 
+  // Scores of negatives become what their difference (or inner product) is multiplied by in the gradient.
+  bool coefficients(T* s, int64_t n, const T* c, T w, T& sum) const {
+    const T scale = o_.sign > 0 ? -w : w;
+    T total = 0;
+    int any = 0;
+    if (g_.distance == Distance::kDot) {
+#pragma omp simd reduction(| : any)
+      for (int64_t j = 0; j < n; ++j) {
+        s[j] = c[j] == T(0) ? T(0) : c[j] * scale;
+        any |= s[j] != T(0) ? 1 : 0;
+      }
+      return any != 0;
+    }
+    const bool root = g_.distance == Distance::kL2;
+#pragma omp simd reduction(+ : total) reduction(| : any)
+    for (int64_t j = 0; j < n; ++j) {
+      const T slope = c[j] == T(0) ? T(0) : c[j] * scale;
+      const T over = s[j] == T(0) ? T(0) : slope / s[j];
+      const T value = root ? over : T(2) * slope;
+      any |= value != T(0) ? 1 : 0;
+      total += value;
+      s[j] = -value;
+    }
+    sum += total;
+    return any != 0;
+  }
+
+  // Whether negatives meet a range of the sorted positives, found by search.
+  bool searches(int64_t i) const { return !o_.smooth && (o_.select != Select::kEvery || count_[i - strip_] > kLinear); }
+
   // c = d(sum of the counted losses)/dz of each negative.
-  void fold_negatives(int64_t i, const T* v, int64_t n, bool gradients, T* c) {
-    if (o_.smooth)
+  void fold_negatives(int64_t i, const T* v, int64_t n, bool gradients, T* c, Work& work) {
+    if (count_[i - strip_] == 0)
+      std::fill(c, c + n, T(0));
+    else if (o_.smooth)
       smooth_run(i, v, n, gradients, c);
-    else if (o_.select == Select::kEvery && count_[i - strip_] <= kLinear)
-      linear_run(i, v, n, c);
+    else if (searches(i))
+      search_run(i, v, n, c, work);
     else
-      search_run(i, v, n, c);
+      linear_run(i, v, n, c);
   }
 
   void linear_run(int64_t i, const T* v, int64_t n, T* c) {
@@ -233,40 +287,87 @@ class Engine final : public TripletEngine {
     sums_[i].count += o_.positive_only ? total : count_[i - strip_] * n;
   }
 
-  void search_run(int64_t i, const T* v, int64_t n, T* c) {
+  // ---- predicates of a search: the triplet is violated; its negative is within the miner's margin; it is the closer one
+
+  auto violated() const {
+    return [m = T(o_.margin)](T z, T v) { return (z - v) + m > T(0); };
+  }
+  auto within() const {
+    return [m = T(o_.select_margin)](T z, T v) { return v - z <= m; };
+  }
+  static bool wrong(T z, T v) { return v - z <= T(0); }
+  auto both() const {
+    return [near = within()](T z, T v) { return near(z, v) && wrong(z, v); };
+  }
+
+  void open_ranges(int64_t i, Work& work) const {
     const T* z = z_.data() + base(i);
+    const int64_t p = count_[i - strip_];
+    const T selected = T(o_.select_margin);
+    work.hist.assign(kCopies * (p + 1), 0);
+    work.active.build(z, p, T(o_.margin), violated());
+    if (o_.select == Select::kAll || o_.select == Select::kSemihard) work.low.build(z, p, selected, within());
+    if (o_.select == Select::kHard) work.low.build(z, p, std::min(selected, T(0)), both());
+    if (o_.select == Select::kSemihard) work.high.build(z, p, T(0), wrong);
+    if (o_.select == Select::kEasy) work.high.build(z, p, selected, within());
+  }
+
+  // Sum of ap over all triplets of the run, and how many triplets each positive is in.
+  void close_ranges(int64_t i, const Work& work) {
     const double* suffix = suffix_.data() + base(i);
     double* weight = weight_.data() + base(i);
-    const int steps = steps_[i - strip_];
-    const int32_t p = static_cast<int32_t>(count_[i - strip_]);
-    const T margin = T(o_.margin), selected = T(o_.select_margin);
-    int32_t active[kBlock], low[kBlock], high[kBlock];
-    first_true(z, steps, v, n, [=](T a, T b) { return (a - b) + margin > T(0); }, active);
-    std::fill(low, low + n, 0);
-    std::fill(high, high + n, p);
-    const auto within = [=](T a, T b) { return b - a <= selected; };
-    const auto wrong = [](T a, T b) { return b - a <= T(0); };
-    if (o_.select == Select::kAll) first_true(z, steps, v, n, within, low);
-    if (o_.select == Select::kHard) first_true(z, steps, v, n, [=](T a, T b) { return within(a, b) && wrong(a, b); }, low);
-    if (o_.select == Select::kSemihard) {
-      first_true(z, steps, v, n, within, low);
-      first_true(z, steps, v, n, wrong, high);
+    const int64_t p = count_[i - strip_];
+    double loss = 0;
+    for (int64_t k = 0; k <= p; ++k) {
+      int64_t ends = 0;
+      for (int64_t copy = 0; copy < kCopies; ++copy) ends += work.hist[copy * (p + 1) + k];
+      if (ends == 0) continue;
+      loss += static_cast<double>(ends) * suffix[k];
+      weight[k] += static_cast<double>(ends);
     }
-    if (o_.select == Select::kEasy) first_true(z, steps, v, n, within, high);
+    sums_[i].loss += loss;
+  }
+
+  void search_run(int64_t i, const T* v, int64_t n, T* c, Work& work) {
+    const int32_t p = static_cast<int32_t>(count_[i - strip_]);
+    int32_t begin[kBlock], low[kBlock], high[kBlock];
+    work.active.find(v, n, violated(), begin);
+    const bool bounded = o_.select != Select::kEvery;
+    if (bounded) {
+      std::fill(low, low + n, 0);
+      std::fill(high, high + n, p);
+      if (o_.select == Select::kAll || o_.select == Select::kSemihard) work.low.find(v, n, within(), low);
+      if (o_.select == Select::kHard) work.low.find(v, n, both(), low);
+      if (o_.select == Select::kSemihard) work.high.find(v, n, wrong, high);
+      if (o_.select == Select::kEasy) work.high.find(v, n, within(), high);
+      for (int64_t j = 0; j < n; ++j) {
+        high[j] = std::min(high[j], p);
+        begin[j] = std::min(std::max(begin[j], low[j]), high[j]);
+      }
+    } else {
+      for (int64_t j = 0; j < n; ++j) begin[j] = std::min(begin[j], p);
+    }
+    count_ends(begin, n, p, 1, work);
+    if (bounded) count_ends(high, n, p, -1, work);
     double loss = 0;
     int64_t total = 0;
     for (int64_t j = 0; j < n; ++j) {
-      if (v[j] != v[j]) loss += static_cast<double>(v[j]);
-      const int32_t h = std::min(high[j], p), l = std::min(std::max(active[j], low[j]), h);
-      const int32_t count = h - l;
-      loss += (suffix[l] - suffix[h]) + count * (o_.margin - static_cast<double>(v[j]));
-      weight[l] += 1;
-      weight[h] -= 1;
+      const int32_t count = (bounded ? high[j] : p) - begin[j];
+      loss += count * (o_.margin - static_cast<double>(v[j]));
       c[j] = static_cast<T>(-count);
-      total += o_.positive_only ? count : std::max(h - low[j], 0);
+      total += o_.positive_only ? count : (bounded ? std::max(high[j] - low[j], 0) : p);
     }
     sums_[i].loss += loss;
     sums_[i].count += total;
+  }
+
+  // Negatives of one row often end at one place: in turn they write to tables of their own, and none waits for the last.
+  static void count_ends(const int32_t* at, int64_t n, int32_t p, int32_t by, Work& work) {
+    int32_t* hist = work.hist.data();
+    int64_t j = 0;
+    for (; j + kCopies <= n; j += kCopies)
+      for (int64_t copy = 0; copy < kCopies; ++copy) hist[copy * (p + 1) + at[j + copy]] += by;
+    for (; j < n; ++j) hist[at[j]] += by;
   }
 
   bool is_selected(T gap) const {
@@ -321,28 +422,11 @@ class Engine final : public TripletEngine {
     sums_[i].count += total;
   }
 
-  // The row's coefficients go back to their places; everything else of the run is cleared.
-  bool scatter(T* s, int64_t j0, int64_t j1, const int32_t* at, int64_t n, const T* c, T w, T& sum) const {
-    const T scale = o_.sign > 0 ? -w : w;
-    T out[kBlock] = {};
-    bool any = false;
-    for (int64_t k = 0; k < n; ++k) {
-      T value = c[k] == T(0) ? T(0) : c[k] * scale;
-      value = over_difference(g_.distance, value, s[j0 + at[k]]);
-      any |= value != T(0);
-      sum += value;
-      out[at[k]] = g_.distance == Distance::kDot ? value : -value;
-    }
-    std::copy(out, out + (j1 - j0), s + j0);
-    return any;
-  }
-
   // ---- gradients of the positives
   // ------------------------------------------------------------------------------------------------
 
   void place_slopes(int64_t i, T w) {
-    const bool linear = o_.select == Select::kEvery && count_[i - strip_] <= kLinear;
-    const bool ranges = !o_.smooth && !linear;
+    const bool ranges = searches(i);
     double running = 0;
     for (int64_t k = 0; k < count_[i - strip_]; ++k) {
       const double own = weight_[base(i) + k];
@@ -360,8 +444,7 @@ class Engine final : public TripletEngine {
   const T* rule_;
   int64_t strip_ = 0;
   std::vector<int64_t> begin_, column_, count_;
-  std::vector<int> steps_;
-  std::vector<T> z_;            // each row's positives, sorted, padded with infinity to a power of two
+  std::vector<T> z_;            // each row's positives, sorted, padded with infinity for a search
   std::vector<double> suffix_;  // sums of z from each place to the end
   std::vector<double> weight_;  // how many triplets end (or begin) at each positive; of smooth losses their slopes
   std::vector<T> factor_, row_sum_;

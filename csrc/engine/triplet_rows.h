@@ -29,19 +29,5 @@ inline double log1p_of(double e) {
   return std::log1p(e);
 }
 
-// The first k (of a table padded with +infinity to 2^(steps + 1) entries) at which the predicate, false then true, is true.
-template <typename T, typename Predicate>
-void first_true(const T* z, int steps, const T* v, int64_t n, Predicate holds, int32_t* first) {
-  for (int64_t j = 0; j < n; ++j) first[j] = 0;
-  for (int step = steps; step >= 0; --step) {
-    const int32_t half = int32_t{1} << step;
-#pragma omp simd
-    for (int64_t j = 0; j < n; ++j) {
-      const int32_t next = first[j] + half;
-      first[j] = holds(z[next - 1], v[j]) ? first[j] : next;
-    }
-  }
-}
-
 }  // namespace PML_FAST_ISA
 }  // namespace pml_fast
