@@ -129,9 +129,9 @@ def test_every_loss_takes_what_every_miner_returns(name: str, refs: bool) -> Non
             if set(peers.state_dict()) != set(state):
                 continue
             peers.load_state_dict(state)
-            torch.testing.assert_close(
-                got[:2], outcome(peers, data, made)[:2], rtol=1e-5, atol=1e-7, msg=lambda m, k=miner_name: f"{k}, peer: {m}"
-            )
+            # Some of the peer's losses hold numbers of their own in float32.
+            want = [part.double() for part in outcome(peers, data, made)[:2]]
+            torch.testing.assert_close(got[:2], want, rtol=1e-4, atol=1e-6, msg=lambda m, k=miner_name: f"{k}, peer: {m}")
 
 
 @pytest.mark.parametrize("name", LOSSES)
