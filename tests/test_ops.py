@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pml_fast import distances, losses, miners, reducers, use
-from pml_fast.engine import ops
+from pml_fast.engine import hardest, ops
 from pml_fast.engine.fold import Fold
 from pml_fast.engine.score import Score
 from pml_fast.engine.spec import PAIR_SPECS
@@ -40,6 +40,7 @@ LOSSES: dict[str, Callable[[], torch.nn.Module]] = {
 MINED: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[], torch.nn.Module]]] = {
     "multi_similarity": (losses.MultiSimilarityLoss, miners.MultiSimilarityMiner),
     "pair_margin": (losses.ContrastiveLoss, miners.PairMarginMiner),
+    "hardest": (losses.ContrastiveLoss, miners.HDCMiner),
     "triplet_margin": (losses.TripletMarginLoss, lambda: miners.TripletMarginMiner(type_of_triplets="semihard")),
     "batch_hard": (losses.TripletMarginLoss, miners.BatchHardMiner),
 }
@@ -79,6 +80,7 @@ def op_calls(itself: bool, score: Score) -> Iterator[tuple[str, tuple[Any, ...]]
         w = torch.rand(len(folds), 20)
         yield "pairwise_rows_grad", (a, b, labels, ref_labels, None, name, params, s, itself, w, True, True)
     yield "row_extremes", (a, b, labels, ref_labels, low, None, s, itself, True, False)
+    yield "hardest_rule", (a, b, labels, ref_labels, s, itself, 0.4)
     for options, select in (([0.1, 0.0, 0.0, 0.0], "every"), ([0.1, 1.0, 0.0, 0.2], "semihard")):
         yield "triplet_loss", (x, y, labels, ref_labels, None, None, options, select, s, itself, MEAN, True, True)
     yield "triplet_loss", (a, b, labels, ref_labels, rule, None, options, select, s, itself, MEAN, False, False)
@@ -217,12 +219,21 @@ def test_no_layer_above_the_backends_waits(name: str) -> None:
         loss(x, labels, ref_emb=x.detach().clone(), ref_labels=labels.clone())
 
 
-@pytest.mark.parametrize("name", MINED)
+# A loss asks the hardest share whether ties of one anchor are cut.
+@pytest.mark.parametrize("name", [name for name in MINED if name != "hardest"])
 def test_no_miner_waits(name: str) -> None:
     make_loss, make_miner = MINED[name]
     loss, miner, (x, labels) = make_loss(), make_miner(), batch()
     with NoWaiting():
         loss(x, labels, miner(x, labels)).backward()
+
+
+@pytest.mark.parametrize("itself", [True, False])
+def test_the_search_for_the_hardest_share_does_not_wait(itself: bool) -> None:
+    x, y, labels, ref_labels = (t.detach() for t in sets(itself))
+    with NoWaiting():
+        hardest._hardest_rule(x, x if itself else y, labels, ref_labels, COSINE.encode(), itself, 0.3)
+        miners.HDCMiner()(x, labels)
 
 
 @pytest.mark.parametrize("spec", PAIR_SPECS)

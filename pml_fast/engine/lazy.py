@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pml_fast.engine.hardest import PairSet, hardest_pairs
 from pml_fast.engine.materialise import rule_pairs, selected_triplets
 from pml_fast.engine.score import Score
 from pml_fast.utils.index_types import PairIndices, TripletIndices
@@ -127,11 +128,36 @@ class RulePairs(LazyIndices):
         self.source, self.rows, self.score, self.rule, self.words = source, rows, score, rule, words
 
     def _make(self) -> PairIndices:
-        _require_unchanged(self.source)
+        require_unchanged(self.source)
         return rule_pairs(self.source.labels, self.source.ref_labels, self.rows, self.score, self.rule, self.source.itself)
 
     def describe(self) -> str:
         return self.words
+
+
+class HardestPairs(RulePairs):
+    """The hardest share of all pairs: a :class:`RulePairs`, but for ties at the threshold within one anchor.
+
+    ``cut [2, 2]`` holds, for positives and negatives, the last row that keeps pairs at the threshold, and how many of its pairs
+    there are too many.
+    """
+
+    def __init__(
+        self, source: Source, rows: tuple[Tensor, Tensor], score: Score, rule: Tensor, cut: Tensor, words: str
+    ) -> None:
+        super().__init__(source, rows, score, rule, words)
+        self.cut = cut
+
+    def is_exact(self) -> bool:
+        """Whether the rule alone gives the very pairs. A graph cannot ask: there an anchor's ties stay together."""
+        if torch.compiler.is_compiling() or (self.cut.is_cuda and torch.cuda.is_current_stream_capturing()):
+            return True
+        return not bool(self.cut[1].any())
+
+    def _make(self) -> PairIndices:
+        require_unchanged(self.source)
+        pairs = PairSet(*self.rows, self.source.labels, self.source.ref_labels, self.score, self.source.itself)
+        return hardest_pairs(pairs, self.rule, self.cut)
 
 
 class SelectedTriplets(LazyIndices):
@@ -144,7 +170,7 @@ class SelectedTriplets(LazyIndices):
         self.source, self.rows, self.score, self.select, self.margin = source, rows, score, select, margin
 
     def _make(self) -> TripletIndices:
-        _require_unchanged(self.source)
+        require_unchanged(self.source)
         source = self.source
         return selected_triplets(
             source.labels, source.ref_labels, self.rows, self.score, self.select, self.margin, source.itself
@@ -192,7 +218,8 @@ class Deferred(LazyIndices):
         return self.words
 
 
-def _require_unchanged(source: Source) -> None:
+def require_unchanged(source: Source) -> None:
+    """``RuntimeError`` where a write has reached what was mined."""
     if not source.unchanged():
         raise RuntimeError(
             "the embeddings or labels were changed in place after they were mined, so the mined indices can no longer be made; "

@@ -28,6 +28,10 @@ def engine_scorer(x: Tensor, y: Tensor, score: Score) -> Scorer:
         if i.shape[0] == 0:
             # A zero that no NaN of the embeddings reaches, in the value or in the gradient.
             return (x[:0].sum(dim=1) + y[:0].sum(dim=1)).to(compute_type(x.dtype))
+        if y.shape[0] == 0:
+            # A padded list over an empty reference set: nothing of it counts, and nothing can be looked up.
+            nothing = (x[:0].sum() + y.sum()).to(compute_type(x.dtype))
+            return nothing.expand(i.shape[0])
         value: Tensor = torch.ops.pml_fast.listed_scores(x, y, i, j, text)
         return value
 

@@ -14,17 +14,17 @@ from pml_fast.engine.strips import powered, strip_base
 from pml_fast.utils.index_types import PairIndices, TripletIndices
 
 
-def _prepared(rows: tuple[Tensor, Tensor], score: Score) -> tuple[Tensor, Tensor]:
+def prepared_rows(rows: tuple[Tensor, Tensor], score: Score) -> tuple[Tensor, Tensor]:
     wide = [x.detach().to(compute_type(x.dtype)) for x in rows]
     x, y = [unit_rows(x)[0] if score.normalize else x for x in wide]
     return x, y
 
 
-def _masks(
+def masked_strips(
     labels: Tensor, ref_labels: Tensor, rows: tuple[Tensor, Tensor], score: Score, itself: bool
 ) -> Iterator[tuple[int, int, Tensor, Tensor, Tensor]]:
     """Strips: first row, last row, scores, positives, negatives."""
-    x, y = _prepared(rows, score)
+    x, y = prepared_rows(rows, score)
     for first, last in strips(x.shape[0], y.shape[0]):
         s = powered(score, strip_base(score, x[first:last], y))
         same = same_labels(labels[first:last], ref_labels)
@@ -41,7 +41,7 @@ def rule_pairs(
     """Pairs whose score lies in the closed intervals ``rule [4, N]`` of their anchor, row by row."""
     empty = torch.empty(0, dtype=torch.int64, device=labels.device)
     parts: list[list[Tensor]] = [[empty], [empty], [empty], [empty]]
-    for first, last, s, pos, neg in _masks(labels, ref_labels, rows, score, itself):
+    for first, last, s, pos, neg in masked_strips(labels, ref_labels, rows, score, itself):
         pos_low, pos_high, neg_low, neg_high = rule[:, first:last].unsqueeze(2).unbind(0)
         for k, kept in ((0, pos & (s >= pos_low) & (s <= pos_high)), (2, neg & (s >= neg_low) & (s <= neg_high))):
             i, j = torch.nonzero(kept, as_tuple=True)
@@ -74,7 +74,7 @@ def selected_triplets(
     """The triplets that ``select`` and ``margin`` leave, anchor by anchor."""
     empty = torch.empty(0, dtype=torch.int64, device=labels.device)
     parts: list[list[Tensor]] = [[empty], [empty], [empty]]
-    for first, _, s, pos, neg in _masks(labels, ref_labels, rows, score, itself):
+    for first, _, s, pos, neg in masked_strips(labels, ref_labels, rows, score, itself):
         anchor, positive = torch.nonzero(pos, as_tuple=True)
         step = max(1, STRIP_ELEMENTS // max(s.shape[1], 1))
         for a, p in zip(anchor.split(step), positive.split(step), strict=True):
@@ -90,7 +90,7 @@ def mean_scores(
 ) -> tuple[float, float]:
     """Mean score of all positive and of all negative pairs (0 where there is none)."""
     sums, counts = [0.0, 0.0], [0, 0]
-    for _, _, s, *sides in _masks(labels, ref_labels, rows, score, itself):
+    for _, _, s, *sides in masked_strips(labels, ref_labels, rows, score, itself):
         for k, mask in enumerate(sides):
             sums[k] += float(s[mask].sum(dtype=torch.float64))
             counts[k] += int(mask.sum())
@@ -103,7 +103,7 @@ def mean_triplet_scores(
 ) -> tuple[float, float]:
     """Mean anchor-positive and anchor-negative score over all triplets (NaN where there is none)."""
     pos_sum = neg_sum = count = 0.0
-    for _, _, s, pos, neg in _masks(labels, ref_labels, rows, score, itself):
+    for _, _, s, pos, neg in masked_strips(labels, ref_labels, rows, score, itself):
         n_pos, n_neg = pos.sum(dim=1).double(), neg.sum(dim=1).double()
         # Each pair stands in as many triplets as its anchor has partners of the other kind.
         pos_sum += float((torch.where(pos, s, 0.0).sum(dim=1).double() * n_neg).sum())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pml_fast.engine.fold import Fold
-from pml_fast.engine.lazy import LazyIndices, RowChoice, RulePairs, SelectedTriplets
+from pml_fast.engine.lazy import HardestPairs, LazyIndices, RowChoice, RulePairs, SelectedTriplets
 from pml_fast.engine.score import Score
 from pml_fast.engine.spec import PairSpec, TripletSpec
 
@@ -126,6 +126,8 @@ def _fold_lazy(call: Call, lazy: RulePairs | SelectedTriplets, score: Score, tri
         return Mined(lists=lazy, note="the miner's rule needs the labels it was mined with: index tensors")
     if not lazy.source.is_for(call.embeddings, labels, call.ref_emb, ref_labels, call.itself):
         return Mined(lists=lazy, note="the miner saw other embeddings or labels than the loss: index tensors")
+    if isinstance(lazy, HardestPairs) and not lazy.is_exact():
+        return Mined(lists=lazy, note="pairs of one anchor tie where the miner's share ends: index tensors")
     if isinstance(lazy, RulePairs):
         rule = convert_rule(lazy.rule, lazy.score, score)
         if rule is None:

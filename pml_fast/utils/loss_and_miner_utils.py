@@ -28,6 +28,7 @@ __all__ = [
     "get_anchors",
     "get_matches_and_diffs",
     "get_random_triplet_indices",
+    "limit_tuples",
     "logsumexp",
     "matched_size_indices",
     "meshgrid_from_sizes",
@@ -199,6 +200,37 @@ def convert_to_triplets(
     if len(indices_tuple) == 3:
         return indices_tuple
     return _join_by_anchor(*named_indices(indices_tuple))
+
+
+def limit_tuples(
+    indices_tuple: IndicesTuple, tuples_per_anchor: int, generator: torch.Generator | None = None
+) -> PairIndices | TripletIndices:
+    """At most `tuples_per_anchor` random triplets an anchor, or as many positive and as many negative pairs.
+
+    Drawn without replacement, each tuple of an anchor alike likely, from `generator` (on any device); what is kept
+    stays in its order. O(tuples) memory; a lazy tuple is made. ValueError for a number below 1.
+    """
+    if isinstance(tuples_per_anchor, bool) or not isinstance(tuples_per_anchor, int):
+        raise TypeError(f"tuples_per_anchor must be a positive int, got {tuples_per_anchor!r}")
+    if tuples_per_anchor < 1:
+        raise ValueError(f"tuples_per_anchor must be a positive int, got {tuples_per_anchor}")
+    named = named_indices(tuple(indices_tuple))
+    if isinstance(named, TripletIndices):
+        kept = _drawn_per_anchor(named.anchor, tuples_per_anchor, generator)
+        return TripletIndices(*(x[kept] for x in named))
+    pos = _drawn_per_anchor(named.anchor_pos, tuples_per_anchor, generator)
+    neg = _drawn_per_anchor(named.anchor_neg, tuples_per_anchor, generator)
+    return PairIndices(named.anchor_pos[pos], named.pos[pos], named.anchor_neg[neg], named.neg[neg])
+
+
+def _drawn_per_anchor(anchor: Tensor, most: int, generator: torch.Generator | None) -> Tensor:
+    """Positions, ascending, of at most `most` random members of each anchor."""
+    device = anchor.device if generator is None else generator.device
+    shuffled = torch.randperm(len(anchor), generator=generator, device=device).to(anchor.device)
+    order = shuffled[torch.argsort(anchor[shuffled], stable=True)]
+    run = anchor[order]
+    rank = torch.arange(len(run), device=run.device) - torch.searchsorted(run, run)
+    return torch.sort(order[rank < most]).values
 
 
 def convert_to_weights(

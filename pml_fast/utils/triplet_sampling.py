@@ -30,10 +30,10 @@ def get_random_triplet_indices(
             f"weights must have shape {(len(labels), len(ref))}, one row a sample and one column a "
             f"reference, got {tuple(weights.shape)}"
         )
-    return _ClassIndex(labels, ref).sample(t_per_anchor, weights, generator)
+    return ClassIndex(labels, ref).sample(t_per_anchor, weights, generator)
 
 
-class _ClassIndex:
+class ClassIndex:
     """The reference set sorted by label, and the run of each anchor's class in it."""
 
     def __init__(self, labels: Tensor, ref: Tensor) -> None:
@@ -43,6 +43,11 @@ class _ClassIndex:
         self.class_size = torch.searchsorted(sorted_ref, labels.contiguous(), right=True) - self.start
         self.num_pos = self.class_size - int(self.is_self)
         self.num_neg = len(ref) - self.class_size
+
+    def anchors(self) -> Tensor:
+        """Anchors with a positive and a negative, each as often as the reference set holds samples of its class."""
+        usable = (self.num_pos > 0) & (self.num_neg > 0)
+        return torch.repeat_interleave(torch.where(usable, self.class_size, 0))
 
     def sample(self, t_per_anchor: int | None, weights: Tensor | None, generator: torch.Generator | None) -> TripletIndices:
         usable = (self.num_pos > 0) & (self.num_neg > 0)
@@ -55,12 +60,13 @@ class _ClassIndex:
         else:
             repeats = torch.full_like(anchors, t_per_anchor)
         anchor = anchors.repeat_interleave(repeats)
-        pos = self._positives(anchor, generator)
+        pos = self.positives(anchor, generator)
         if weights is None:
             return TripletIndices(anchor, pos, self._negatives(anchor, generator))
         return TripletIndices(anchor, pos, _weighted_negatives(weights[anchors], repeats, generator))
 
-    def _positives(self, anchor: Tensor, generator: torch.Generator | None) -> Tensor:
+    def positives(self, anchor: Tensor, generator: torch.Generator | None) -> Tensor:
+        """A uniform positive for each anchor, never itself."""
         slot = self.start[anchor] + _random_below(self.num_pos[anchor], generator)
         if self.is_self:
             # Step over the anchor's own slot in the run of its class.
