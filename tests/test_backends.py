@@ -20,6 +20,7 @@ import pml_fast.engine.triplet_ops  # noqa: F401  (defines the operators)
 from pml_fast import _extension, losses, use
 from pml_fast.distances import LpDistance
 from pml_fast.engine import dispatch
+from pml_fast.engine.cpu.pairwise import COMPILED
 from pml_fast.engine.fold import Fold
 from pml_fast.engine.score import Score
 from pml_fast.engine.spec import PAIR_SPECS
@@ -139,7 +140,16 @@ def skip_unless(backend: str) -> None:
 
 
 NAMES = [*sorted(PAIR_SPECS), *TRIPLETS]
-WITH_KERNEL = [(backend, name) for backend in BACKENDS for name in NAMES if backend != "cpu" or "swap" not in name]
+# Losses whose scores must be cosines.
+ONLY_COSINE = {"circle", "tuplet_margin"}
+
+
+def has_kernel(backend: str, name: str) -> bool:
+    """Swap and most pair specs have no compiled kernel."""
+    return backend != "cpu" or name in COMPILED or (name in TRIPLETS and "swap" not in name)
+
+
+WITH_KERNEL = [(backend, name) for backend in BACKENDS for name in NAMES if has_kernel(backend, name)]
 
 
 def cases() -> Iterator[tuple[str, str, str]]:
@@ -147,10 +157,10 @@ def cases() -> Iterator[tuple[str, str, str]]:
     for backend in BACKENDS:
         for name in NAMES:
             for score in SCORES:
-                if name == "circle" and score != "cosine":
+                if (name in ONLY_COSINE and score != "cosine") or not has_kernel(backend, name):
                     continue
-                # Swap has no compiled kernel, and none where the distance is not symmetric.
-                if "swap" in name and (score == "asymmetric" or backend == "cpu"):
+                # Swap has no kernel where the distance is not symmetric.
+                if "swap" in name and score == "asymmetric":
                     continue
                 if backend == "cpu" and score in NOT_COMPILED:
                     continue
@@ -172,9 +182,9 @@ def test_value_and_gradients_are_within_the_error_budget(backend: str, name: str
 
 
 @pytest.mark.parametrize(
-    ("name", "score"), [(n, s) for n in sorted(PAIR_SPECS) for s in ("cosine", "l2") if (n, s) != ("circle", "l2")]
+    ("backend", "name", "score"),
+    [case for case in cases() if case[1] in PAIR_SPECS and case[2] in ("cosine", "l2")],
 )
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_shapes_beyond_one_tile(backend: str, name: str, score: str) -> None:
     """Several strips of rows, and columns that fill no whole vector."""
     skip_unless(backend)
