@@ -78,9 +78,7 @@ def pair_row_losses(spec: PairSpec, score: Score, rule: Tensor | None, call: Cal
     return pair_rows(spec, score, rule, call, x, y)[0]
 
 
-def pair_rows(
-    spec: PairSpec, score: Score, rule: Tensor | None, call: Call, x: Tensor, y: Tensor
-) -> tuple[Tensor, Tensor]:
+def pair_rows(spec: PairSpec, score: Score, rule: Tensor | None, call: Call, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """As :func:`pair_row_losses`, and how many losses each row has."""
     assert call.labels is not None and call.ref_labels is not None
     labels, ref_labels = engine_labels(call.labels, call.ref_labels, call.itself)
