@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,7 +104,7 @@ def _ratio(total: Tensor, count: Tensor) -> Tensor:
 
 def _reduce_elements(fold: Fold, values: Tensor, weights: Tensor | None, there: Tensor | None) -> tuple[Tensor, Tensor]:
     """``there`` is 1 for the rows that have a loss and 0 for the others, ``None`` where all have."""
-    n = max(values.shape[0], 1) if there is None else there.sum().clamp(min=1)
+    n: Any = max(values.shape[0], 1) if there is None else there.sum().clamp(min=1)
     if fold.kind == "threshold":
         keep = inside(values, fold.low, fold.high)
         keep = keep if there is None else keep & (there > 0)

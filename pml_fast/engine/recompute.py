@@ -1,7 +1,7 @@
 """Strips that autograd recomputes in the backward: for losses whose maths no operator's schema can carry.
 
-A spec with tensors among its parameters, or pairs of another shape than rows against columns, is written as a function of a range
-of rows. Its strips live one at a time, in the forward as in the backward, and every tensor it reads gets its gradient.
+A spec with tensors among its parameters, or pairs of another shape than rows against columns, is written as a function of a
+range of rows. Its strips live one at a time, in the forward as in the backward, and every tensor it reads gets its gradient.
 """
 
 from __future__ import annotations

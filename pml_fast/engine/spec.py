@@ -38,7 +38,7 @@ class Some(NamedTuple):
     there: Tensor
 
 
-Losses: TypeAlias = "list[Tensor | Some]"
+Losses: TypeAlias = "Sequence[Tensor | Some]"
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ PRODUCT = Score("dot", normalize=False)
 class AngularLoss(BaseMetricLossFunction):
     """``log(1 + sum_n exp(4 tan^2(alpha) (a + p) . n - 2 (1 + tan^2(alpha)) a . p))``, one loss for every anchor-positive pair.
 
-    Wang et al., "Deep Metric Learning with Angular Loss", ICCV 2017. Anchors and positives are unit vectors; negatives are all rows
-    of the reference set with another label than the anchor's, taken as they are, as in PML: hand over unit vectors for the paper's
-    loss. Pairs are taken in blocks, each against the whole reference set: no triplet is named.
+    Wang et al., "Deep Metric Learning with Angular Loss", ICCV 2017. Anchors and positives are unit vectors; negatives are all
+    rows of the reference set with another label than the anchor's, taken as they are, as in PML: hand over unit vectors for the
+    paper's loss. Pairs are taken in blocks, each against the whole reference set: no triplet is named.
 
     Args:
         alpha: the angle at the negative, in degrees; kept in radians.

@@ -15,12 +15,12 @@ from pml_fast.losses.two_tower import TwoTowerLoss
 
 
 class CLIPLoss(TwoTowerLoss):
-    """InfoNCE between two sets, in both directions: cross-entropy of ``s/t`` with row ``i``'s target in row ``i`` of the other set.
+    """InfoNCE between two sets, in both directions: cross-entropy of ``s/t``, row ``i`` against row ``i`` of the other.
 
     Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021; van den Oord et al.,
-    "Representation Learning with Contrastive Predictive Coding", 2018. Called as ``loss(images, ref_emb=texts)``. With labels every
-    row of the other set with the same label is a positive, and the loss is the mean over them, as in :class:`SupConLoss`. A batch
-    without a positive or without a negative pair has a loss of 0.
+    "Representation Learning with Contrastive Predictive Coding", 2018. Called as ``loss(images, ref_emb=texts)``. With labels
+    every row of the other set with the same label is a positive, and the loss is the mean over them, as in :class:`SupConLoss`.
+    A batch without a positive or without a negative pair has a loss of 0.
 
     Args:
         temperature: the softmax temperature ``t``, or where it starts.

@@ -30,8 +30,8 @@ DIVIDED = "divided"
 class MarginLoss(BaseMetricLossFunction):
     """``relu(d_ap - beta + margin) + relu(beta - d_an + margin)`` over triplets, without naming one.
 
-    Wu et al., "Sampling Matters in Deep Embedding Learning", ICCV 2017. A positive pair stands in as many triplets as its anchor has
-    negatives, and the reverse: sums and counts over all triplets are weighted sums over pairs, exactly.
+    Wu et al., "Sampling Matters in Deep Embedding Learning", ICCV 2017. A positive pair stands in as many triplets as its
+    anchor has negatives, and the reverse: sums and counts over all triplets are weighted sums over pairs, exactly.
 
     Args:
         margin: slack on either side of the boundary.
@@ -95,10 +95,8 @@ class MarginLoss(BaseMetricLossFunction):
             if isinstance(rule, str) and rule != DIVIDED:
                 note = f"the loss of every triplet is materialised: {name}: {rule}"
                 return Plan(MATERIALISED, "indexed", None, score, notes=[mined.note, note])
-        notes = [
-            mined.note,
-            "sums and counts a row come out of the sweep, weighed by how many triplets hold a pair; no triplet is named",
-        ]
+        words = "sums and counts a row come out of the sweep, times the triplets that hold a pair; no triplet is named"
+        notes = [mined.note, words]
         return Plan(PARTLY, "pairwise", Margin(self.margin, 0.0), score, None, mined.rule, notes)
 
     def _rule(self, name: str) -> Fold | str:

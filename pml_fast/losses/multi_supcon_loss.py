@@ -15,7 +15,7 @@ from pml_fast.engine.plan import MATERIALISED, PARTLY, Call, Plan, overridden
 from pml_fast.engine.problem import comparable_mask
 from pml_fast.engine.recompute import over_rows, strip_scores, unit
 from pml_fast.engine.score import Score, compute_type
-from pml_fast.engine.views import DenseSide, ListedSide, Side, View
+from pml_fast.engine.views import DenseSide, Side, View
 from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction, LossDict, prepare_call
 from pml_fast.reducers import AvgNonZeroReducer, BaseReducer
 
@@ -23,12 +23,13 @@ from pml_fast.reducers import AvgNonZeroReducer, BaseReducer
 class MultiSupConLoss(BaseMetricLossFunction):
     """``1/|P(i)| sum over p in P(i) of J_ip (log sum over all others of exp(s_ij/t) - s_ip/t)``, one loss an anchor.
 
-    ``J`` is the Jaccard similarity of two label sets, and ``P(i)`` are the rows with ``J_ip >= threshold``. Two empty sets are equal
-    (1); an empty set and another have nothing in common (0). A row without positives has a loss of 0. With one label a row it is
-    :class:`SupConLoss`. "Contrastive Learning for Multi-Label Classification"; the definition is that of PML 3.
+    ``J`` is the Jaccard similarity of two label sets, and ``P(i)`` are the rows with ``J_ip >= threshold``. Two empty sets are
+    equal (1); an empty set and another have nothing in common (0). A row without positives has a loss of 0. With one label a
+    row it is :class:`SupConLoss`. "Contrastive Learning for Multi-Label Classification"; the definition is that of PML 3.
 
-    ``labels`` is ``[N, C]``: bool, or numbers of which those that are not 0 are set; or, with ``num_classes``, a list with the class
-    numbers of each row. ``ref_labels`` likewise, with as many classes. An ``indices_tuple`` chooses the pairs, the labels weigh them.
+    ``labels`` is ``[N, C]``: bool, or numbers of which those that are not 0 are set; or, with ``num_classes``, a list with the
+    class numbers of each row. ``ref_labels`` likewise, with as many classes. An ``indices_tuple`` chooses the pairs, the labels
+    weigh them.
 
     Args:
         temperature: the softmax temperature ``t``.

@@ -20,8 +20,8 @@ from pml_fast.utils import loss_and_miner_utils as lmu
 class NCALoss(SpecPairLoss):
     """``-log(sum over positives of exp(-c d_ap) / sum over all others of exp(-c d_aj))``, one loss an anchor with a positive.
 
-    Goldberger et al., "Neighbourhood Components Analysis", NIPS 2004. An ``indices_tuple`` does not select pairs: it weighs each
-    anchor by how often the tuple names it.
+    Goldberger et al., "Neighbourhood Components Analysis", NIPS 2004. An ``indices_tuple`` does not select pairs: it weighs
+    each anchor by how often the tuple names it.
 
     Args:
         softmax_scale: the factor ``c`` of the distances in the softmax.

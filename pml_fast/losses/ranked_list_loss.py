@@ -18,8 +18,8 @@ class RankedListLoss(SpecPairLoss):
     """Weighted means over an anchor's positives beyond ``alpha - margin`` and over its negatives within ``alpha``.
 
     Wang et al., "Ranked List Loss for Deep Metric Learning", CVPR 2019: ``(1 - imbalance)`` times the mean of
-    ``d_ap - (alpha - margin)``, weighted by its exponential at ``Tp``, and ``imbalance`` times that of ``alpha - d_an``, at ``Tn``.
-    Neither a reference set nor an ``indices_tuple`` is supported.
+    ``d_ap - (alpha - margin)``, weighted by its exponential at ``Tp``, and ``imbalance`` times that of ``alpha - d_an``, at
+    ``Tn``. Neither a reference set nor an ``indices_tuple`` is supported.
 
     Args:
         margin: between the positives' boundary and the negatives'.

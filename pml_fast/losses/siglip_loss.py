@@ -16,9 +16,9 @@ from pml_fast.losses.two_tower import TwoTowerLoss
 class SigLIPLoss(TwoTowerLoss):
     """``-log sigmoid(z (scale s + bias))`` summed over the columns of a row, ``z`` 1 for positives and -1 for negatives.
 
-    Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023. Called as ``loss(images, ref_emb=texts)``, with row ``i``
-    the positive of row ``i``, or with labels, for two sets or for one (self pairs excluded). The default reducer divides the sum by
-    the number of rows, as the paper does.
+    Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023. Called as ``loss(images, ref_emb=texts)``, with row
+    ``i`` the positive of row ``i``, or with labels, for two sets or for one (self pairs excluded). The default reducer divides
+    the sum by the number of rows, as the paper does.
 
     Args:
         scale: the factor of the similarities, or where it starts.
@@ -26,6 +26,9 @@ class SigLIPLoss(TwoTowerLoss):
         learn_scale: train ``logit_scale = log(scale)``.
         learn_bias: train ``logit_bias``.
     """
+
+    logit_scale: Tensor
+    logit_bias: Tensor
 
     def __init__(
         self, scale: float = 10.0, bias: float = -10.0, learn_scale: bool = True, learn_bias: bool = True, **kwargs: Any
@@ -47,6 +50,4 @@ class SigLIPLoss(TwoTowerLoss):
     def trained(self) -> tuple[Tensor, Tensor | None] | None:
         if not (self.learn_scale or self.learn_bias):
             return None
-        scale: Tensor = self.logit_scale
-        bias: Tensor = self.logit_bias
-        return scale.exp(), bias
+        return self.logit_scale.exp(), self.logit_bias

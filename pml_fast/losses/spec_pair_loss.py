@@ -67,7 +67,8 @@ def fused_pair_loss(
     need = torch.is_grad_enabled()
     weights = row_weights(folds, call.labels if classes is None else classes, compute_type(x.dtype))
     loss, *_ = torch.ops.pml_fast.pairwise_loss(
-        x, y, labels, ref_labels, rule, weights, spec.name, spec.params(), score.encode(), call.itself, [fold.encode() for fold in folds], need and x.requires_grad, need and y.requires_grad,
+        x, y, labels, ref_labels, rule, weights, spec.name, spec.params(), score.encode(), call.itself,
+        [fold.encode() for fold in folds], need and x.requires_grad, need and y.requires_grad,
     )  # fmt: skip
     result: Tensor = loss
     return result

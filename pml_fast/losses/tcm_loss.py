@@ -17,8 +17,9 @@ from pml_fast.utils import common_functions as c_f
 
 
 class ThresholdConsistentMarginLoss(SpecPairLoss):
-    """``lambda_plus`` times the mean of ``margin_plus - s`` over positives at or below ``margin_plus``, and ``lambda_minus`` times
-    the mean of ``s - margin_minus`` over negatives at or above ``margin_minus``.
+    """The mean of ``margin_plus - s`` over positives at or below ``margin_plus``, plus that of negatives beyond ``margin_minus``.
+
+    The first mean is taken ``lambda_plus`` times, the mean of ``s - margin_minus`` over negatives ``lambda_minus`` times.
 
     Zhang et al., "Threshold-Consistent Margin Loss for Open-World Deep Metric Learning", ICLR 2024. A regularizer to add to
     another loss. The loss is one number already: reducers pass it on.

@@ -21,8 +21,8 @@ from pml_fast.utils import common_functions as c_f
 class TwoTowerLoss(BaseMetricLossFunction):
     """Compares ``embeddings`` with ``ref_emb``, row ``i`` with row ``i`` where there are no labels. Subclasses say what of it.
 
-    A factor and a summand of the scores that are trained go into the rows: ``scale x`` and a further feature ``bias`` against 1.
-    The engines then give their gradients as parts of those of the rows.
+    A factor and a summand of the scores that are trained go into the rows: ``scale x`` and a further feature ``bias`` against
+    1. The engines then give their gradients as parts of those of the rows.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -145,7 +145,7 @@ class TwoTowerLoss(BaseMetricLossFunction):
         score = self.distance.engine_score()
         if score is None:
             raise ValueError(
-                f"distance must be CosineSimilarity or DotProductSimilarity itself, without statistics, for {type(self).__name__}, "
+                f"distance must be CosineSimilarity or DotProductSimilarity itself for {type(self).__name__}, "
                 f"got {type(self.distance).__name__}: {self.distance.engine_refusal()}"
             )
         losses: LossDict = {}

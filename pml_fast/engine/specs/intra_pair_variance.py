@@ -16,7 +16,7 @@ from pml_fast.engine.views import Side, View
 @register_pair_spec
 @dataclass(frozen=True)
 class IntraPairVariance(TwoSweepSpec):
-    """``relu(d - (1 + eps) mean)^2`` a positive pair and ``relu((1 - eps) mean - d)^2`` a negative one; mirrored for similarities.
+    """``relu(d - (1 + eps) mean)^2`` a positive pair, ``relu((1 - eps) mean - d)^2`` a negative one; mirrored for similarities.
 
     The means are over all positive pairs and over all negative pairs, and have a gradient.
     """

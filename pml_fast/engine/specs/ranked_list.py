@@ -12,7 +12,6 @@ from pml_fast.engine.score import Score
 from pml_fast.engine.spec import PairSpec, register_pair_spec
 from pml_fast.engine.views import Side, View
 
-
 # Keeps the mean over no pair of a side at 0; added once for each column of the comparison, as PML does.
 FLOOR = 1e-5
 

@@ -15,7 +15,7 @@ from pml_fast.engine.views import View, softplus
 @register_pair_spec
 @dataclass(frozen=True)
 class SigLIP(PairSpec):
-    """``-log sigmoid(scale s + bias)`` of the positives and ``-log sigmoid(-(scale s + bias))`` of the negatives, summed a row."""
+    """The sum over a row of ``-log sigmoid(z (scale s + bias))``, with ``z`` 1 for positives and -1 for negatives."""
 
     scale: float = 10.0
     bias: float = -10.0

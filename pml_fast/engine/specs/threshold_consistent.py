@@ -13,8 +13,9 @@ from pml_fast.engine.views import View
 @register_pair_spec
 @dataclass(frozen=True)
 class ThresholdConsistent(PairSpec):
-    """``lambda_plus (margin_plus - s)`` for positives with ``s <= margin_plus``, ``lambda_minus (s - margin_minus)`` for negatives
-    with ``s >= margin_minus``; the others have no loss."""
+    """``lambda_plus (margin_plus - s)`` for positives with ``s <= margin_plus``, and for negatives with ``s >= margin_minus``
+    ``lambda_minus (s - margin_minus)``; other pairs have no loss.
+    """
 
     lambda_plus: float = 1.0
     lambda_minus: float = 1.0

@@ -17,7 +17,10 @@ from pml_fast.engine.views import View, softplus
 @register_pair_spec
 @dataclass(frozen=True)
 class TupletMargin(PairSpec):
-    """``log(1 + sum_n exp(scale (s_an - cos(theta_ap - margin))))`` a positive pair, with ``cos(theta) = s``, ``margin`` in radians."""
+    """``log(1 + sum_n exp(scale (s_an - cos(theta_ap - margin))))`` a positive pair, with ``cos(theta) = s``.
+
+    ``margin`` is in radians.
+    """
 
     margin: float = 0.1
     scale: float = 64.0
