@@ -72,7 +72,9 @@ def difference(case: Case) -> str | None:
     if loss in ("lifted", "tcm") and separate:
         return "the peer takes rows of the reference set for rows of the batch"
     if loss in COLUMNS and reducer.startswith(("class_weighted", "per_anchor")):
-        return "the peer's losses have shape [N, 1], so that class weights form an outer product, and its PerAnchorReducer fails"
+        return (
+            "the peer's losses have shape [N, 1], so that class weights form an outer product, and its PerAnchorReducer fails"
+        )
     if loss == "n_pairs" and miner == "multi_similarity":
         return "the first pair of a class is another one, as the peer's miners order a tuple by distance"
     if loss in PAIR_TERMS and reducer.startswith("per_anchor"):
@@ -173,4 +175,3 @@ def test_value_and_gradients_equal_the_peer(loss: str) -> None:
         except (AssertionError, pytest.fail.Exception) as error:
             failed.append(f"{'-'.join(case)}: {error}")
     assert not failed, f"{len(failed)} cases differ:\n" + "\n".join(failed[:4])
-

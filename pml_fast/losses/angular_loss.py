@@ -9,16 +9,19 @@ import torch
 from torch import Tensor
 
 from pml_fast.distances import LpDistance
+from pml_fast.engine.fold import inside, reduce_rows
 from pml_fast.engine.lazy import LazyIndices
-from pml_fast.engine.plan import MATERIALISED, PARTLY, Call, Plan, overridden
+from pml_fast.engine.plan import MATERIALISED, PARTLY, Call, Plan, overridden, reduction_of
 from pml_fast.engine.positives import positive_pairs
 from pml_fast.engine.recompute import over_rows, strip_scores
 from pml_fast.engine.score import Score, compute_type
-from pml_fast.engine.views import NEG_INF, DenseSide, softplus
+from pml_fast.engine.spec import Term
+from pml_fast.engine.views import NEG_INF, DenseSide, ListedSide, softplus
 from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction, LossDict
 from pml_fast.utils import common_functions as c_f
 from pml_fast.utils import loss_and_miner_utils as lmu
 
+TERM = Term("loss", "pos_pair")
 PRODUCT = Score("dot", normalize=False)
 
 
@@ -51,6 +54,20 @@ class AngularLoss(BaseMetricLossFunction):
             "one loss a pair is reduced in torch",
         ]
         return Plan(PARTLY, "blocks", notes=notes)
+
+    def run_plan(self, plan: Plan, call: Call) -> Tensor | None:
+        folds = None if plan.mode == MATERIALISED else reduction_of(self.reducer, ["loss"]).folds
+        # A pair that a tuple names twice counts once an anchor, which the reducer sees to.
+        if not folds or (folds[0].kind == "per_anchor" and call.indices is not None):
+            return None
+        entry = self.compute_loss(call.embeddings, call.labels, call.indices, call.ref_emb, call.ref_labels)["loss"]
+        if entry["indices"] is None:
+            return None
+        loss, fold = entry["losses"], folds[0]
+        kept = inside(loss.detach(), *fold.pair_limits())
+        side = ListedSide(loss, entry["indices"][0], len(call.embeddings), kept)
+        weights = fold.row_weights(call.labels, loss.dtype)
+        return reduce_rows(fold, TERM, side.sum(loss), side.count().to(loss.dtype), weights)[0]
 
     def compute_loss(
         self, embeddings: Tensor, labels: Tensor | None, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pml_fast.distances import CosineSimilarity
 from pml_fast.engine.plan import Call, Plan
@@ -36,7 +37,7 @@ class InstanceLoss(RowSoftmaxLoss):
     def comparison(self, call: Call) -> Softmax:
         _check(call)
         assert call.labels is not None
-        rank = torch.unique(call.labels, return_inverse=True)[1]
+        rank = _ranks(call.labels)
         index = torch.arange(len(rank), device=rank.device)
         return Softmax(call.embeddings, call.embeddings, rank, index)
 
@@ -52,6 +53,14 @@ class InstanceLoss(RowSoftmaxLoss):
 
     def get_default_distance(self) -> CosineSimilarity:
         return CosineSimilarity()
+
+
+def _ranks(labels: Tensor) -> Tensor:
+    """The rank of each label among the different ones, without a size that depends on them."""
+    ordered, order = torch.sort(labels)
+    new = torch.zeros_like(order)
+    new[1:] = (ordered[1:] != ordered[:-1]).to(new.dtype)
+    return torch.empty_like(order).scatter_(0, order, new.cumsum(dim=0))
 
 
 def _check(call: Call) -> None:

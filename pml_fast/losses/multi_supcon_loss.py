@@ -10,14 +10,16 @@ from torch import Tensor
 
 from pml_fast.distances import CosineSimilarity
 from pml_fast.engine import listed
+from pml_fast.engine.fold import Fold, reduce_rows
 from pml_fast.engine.lazy import LazyIndices
-from pml_fast.engine.plan import MATERIALISED, PARTLY, Call, Plan, overridden
+from pml_fast.engine.plan import MATERIALISED, PARTLY, Call, Plan, overridden, reduction_of
 from pml_fast.engine.problem import comparable_mask
 from pml_fast.engine.recompute import over_rows, strip_scores, unit
 from pml_fast.engine.score import Score, compute_type
+from pml_fast.engine.spec import Term
 from pml_fast.engine.views import DenseSide, Side, View
 from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction, LossDict, prepare_call
-from pml_fast.reducers import AvgNonZeroReducer, BaseReducer
+from pml_fast.reducers import AvgNonZeroReducer, BaseReducer, ClassWeightedReducer
 
 
 class MultiSupConLoss(BaseMetricLossFunction):
@@ -93,8 +95,22 @@ class MultiSupConLoss(BaseMetricLossFunction):
         if call.labels.shape[1] != call.ref_labels.shape[1]:
             raise ValueError(f"ref_labels must have the labels' {call.labels.shape[1]} classes, got {call.ref_labels.shape[1]}")
         loss_dict = self.compute_loss(call.embeddings, call.labels, call.indices, call.ref_emb, call.ref_labels)
+        fold = self._fold()
+        if fold is not None:
+            losses = loss_dict["loss"]["losses"]
+            loss = reduce_rows(fold, Term("loss", "element"), losses, torch.ones_like(losses), None)[0]
+            return (
+                loss if self.embedding_regularizer is None else loss + self.embedding_regularization_loss(embeddings)["losses"]
+            )
         self.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)
         return self.reducer(loss_dict, embeddings, call.labels)
+
+    def _fold(self) -> Fold | None:
+        """How the rows are reduced, where the reducer need not see them; its own comparisons would leave out a NaN."""
+        if isinstance(self.reducer, ClassWeightedReducer):
+            raise ValueError("reducer must not be a ClassWeightedReducer for MultiSupConLoss, whose rows have several labels")
+        folds = None if overridden(self) else reduction_of(self.reducer, ["loss"]).folds
+        return folds[0] if folds else None
 
     def _sets(self, name: str, labels: Any, embeddings: Tensor) -> Tensor:
         """Label sets as a matrix of 0 and 1, ``[N, C]``, in the type that scores are computed in."""
