@@ -454,9 +454,15 @@ print(peak - 4 * N * D)
 """
 STEPS = {
     **{name: (f"{name}()", "loss(x, labels)") for name in losses.__all__ if name.endswith("Loss")},
+    "RankedListLoss": ("RankedListLoss(0.4, 5)", "loss(x, labels)"),
+    "CLIPLoss": ("CLIPLoss()", "loss(x, ref_emb=x.detach().clone())"),
+    "MultiSupConLoss": ("MultiSupConLoss()", "loss(x, torch.nn.functional.one_hot(labels % 16))"),
+    "two_sets": ("SigLIPLoss()", "loss(x, ref_emb=x.detach().clone())"),
     "mined": ("MultiSimilarityLoss()", "loss(x, labels, miners.MultiSimilarityMiner()(x, labels))"),
     "batch_hard": ("TripletMarginLoss()", "loss(x, labels, miners.BatchHardMiner()(x, labels))"),
 }
+# The base of losses that users write over the matrix.
+del STEPS["GenericPairLoss"]
 
 
 @pytest.mark.slow

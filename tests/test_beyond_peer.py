@@ -116,7 +116,7 @@ def test_two_towers_refuse_what_they_cannot_pair() -> None:
     for loss in (losses.CLIPLoss(), losses.SigLIPLoss()):
         with pytest.raises(ValueError, match="ref_emb must be given where there are no labels"):
             loss(x)
-        with pytest.raises(ValueError, match="ref_emb must have as many rows as embeddings.*6, got 5"):
+        with pytest.raises(ValueError, match=r"ref_emb must have as many rows as embeddings.*6, got 5"):
             loss(x, ref_emb=y)
         index = torch.tensor([0])
         with pytest.raises(ValueError, match="indices_tuple"):
@@ -127,7 +127,7 @@ def test_two_towers_refuse_what_they_cannot_pair() -> None:
         losses.SigLIPLoss(-1)
     with pytest.raises(TypeError, match="DotProductSimilarity"):
         losses.CLIPLoss(distance=distances.LpDistance())
-    with pytest.raises(ValueError, match="distance must be CosineSimilarity or DotProductSimilarity itself"):
+    with pytest.raises(ValueError, match=r"distance must be CosineSimilarity or DotProductSimilarity itself"):
         losses.CLIPLoss(distance=distances.CosineSimilarity(collect_stats=True))(x, ref_emb=x.detach().clone())
 
 
@@ -202,13 +202,13 @@ def test_index_tuples_choose_the_pairs_and_labels_weigh_them() -> None:
 
 
 SETS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
-    "one label a row": (lambda: losses.MultiSupConLoss()(rows(4), torch.arange(4)), ValueError, "labels must be a 2-D.*SupConLoss"),
+    "one label a row": (lambda: losses.MultiSupConLoss()(rows(4), torch.arange(4)), ValueError, "must be a 2-D.*SupConLoss"),
     "no labels": (lambda: losses.MultiSupConLoss()(rows(4)), TypeError, "labels must be a tensor.*got None"),
     "other classes": (
         lambda: losses.MultiSupConLoss(num_classes=3)(rows(4), torch.ones(4, 2)), ValueError, "num_classes=3 columns, got 2"
     ),
     "lists alone": (lambda: losses.MultiSupConLoss()(rows(2), [[0], [1]]), ValueError, "num_classes must be given.*got None"),
-    "short lists": (lambda: losses.MultiSupConLoss(num_classes=2)(rows(2), [[0]]), ValueError, "each of the 2 embeddings, got 1"),
+    "short lists": (lambda: losses.MultiSupConLoss(num_classes=2)(rows(2), [[0]]), ValueError, "of the 2 embeddings, got 1"),
     "a class beyond": (
         lambda: losses.MultiSupConLoss(num_classes=2)(rows(2), [[0], [2]]), ValueError, r"class numbers from 0 to 1, got \[2\]"
     ),

@@ -99,9 +99,7 @@ class MultiSupConLoss(BaseMetricLossFunction):
         if fold is not None:
             losses = loss_dict["loss"]["losses"]
             loss = reduce_rows(fold, Term("loss", "element"), losses, torch.ones_like(losses), None)[0]
-            return (
-                loss if self.embedding_regularizer is None else loss + self.embedding_regularization_loss(embeddings)["losses"]
-            )
+            return loss + self.embedding_regularization_loss(embeddings)["losses"]
         self.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)
         return self.reducer(loss_dict, embeddings, call.labels)
 

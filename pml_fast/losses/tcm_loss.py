@@ -17,7 +17,7 @@ from pml_fast.utils import common_functions as c_f
 
 
 class ThresholdConsistentMarginLoss(SpecPairLoss):
-    """The mean of ``margin_plus - s`` over positives at or below ``margin_plus``, plus that of negatives beyond ``margin_minus``.
+    """The mean of ``margin_plus - s`` over positives at or below ``margin_plus``, plus the negatives' share.
 
     The first mean is taken ``lambda_plus`` times, the mean of ``s - margin_minus`` over negatives ``lambda_minus`` times.
 
