@@ -425,7 +425,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: losses.MarginLoss(num_classes=2)(X, LABELS), ValueError, "labels must be from 0 to 1.*got labels from 0 to 2"
     ),
     "unlabelled classes": (
-        lambda: losses.MarginLoss(num_classes=2)(X, None, (INDEX, INDEX + 3, INDEX + 1)), ValueError, "choose the beta of each anchor"
+        lambda: losses.MarginLoss(num_classes=2)(X, None, (INDEX, INDEX + 3, INDEX + 1)), ValueError, "choose the beta of each"
     ),
 }  # fmt: skip
 

@@ -19,6 +19,9 @@ from pml_fast.engine.score import NORM_EPS, Score, _powered, compute_type
 from pml_fast.engine.settings import math_precision
 from pml_fast.engine.strips import strip_base, strip_grads
 
+# A number of each row of a range ``[.., last - first]``, given the range and the tensors.
+Rowwise = Callable[..., Tensor]
+
 
 def unit(score: Score, x: Tensor) -> Tensor:
     """Rows as a score compares them, differentiable."""
@@ -32,24 +35,56 @@ def strip_scores(score: Score, x: Tensor, y: Tensor) -> Tensor:
     return _powered(score, torch.ops.pml_fast.strip_base(x, y, plain.encode()))
 
 
-def over_rows(function: Callable[[int, int], Tensor], n: int, width: int) -> Tensor:
-    """``function(first, last)`` over ranges of ``n`` rows whose strips have ``width`` columns, joined along the last dimension.
+def over_rows(function: Rowwise, n: int, width: int, *tensors: Tensor) -> Tensor:
+    """``function(first, last, *tensors)`` over ranges of ``n`` rows, joined along the last dimension.
 
-    What the function computes is not kept for the backward, but computed again there.
+    The strips of a range have ``width`` columns. What the function computes is not kept for the backward, but computed again
+    there. ``tensors`` are those it is to be differentiated by.
     """
-    step = max(1, grad_sum.STRIP_ELEMENTS // max(width, 1))
-    ranges = [(first, min(n, first + step)) for first in range(0, n, step)] or [(0, 0)]
-    parts = [_recomputed(function, first, last) for first, last in ranges]
-    return torch.cat(parts, dim=-1)
-
-
-def _recomputed(function: Callable[[int, int], Tensor], first: int, last: int) -> Tensor:
     with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-        if not torch.is_grad_enabled():
-            return function(first, last)
+        if not torch.compiler.is_compiling():
+            result: Tensor = _OverRows.apply(function, n, width, *tensors)
+            return result
+        # A traced graph knows checkpoints, and no gradients taken inside of a formula.
         options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-        result: Tensor = checkpoint(function, first, last, **options)
-        return result
+        return torch.cat([checkpoint(function, *ends, *tensors, **options) for ends in _ranges(n, width)], dim=-1)
+
+
+def _ranges(n: int, width: int) -> list[tuple[int, int]]:
+    step = max(1, grad_sum.STRIP_ELEMENTS // max(width, 1))
+    return [(first, min(n, first + step)) for first in range(0, n, step)] or [(0, 0)]
+
+
+class _OverRows(torch.autograd.Function):
+    """One node for all ranges: a node a range would leave the allocator a pinned hole after each strip."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Rowwise, n: int, width: int, *tensors: Tensor) -> Tensor:
+        ctx.function, ctx.ranges = function, _ranges(n, width)
+        ctx.save_for_backward(*tensors)
+        joined: Tensor | None = None
+        for first, last in ctx.ranges:
+            part = function(first, last, *tensors)
+            joined = part.new_empty(*part.shape[:-1], n) if joined is None else joined
+            joined[..., first:last] = part
+        assert joined is not None
+        return joined
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        refuse_double_backward()
+        wanted = ctx.needs_input_grad[3:]
+        sums = [torch.zeros_like(part) if need else None for part, need in zip(ctx.saved_tensors, wanted, strict=True)]
+        for first, last in ctx.ranges:
+            with torch.enable_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+                leaves = [part.detach().requires_grad_(need) for part, need in zip(ctx.saved_tensors, wanted, strict=True)]
+                part = ctx.function(first, last, *leaves)
+            own = [leaf for leaf in leaves if leaf.requires_grad]
+            found = torch.autograd.grad(part, own, grad[..., first:last], allow_unused=True)
+            for total, more in zip([total for total in sums if total is not None], found, strict=True):
+                if more is not None:
+                    total += more
+        return (None, None, None, *sums)
 
 
 def _strip_base(x: Tensor, y: Tensor, score: str) -> Tensor:

@@ -148,7 +148,7 @@ class MarginLoss(BaseMetricLossFunction):
         # A backend that cannot run this says so; a traced graph takes the strips.
         dense = not torch.compiler.is_compiling() and dispatch.select(problem).name == "reference"
 
-        def strip(first: int, last: int) -> Tensor:
+        def strip(first: int, last: int, x: Tensor, y: Tensor, beta: Tensor) -> Tensor:
             same = same_labels(labels[first:last], ref_labels)
             other = comparable_mask(first, last - first, len(y), y.device) if call.itself else None
             rule = None if plan.rule is None else plan.rule[:, first:last]
@@ -159,7 +159,7 @@ class MarginLoss(BaseMetricLossFunction):
             numbers += [side.sum((loss > 0).to(loss.dtype)) for side, loss in sides]
             return torch.stack([*numbers, *(side.count().to(beta.dtype) for side, _ in sides)])
 
-        return over_rows(strip, len(x), 1 if dense else len(y)).unbind(0)
+        return over_rows(strip, len(x), 1 if dense else len(y), x, y, beta).unbind(0)
 
     def _beta_of(self, labels: Tensor | None, embeddings: Tensor) -> Tensor:
         """The boundary of each row ``[N]``."""

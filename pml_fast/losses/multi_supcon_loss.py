@@ -156,12 +156,12 @@ class MultiSupConLoss(BaseMetricLossFunction):
             x, y = (unit(score, rows) for rows in self.distance.engine_rows(embeddings, ref_emb))
             wanted = score
 
-            def strip(first: int, last: int) -> Tensor:
+            def strip(first: int, last: int, x: Tensor, y: Tensor) -> Tensor:
                 scores = strip_scores(wanted, x[first:last], y)
                 view, weight = self._strip(scores, first, labels[first:last], ref_labels, itself)
                 return self._losses(wanted, view, weight)
 
-            losses = over_rows(strip, len(x), len(y))
+            losses = over_rows(strip, len(x), len(y), x, y)
         index = torch.arange(len(embeddings), device=embeddings.device)
         return {"loss": {"losses": losses, "indices": index, "reduction_type": "element"}}
 
