@@ -13,6 +13,7 @@ import pytest
 import torch
 from pytorch_metric_learning import distances as peer_distances
 from pytorch_metric_learning import losses as peer
+from pytorch_metric_learning import miners as peer_miners
 from pytorch_metric_learning.utils.loss_and_miner_utils import convert_to_triplets
 from torch import Tensor
 
@@ -305,6 +306,14 @@ def test_plans_are_fused_with_the_default_reducer(name: str) -> None:
     assert said.costs is not None and (said.backend == "chunked" or name == "snr_contrastive")
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_is_explained(name: str) -> None:
+    x, labels = batch()
+    for reducer in (None, reducers.DoNothingReducer()):
+        said = explain(LOSSES[name](reducer=reducer), x, labels)
+        assert said.error is None and said.notes and said.mode in str(said)
+
+
 @pytest.mark.parametrize("name", ["n_pairs", "instance"])
 def test_row_softmaxes_are_fused(name: str) -> None:
     x, labels = batch()
@@ -375,6 +384,25 @@ def test_users_pair_losses_work_as_in_the_peer(by_matrix: bool) -> None:
     with pytest.raises(ValueError, match="cannot both be None"):
         users_loss(losses, by_matrix)(x)
     assert users_loss(losses, by_matrix).plan(prepare_call(x, labels, None, None, None)).mode == "materialised"
+
+
+def test_users_pair_losses_see_a_single_pair() -> None:
+    x, labels = batch()
+    i, j, k = torch.tensor([0]), torch.tensor([6]), torch.tensor([1])
+    s = torch.cdist(torch.nn.functional.normalize(x), torch.nn.functional.normalize(x))
+    want = (s[0, 6].square() + s[0, 1].square()) / 2
+    torch.testing.assert_close(users_loss(losses, False)(x, labels, (i, j, i, k)), want)
+    assert users_loss(peer, False)(x, labels, (i, j, i, k)) == 0
+
+
+def test_n_pairs_of_a_miner_are_in_order_of_their_indices() -> None:
+    x, labels = batch()
+    mined = tuple(miners.MultiSimilarityMiner()(x, labels))
+    a, p = mined[:2]
+    assert (a.diff() >= 0).all() and (p.diff()[a.diff() == 0] > 0).all()
+    theirs = peer_miners.MultiSimilarityMiner()(x, labels)
+    assert {*zip(*(part.tolist() for part in theirs[:2]), strict=True)} == {*zip(a.tolist(), p.tolist(), strict=True)}
+    assert not torch.isclose(losses.NPairsLoss()(x, labels, mined), peer.NPairsLoss()(x, labels, theirs))
 
 
 def test_a_pair_on_both_sides_is_refused_where_masks_are_made() -> None:
