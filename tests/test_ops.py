@@ -36,6 +36,14 @@ LOSSES: dict[str, Callable[[], torch.nn.Module]] = {
     "class_weighted": lambda: losses.NTXentLoss(reducer=reducers.ClassWeightedReducer(torch.rand(10))),
     "per_anchor": lambda: losses.ContrastiveLoss(reducer=reducers.PerAnchorReducer()),
     "snr": lambda: losses.ContrastiveLoss(distance=distances.SNRDistance()),
+    "nca": losses.NCALoss,
+    "lifted": losses.LiftedStructureLoss,
+    "generalized_lifted": losses.GeneralizedLiftedStructureLoss,
+    "intra_pair_variance": losses.IntraPairVarianceLoss,
+    "tuplet": losses.TupletMarginLoss,
+    "threshold_consistent": lambda: losses.ThresholdConsistentMarginLoss(margin_minus=-0.2),
+    "margin": lambda: losses.MarginLoss(beta=0.9),
+    "siglip": lambda: losses.SigLIPLoss(learn_scale=False, learn_bias=False),
 }
 MINED: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[], torch.nn.Module]]] = {
     "multi_similarity": (losses.MultiSimilarityLoss, miners.MultiSimilarityMiner),
@@ -92,6 +100,8 @@ def op_calls(itself: bool, score: Score) -> Iterator[tuple[str, tuple[Any, ...]]
         yield "listed_triplet_loss", (a, b, *listed, False, False)
     yield "listed_scores", (x, y, i, j, s)
     yield "listed_grads", (a, b, i, j, s, torch.rand(14), True, False)
+    yield "strip_base", (x, y, s)
+    yield "strip_base_grad", (a, b, torch.rand(len(a), len(b)), torch.rand(len(a), len(b)), s, True, False)
 
 
 @pytest.mark.parametrize("itself", [True, False])

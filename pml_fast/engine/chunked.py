@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pml_fast.engine import grad_sum, triplet_strips
+from pml_fast.engine import grad_sum, triplet_strips, two_sweeps
 from pml_fast.engine.autograd import autograd_enabled
 from pml_fast.engine.fold import inside
 from pml_fast.engine.grad_sum import GradSum, strips
@@ -23,7 +23,7 @@ from pml_fast.engine.problem import (
     same_labels,
 )
 from pml_fast.engine.score import Score, paired_scores
-from pml_fast.engine.spec import Term
+from pml_fast.engine.spec import Losses, Some, Term
 from pml_fast.engine.strips import powered, strip_base
 from pml_fast.engine.views import DenseSide, View, dense_view
 
@@ -42,14 +42,28 @@ def _side(view: View, term: Term) -> DenseSide:
     return side
 
 
-def term_rows(term: Term, limits: Limits, loss: Tensor, view: View) -> tuple[Tensor, Tensor]:
+def term_rows(term: Term, limits: Limits, given: Tensor | Some, view: View) -> tuple[Tensor, Tensor]:
     """Value (differentiable) and count of each row, from what a spec's formula gave for the term."""
+    loss, there = given if isinstance(given, Some) else (given, None)
     if term.kind == "element":
-        return loss, torch.ones_like(loss)
+        if there is None:
+            return loss, torch.ones_like(loss)
+        return torch.where(there, loss, 0.0), there.to(loss.dtype)
     mask = _side(view, term).mask
     low, high = limits
     kept = mask & inside(loss, low, high)
+    kept = kept if there is None else kept & there
     return torch.where(kept, loss, 0.0).sum(dim=1), kept.sum(dim=1).to(loss.dtype)
+
+
+def _weighed(problem: PairProblem, w: Tensor, view: View, losses: Losses, first: int, last: int) -> Tensor:
+    """The strip's share of ``sum(w[t] * value[t])``."""
+    total = w.new_zeros(())
+    for t, (term, loss) in enumerate(zip(problem.spec.terms, losses, strict=True)):
+        value, _ = term_rows(term, problem.limits[t], loss, view)
+        # A row that weighs nothing must not turn an infinite value into NaN.
+        total = total + torch.where(w[t, first:last] != 0, value * w[t, first:last], 0.0).sum()
+    return total
 
 
 class ChunkedBackend:
@@ -67,30 +81,31 @@ class ChunkedBackend:
         n, m = problem.x.shape[0], problem.y.shape[0]
         rows = problem.x.new_zeros(len(problem.spec.terms), 2, n)
         exists = torch.zeros(2, dtype=torch.bool, device=rows.device)
+        swept = two_sweeps.first_sweep(problem, _view)
+        losses_of = two_sweeps.losses_of(problem, swept)
         for first, last in strips(n, m):
             s = powered(problem.score, strip_base(problem.score, problem.x[first:last], problem.y))
             view = _view(problem, first, last, s)
             exists |= torch.stack([view.pos.count().any(), view.neg.count().any()])
-            losses = problem.spec.formula(view, problem.score)
+            losses = losses_of(view, first, last)
             for t, (term, loss) in enumerate(zip(problem.spec.terms, losses, strict=True)):
                 rows[t, 0, first:last], rows[t, 1, first:last] = term_rows(term, problem.limits[t], loss, view)
-        return PairRows(rows, exists, rows.new_zeros(0))
+        return PairRows(rows, exists, swept)
 
     def pair_grads(
         self, problem: PairProblem, state: PairRows, w: Tensor, need_x: bool, need_y: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         accumulate = GradSum(problem.x, problem.y, problem.shared, need_x, need_y)
+        losses_of = two_sweeps.losses_of(problem, state.saved)
+        back = two_sweeps.state_grads(problem, state.saved, _view, lambda *strip: _weighed(problem, w, *strip))
         for first, last in strips(problem.x.shape[0], problem.y.shape[0]):
             base = strip_base(problem.score, problem.x[first:last], problem.y)
             with autograd_enabled():
                 s = powered(problem.score, base).detach().requires_grad_()
                 view = _view(problem, first, last, s)
-                losses = problem.spec.formula(view, problem.score)
-                total = s.new_zeros(())
-                for t, (term, loss) in enumerate(zip(problem.spec.terms, losses, strict=True)):
-                    value, _ = term_rows(term, problem.limits[t], loss, view)
-                    # A row that weighs nothing must not turn an infinite value into NaN.
-                    total = total + torch.where(w[t, first:last] != 0, value * w[t, first:last], 0.0).sum()
+                total = _weighed(problem, w, view, losses_of(view, first, last), first, last)
+                if back is not None:
+                    total = total + two_sweeps.state_share(problem, view, back[:, first:last])
                 (c,) = torch.autograd.grad(total, s)
             accumulate.add(problem.score, first, last, base, c)
         return accumulate.result()

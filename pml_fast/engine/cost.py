@@ -174,10 +174,13 @@ def _strip(size: Size) -> int:
     return max(size.m, min(grad_sum.STRIP_ELEMENTS, size.n * size.m))
 
 
-def _chunked_pairwise(size: Size, _: PairSpec | TripletSpec, __: Score, ___: bool) -> Cost:
+def _chunked_pairwise(size: Size, spec: PairSpec | TripletSpec, _: Score, __: bool) -> Cost:
+    assert isinstance(spec, PairSpec)
     need = size.need_x or size.need_y
     memory = _common_bytes(size, 2 + _half(size)) + size.item * STRIP_BUFFERS * _strip(size)
-    return _cost(size, size.gemm, (1 + need + size.gradients) * size.gemm, 1 + need, memory)
+    # Two sweeps forward take two backward, the last of which multiplies into the gradients.
+    sweeps = spec.sweeps * (1 + need)
+    return _cost(size, spec.sweeps * size.gemm, (sweeps + size.gradients) * size.gemm, sweeps, memory)
 
 
 def _chunked_triplet(size: Size, spec: PairSpec | TripletSpec, _: Score, uniform: bool) -> Cost:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 
 from torch import Tensor
 
@@ -23,10 +23,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Term:
-    """One named sub-loss. ``kind`` is PML's reduction type: ``element`` (a loss a row), ``pos_pair`` or ``neg_pair``."""
+    """One named sub-loss. ``kind`` is PML's reduction type: ``element`` (a loss a row), ``pos_pair`` or ``neg_pair``.
+
+    Of a ``partial`` term of elements some rows have no loss: they are not counted.
+    """
 
     name: str
     kind: str
+    partial: bool = False
+
+
+class Some(NamedTuple):
+    """What a formula gives for a term of which only the losses in ``there`` (a mask) exist; the others are not counted."""
+
+    loss: Tensor
+    there: Tensor
+
+
+Losses: TypeAlias = "Sequence[Tensor | Some]"
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,8 @@ class PairSpec(ABC):
     # PML gives 0 for the whole batch unless a positive and a negative pair exist.
     gated: ClassVar[bool] = False
     scales: ClassVar[tuple[str, ...]] = ()
+    # Sweeps over all scores that the losses take.
+    sweeps: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -48,12 +64,36 @@ class PairSpec(ABC):
             check(field.name, getattr(self, field.name))
 
     @abstractmethod
-    def formula(self, view: View, score: Score) -> list[Tensor]:
+    def formula(self, view: View, score: Score) -> Losses:
         """One tensor a term: ``[N]`` for ``element``; the shape of the view's side for pair terms (masked by the caller)."""
 
     def params(self) -> list[float]:
         """The parameters as an operator's schema carries them."""
         return [float(getattr(self, field.name)) for field in fields(self)]
+
+
+@dataclass(frozen=True)
+class TwoSweepSpec(PairSpec):
+    """A loss whose pairs need numbers of other rows than their own: a first sweep leaves them, a second one uses them."""
+
+    sweeps: ClassVar[int] = 2
+
+    @abstractmethod
+    def row_state(self, view: View, score: Score) -> Tensor:
+        """What the first sweep keeps of each row of a strip, ``[S, n]``."""
+
+    def share(self, state: Tensor) -> Tensor:
+        """What the second sweep is told, ``[R, N]``, of the state ``[S, N]`` of all rows."""
+        return state
+
+    @abstractmethod
+    def losses(self, view: View, score: Score, own: Tensor, every: Tensor) -> Losses:
+        """As :meth:`formula`, given what is shared for the strip's ``own`` rows ``[R, n]`` and for ``every`` row ``[R, N]``."""
+
+    def formula(self, view: View, score: Score) -> Losses:
+        """Both sweeps at once, over a view of all rows."""
+        shared = self.share(self.row_state(view, score))
+        return self.losses(view, score, shared, shared)
 
 
 PAIR_SPECS: dict[str, type[PairSpec]] = {}

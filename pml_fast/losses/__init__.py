@@ -1,21 +1,52 @@
 """Losses."""
 
+from pml_fast.losses.angular_loss import AngularLoss
 from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction
 from pml_fast.losses.circle_loss import CircleLoss
+from pml_fast.losses.clip_loss import CLIPLoss
 from pml_fast.losses.contrastive_loss import ContrastiveLoss
+from pml_fast.losses.generic_pair_loss import GenericPairLoss
+from pml_fast.losses.instance_loss import InstanceLoss
+from pml_fast.losses.intra_pair_variance_loss import IntraPairVarianceLoss
+from pml_fast.losses.lifted_structure_loss import GeneralizedLiftedStructureLoss, LiftedStructureLoss
+from pml_fast.losses.margin_loss import MarginLoss
 from pml_fast.losses.mixins import EmbeddingRegularizerMixin
 from pml_fast.losses.multi_similarity_loss import MultiSimilarityLoss
+from pml_fast.losses.multi_supcon_loss import MultiSupConLoss
+from pml_fast.losses.n_pairs_loss import NPairsLoss
+from pml_fast.losses.nca_loss import NCALoss
 from pml_fast.losses.ntxent_loss import NTXentLoss
+from pml_fast.losses.ranked_list_loss import RankedListLoss
+from pml_fast.losses.siglip_loss import SigLIPLoss
+from pml_fast.losses.signal_to_noise_ratio_losses import SignalToNoiseRatioContrastiveLoss
 from pml_fast.losses.supcon_loss import SupConLoss
+from pml_fast.losses.tcm_loss import ThresholdConsistentMarginLoss
 from pml_fast.losses.triplet_margin_loss import TripletMarginLoss
+from pml_fast.losses.tuplet_margin_loss import TupletMarginLoss
 
 __all__ = [
+    "AngularLoss",
     "BaseMetricLossFunction",
+    "CLIPLoss",
     "CircleLoss",
     "ContrastiveLoss",
     "EmbeddingRegularizerMixin",
+    "GeneralizedLiftedStructureLoss",
+    "GenericPairLoss",
+    "InstanceLoss",
+    "IntraPairVarianceLoss",
+    "LiftedStructureLoss",
+    "MarginLoss",
     "MultiSimilarityLoss",
+    "MultiSupConLoss",
+    "NCALoss",
+    "NPairsLoss",
     "NTXentLoss",
+    "RankedListLoss",
+    "SigLIPLoss",
+    "SignalToNoiseRatioContrastiveLoss",
     "SupConLoss",
+    "ThresholdConsistentMarginLoss",
     "TripletMarginLoss",
+    "TupletMarginLoss",
 ]

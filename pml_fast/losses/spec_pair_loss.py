@@ -18,6 +18,7 @@ from pml_fast.engine.plan import (
     PARTLY,
     Call,
     Plan,
+    Reduction,
     learnable,
     overridden,
     read_indices,
@@ -48,15 +49,26 @@ def row_weights(folds: list[Fold], labels: Tensor, dtype: torch.dtype) -> Tensor
 
 
 def fused_pair_loss(
-    spec: PairSpec, score: Score, folds: list[Fold], rule: Tensor | None, call: Call, x: Tensor, y: Tensor
+    spec: PairSpec,
+    score: Score,
+    folds: list[Fold],
+    rule: Tensor | None,
+    call: Call,
+    x: Tensor,
+    y: Tensor,
+    classes: Tensor | None = None,
 ) -> Tensor:
-    """The reduced loss of all pairs that ``rule`` leaves, in one operator; ``x`` and ``y`` are the rows the engine sees."""
+    """The reduced loss of all pairs that ``rule`` leaves, in one operator; ``x`` and ``y`` are the rows the engine sees.
+
+    ``classes`` are the labels that class weights go by, where these are not the call's.
+    """
     assert call.labels is not None and call.ref_labels is not None
     labels, ref_labels = engine_labels(call.labels, call.ref_labels, call.itself)
     need = torch.is_grad_enabled()
+    weights = row_weights(folds, call.labels if classes is None else classes, compute_type(x.dtype))
     loss, *_ = torch.ops.pml_fast.pairwise_loss(
-        x, y, labels, ref_labels, rule, row_weights(folds, call.labels, compute_type(x.dtype)), spec.name, spec.params(),
-        score.encode(), call.itself, [fold.encode() for fold in folds], need and x.requires_grad, need and y.requires_grad,
+        x, y, labels, ref_labels, rule, weights, spec.name, spec.params(), score.encode(), call.itself,
+        [fold.encode() for fold in folds], need and x.requires_grad, need and y.requires_grad,
     )  # fmt: skip
     result: Tensor = loss
     return result
@@ -64,13 +76,17 @@ def fused_pair_loss(
 
 def pair_row_losses(spec: PairSpec, score: Score, rule: Tensor | None, call: Call, x: Tensor, y: Tensor) -> Tensor:
     """Every row's loss of each term ``[T, N]``, differentiable one by one."""
+    return pair_rows(spec, score, rule, call, x, y)[0]
+
+
+def pair_rows(spec: PairSpec, score: Score, rule: Tensor | None, call: Call, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """As :func:`pair_row_losses`, and how many losses each row has."""
     assert call.labels is not None and call.ref_labels is not None
     labels, ref_labels = engine_labels(call.labels, call.ref_labels, call.itself)
-    values, _ = torch.ops.pml_fast.pairwise_rows(
+    values, counts = torch.ops.pml_fast.pairwise_rows(
         x, y, labels, ref_labels, rule, spec.name, spec.params(), score.encode(), call.itself
     )
-    result: Tensor = values
-    return result
+    return values, counts
 
 
 class SpecPairLoss(BaseMetricLossFunction):
@@ -90,7 +106,7 @@ class SpecPairLoss(BaseMetricLossFunction):
         if score is None:
             note = f"the matrix of {type(self.distance).__name__} is materialised: {self.distance.engine_refusal()}"
             return Plan(MATERIALISED, "dense", spec, Score(inverted=self.distance.is_inverted), notes=[note])
-        reduction = reduction_of(self.reducer, [term.name for term in spec.terms])
+        reduction = self._reduction(spec)
         trained = learnable(self, [field.name for field in fields(spec)])
         if trained:
             note = f"the loss of every pair is materialised: {', '.join(trained)} is trained, and needs its gradient"
@@ -112,6 +128,10 @@ class SpecPairLoss(BaseMetricLossFunction):
         notes.append(f"the loss of every pair is materialised: {reduction.reason}")
         return Plan(MATERIALISED, "indexed", spec, score, None, mined.rule, notes)
 
+    def _reduction(self, spec: PairSpec) -> Reduction:
+        """How the terms are reduced."""
+        return reduction_of(self.reducer, [term.name for term in spec.terms])
+
     def run_plan(self, plan: Plan, call: Call) -> Tensor | None:
         if plan.folds is None or plan.score is None or not isinstance(plan.spec, PairSpec):
             return None
@@ -125,7 +145,7 @@ class SpecPairLoss(BaseMetricLossFunction):
         """The view over listed pairs, scored by the indexed engine."""
         assert isinstance(plan.spec, PairSpec) and plan.score is not None
         lists = self._lists(plan.spec, call)
-        return listed.listed_view(lists, listed.engine_scorer(x, y, plan.score), x.shape[0]), lists
+        return listed.listed_view(lists, listed.engine_scorer(x, y, plan.score), x.shape[0], call.itself), lists
 
     def _lists(self, spec: PairSpec, call: Call) -> listed.PairLists:
         indices = call.indices
@@ -153,7 +173,7 @@ class SpecPairLoss(BaseMetricLossFunction):
             score = Score(inverted=self.distance.is_inverted)
         else:
             scorer = listed.engine_scorer(x, y, score)
-        return listed.loss_dict(spec, score, listed.listed_view(lists, scorer, embeddings.shape[0]), lists)
+        return listed.loss_dict(spec, score, listed.listed_view(lists, scorer, embeddings.shape[0], itself), lists)
 
     def _row_losses(self, spec: PairSpec, score: Score, call: Call, x: Tensor, y: Tensor) -> LossDict | None:
         """One loss a row straight out of the sweep, where the spec and the index tuple allow it."""
@@ -164,11 +184,13 @@ class SpecPairLoss(BaseMetricLossFunction):
         mined = read_indices(call, score, triplets=False)
         if mined.lists is not None:
             return None
-        values = pair_row_losses(spec, score, mined.rule, call, x, y)
+        values, counts = pair_rows(spec, score, mined.rule, call, x, y)
         index = torch.arange(x.shape[0], device=x.device)
-        return {
-            term.name: {"losses": values[t], "indices": index, "reduction_type": "element"} for t, term in enumerate(spec.terms)
-        }
+        losses: LossDict = {}
+        for t, term in enumerate(spec.terms):
+            there: Any = counts[t] > 0 if term.partial else slice(None)
+            losses[term.name] = {"losses": values[t][there], "indices": index[there], "reduction_type": "element"}
+        return losses
 
 
 def _materialised(call: Call) -> Call:

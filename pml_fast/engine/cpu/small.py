@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pml_fast import _extension
-from pml_fast.engine.cpu.pairwise import fixed_shift
+from pml_fast.engine.cpu.pairwise import COMPILED, fixed_shift
 from pml_fast.engine.cpu.rows import distance_name, extension
 from pml_fast.engine.cpu.triplet import EVERY, POSITIVE_ONLY
 from pml_fast.engine.fold import Fold
@@ -45,7 +45,7 @@ class Recipe:
 def recipe(spec: str, params: tuple[float, ...], score: str, folds: tuple[str, ...]) -> Recipe | None:
     """How to run this in one call, or ``None`` where only tiles will do."""
     sc, reductions = Score.decode(score), [Fold.decode(fold) for fold in folds]
-    if not _compiled(sc) or any(fold.kind not in _FOLDS for fold in reductions):
+    if spec not in COMPILED or not _compiled(sc) or any(fold.kind not in _FOLDS for fold in reductions):
         return None
     maths, values = pair_spec(spec, params), list(params)
     shifts = {dtype: fixed_shift(spec, values, sc, dtype) for dtype in (torch.float32, torch.float64)}

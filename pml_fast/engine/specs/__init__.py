@@ -2,8 +2,31 @@
 
 from pml_fast.engine.specs.circle import Circle
 from pml_fast.engine.specs.contrastive import Contrastive
+from pml_fast.engine.specs.intra_pair_variance import IntraPairVariance
+from pml_fast.engine.specs.lifted_structure import GeneralizedLiftedStructure, LiftedStructure
+from pml_fast.engine.specs.margin import Margin
 from pml_fast.engine.specs.multi_similarity import MultiSimilarity
+from pml_fast.engine.specs.nca import NCA
 from pml_fast.engine.specs.ntxent import NTXent
+from pml_fast.engine.specs.ranked_list import RankedList
+from pml_fast.engine.specs.siglip import SigLIP
 from pml_fast.engine.specs.supcon import SupCon
+from pml_fast.engine.specs.threshold_consistent import ThresholdConsistent
+from pml_fast.engine.specs.tuplet_margin import TupletMargin
 
-__all__ = ["Circle", "Contrastive", "MultiSimilarity", "NTXent", "SupCon"]
+__all__ = [
+    "NCA",
+    "Circle",
+    "Contrastive",
+    "GeneralizedLiftedStructure",
+    "IntraPairVariance",
+    "LiftedStructure",
+    "Margin",
+    "MultiSimilarity",
+    "NTXent",
+    "RankedList",
+    "SigLIP",
+    "SupCon",
+    "ThresholdConsistent",
+    "TupletMargin",
+]

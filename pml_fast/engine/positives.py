@@ -1,0 +1,24 @@
+"""The positive pairs of labels, named one by one: O(N P) numbers, without the label matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def positive_pairs(labels: Tensor, ref_labels: Tensor, itself: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Anchors and positives ``[K]`` of all positive pairs, in order, and how many rows of the reference set differ ``[N]``.
+
+    The number of pairs depends on the data: reading it waits for the device.
+    """
+    ordered, order = torch.sort(ref_labels, stable=True)
+    start = torch.searchsorted(ordered, labels.contiguous())
+    size = torch.searchsorted(ordered, labels.contiguous(), right=True) - start
+    anchor = torch.repeat_interleave(size)
+    before = size.cumsum(dim=0) - size
+    within = torch.arange(len(anchor), device=labels.device) - before[anchor]
+    positive = order[start[anchor] + within]
+    if itself:
+        other = anchor != positive
+        anchor, positive = anchor[other], positive[other]
+    return anchor, positive, len(ref_labels) - size

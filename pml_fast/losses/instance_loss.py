@@ -1,0 +1,69 @@
+"""Instance loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pml_fast.distances import CosineSimilarity
+from pml_fast.engine.plan import Call, Plan
+from pml_fast.losses.row_softmax import RowSoftmaxLoss, Softmax
+from pml_fast.reducers import BaseReducer, MeanReducer
+from pml_fast.utils import common_functions as c_f
+
+
+class InstanceLoss(RowSoftmaxLoss):
+    """Cross-entropy of ``gamma`` times the similarities of a row to all rows, itself among them, one loss a row.
+
+    Zheng et al., "Dual-Path Convolutional Image-Text Embeddings with Instance Loss", ACM TOMM 2020. As in PML, the target of a
+    row is the sample whose position is the rank of the row's label among the labels of the batch: pass labels 0 .. N-1, one an
+    instance, for each row to be its own target. Neither a reference set nor an ``indices_tuple`` is supported.
+
+    Args:
+        gamma: the factor of the similarities.
+    """
+
+    def __init__(self, gamma: float = 64, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        c_f.assert_distance_type(self, CosineSimilarity)
+        self.gamma = gamma
+        self.add_to_recordable_attributes(list_of_names=["gamma"], is_stat=False)
+
+    def scale(self) -> float:
+        return self.gamma
+
+    def comparison(self, call: Call) -> Softmax:
+        _check(call)
+        assert call.labels is not None
+        rank = _ranks(call.labels)
+        index = torch.arange(len(rank), device=rank.device)
+        return Softmax(call.embeddings, call.embeddings, rank, index)
+
+    def plan(self, call: Call) -> Plan:
+        _check(call)
+        return super().plan(call)
+
+    def words(self) -> str:
+        return "every row against every row, itself among them"
+
+    def get_default_reducer(self) -> BaseReducer:
+        return MeanReducer()
+
+    def get_default_distance(self) -> CosineSimilarity:
+        return CosineSimilarity()
+
+
+def _ranks(labels: Tensor) -> Tensor:
+    """The rank of each label among the different ones, without a size that depends on them."""
+    ordered, order = torch.sort(labels)
+    new = torch.zeros_like(order)
+    new[1:] = (ordered[1:] != ordered[:-1]).to(new.dtype)
+    return torch.empty_like(order).scatter_(0, order, new.cumsum(dim=0))
+
+
+def _check(call: Call) -> None:
+    c_f.labels_required(call.labels)
+    c_f.indices_tuple_not_supported(call.indices)
+    c_f.ref_not_supported(call.embeddings, call.labels, call.ref_emb, call.ref_labels)

@@ -1,0 +1,210 @@
+"""Supervised contrastive loss of samples with several labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pml_fast.distances import CosineSimilarity
+from pml_fast.engine import listed
+from pml_fast.engine.fold import Fold, reduce_rows
+from pml_fast.engine.lazy import LazyIndices
+from pml_fast.engine.plan import MATERIALISED, PARTLY, Call, Plan, overridden, reduction_of
+from pml_fast.engine.problem import comparable_mask
+from pml_fast.engine.recompute import over_rows, strip_scores, unit
+from pml_fast.engine.score import Score, compute_type
+from pml_fast.engine.spec import Term
+from pml_fast.engine.views import DenseSide, Side, View
+from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction, LossDict, prepare_call
+from pml_fast.reducers import AvgNonZeroReducer, BaseReducer, ClassWeightedReducer
+
+
+class MultiSupConLoss(BaseMetricLossFunction):
+    """``1/|P(i)| sum over p in P(i) of J_ip (log sum over all others of exp(s_ij/t) - s_ip/t)``, one loss an anchor.
+
+    ``J`` is the Jaccard similarity of two label sets, and ``P(i)`` are the rows with ``J_ip >= threshold``. Two empty sets are
+    equal (1); an empty set and another have nothing in common (0). A row without positives has a loss of 0. With one label a
+    row it is :class:`SupConLoss`. "Contrastive Learning for Multi-Label Classification"; the definition is that of PML 3.
+
+    ``labels`` is ``[N, C]``: bool, or numbers of which those that are not 0 are set; or, with ``num_classes``, a list with the
+    class numbers of each row. ``ref_labels`` likewise, with as many classes. An ``indices_tuple`` chooses the pairs, the labels
+    weigh them.
+
+    Args:
+        temperature: the softmax temperature ``t``.
+        threshold: the similarity from which on two rows are positives, from 0 to 1.
+        num_classes: how many classes there are; ``None`` to read it from the labels.
+    """
+
+    def __init__(self, temperature: float = 0.1, threshold: float = 0.5, num_classes: int | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must be a similarity from 0 to 1, got {threshold!r}")
+        self.temperature = temperature
+        self.threshold = threshold
+        self.num_classes = num_classes
+        self.add_to_recordable_attributes(list_of_names=["temperature", "threshold"], is_stat=False)
+
+    def get_default_reducer(self) -> BaseReducer:
+        return AvgNonZeroReducer()
+
+    def get_default_distance(self) -> CosineSimilarity:
+        return CosineSimilarity()
+
+    def plan(self, call: Call) -> Plan:
+        """How a call would run."""
+        own = overridden(self)
+        if own:
+            return Plan(MATERIALISED, "dense", notes=[f"{type(self).__name__} replaces {', '.join(own)}"])
+        if self.distance.engine_score() is None:
+            note = f"the matrix of {type(self.distance).__name__} is materialised: {self.distance.engine_refusal()}"
+            return Plan(MATERIALISED, "dense", notes=[note])
+        if call.indices is not None:
+            return Plan(PARTLY, "indexed", None, self.distance.engine_score(), notes=["only the listed pairs are compared"])
+        notes = [
+            "a strip of scores and label similarities at a time, computed again in the backward",
+            "one loss a row is reduced in torch",
+        ]
+        return Plan(PARTLY, "strips", notes=notes)
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Any = None,
+        indices_tuple: Sequence[Tensor] | None = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Any = None,
+    ) -> Any:
+        """The loss, a scalar.
+
+        Args:
+            embeddings: ``[N, D]``.
+            labels: label sets of the rows.
+            indices_tuple: pairs or triplets; ``None`` for all pairs.
+            ref_emb: ``[M, D]``; ``None`` for the batch itself.
+            ref_labels: label sets of the reference set.
+        """
+        self.reset_stats()
+        itself = ref_emb is None or (ref_emb is embeddings and (ref_labels is None or ref_labels is labels))
+        call = prepare_call(embeddings, None, indices_tuple, None if itself else ref_emb, None)
+        call.labels = self._sets("labels", labels, call.embeddings)
+        call.ref_labels = call.labels if itself else self._sets("ref_labels", ref_labels, call.ref_emb)
+        if call.labels.shape[1] != call.ref_labels.shape[1]:
+            raise ValueError(f"ref_labels must have the labels' {call.labels.shape[1]} classes, got {call.ref_labels.shape[1]}")
+        loss_dict = self.compute_loss(call.embeddings, call.labels, call.indices, call.ref_emb, call.ref_labels)
+        fold = self._fold()
+        if fold is not None:
+            losses = loss_dict["loss"]["losses"]
+            loss = reduce_rows(fold, Term("loss", "element"), losses, torch.ones_like(losses), None)[0]
+            return loss + self.embedding_regularization_loss(embeddings)["losses"]
+        self.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)
+        return self.reducer(loss_dict, embeddings, call.labels)
+
+    def _fold(self) -> Fold | None:
+        """How the rows are reduced, where the reducer need not see them; its own comparisons would leave out a NaN."""
+        if isinstance(self.reducer, ClassWeightedReducer):
+            raise ValueError("reducer must not be a ClassWeightedReducer for MultiSupConLoss, whose rows have several labels")
+        folds = None if overridden(self) else reduction_of(self.reducer, ["loss"]).folds
+        return folds[0] if folds else None
+
+    def _sets(self, name: str, labels: Any, embeddings: Tensor) -> Tensor:
+        """Label sets as a matrix of 0 and 1, ``[N, C]``, in the type that scores are computed in."""
+        n, dtype = len(embeddings), compute_type(embeddings.dtype)
+        if torch.is_tensor(labels):
+            if labels.ndim != 2 or len(labels) != n:
+                raise ValueError(
+                    f"{name} must be a 2-D tensor with a row of classes an embedding, shape ({n}, num_classes), got shape "
+                    f"{tuple(labels.shape)}; for one label a row use SupConLoss"
+                )
+            if self.num_classes is not None and labels.shape[1] != self.num_classes:
+                raise ValueError(f"{name} must have num_classes={self.num_classes} columns, got {labels.shape[1]}")
+            return (labels.to(embeddings.device) != 0).to(dtype)
+        if not isinstance(labels, Sequence):
+            raise TypeError(f"{name} must be a tensor of shape ({n}, num_classes) or a list of class numbers, got {labels!r}")
+        return self._from_lists(name, labels, n).to(device=embeddings.device, dtype=dtype)
+
+    def _from_lists(self, name: str, labels: Sequence[Any], n: int) -> Tensor:
+        if self.num_classes is None:
+            raise ValueError(f"num_classes must be given for {name} as lists of class numbers, got None")
+        if len(labels) != n:
+            raise ValueError(f"{name} must have a list of class numbers for each of the {n} embeddings, got {len(labels)}")
+        sets = torch.zeros(n, self.num_classes)
+        for row, classes in enumerate(labels):
+            numbers = torch.as_tensor(list(classes), dtype=torch.int64)
+            if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < self.num_classes:
+                raise ValueError(f"{name} must be class numbers from 0 to {self.num_classes - 1}, got {numbers.tolist()}")
+            sets[row, numbers] = 1
+        return sets
+
+    def compute_loss(
+        self, embeddings: Tensor, labels: Tensor | None, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor | None
+    ) -> LossDict:
+        """One loss a row."""
+        assert labels is not None and ref_labels is not None
+        itself = ref_emb is embeddings and ref_labels is labels
+        score = self.distance.engine_score()
+        if indices_tuple is not None:
+            losses = self._listed_losses(score, Call(embeddings, labels, indices_tuple, ref_emb, ref_labels, itself))
+        elif score is None:
+            score = Score(inverted=self.distance.is_inverted)
+            view, weight = self._strip(self.distance(embeddings, ref_emb), 0, labels, ref_labels, itself)
+            losses = self._losses(score, view, weight)
+        else:
+            x, y = (unit(score, rows) for rows in self.distance.engine_rows(embeddings, ref_emb))
+            wanted = score
+
+            def strip(first: int, last: int, x: Tensor, y: Tensor) -> Tensor:
+                scores = strip_scores(wanted, x[first:last], y)
+                view, weight = self._strip(scores, first, labels[first:last], ref_labels, itself)
+                return self._losses(wanted, view, weight)
+
+            losses = over_rows(strip, len(x), len(y), x, y)
+        index = torch.arange(len(embeddings), device=embeddings.device)
+        return {"loss": {"losses": losses, "indices": index, "reduction_type": "element"}}
+
+    def _strip(self, s: Tensor, first: int, sets: Tensor, ref_sets: Tensor, itself: bool) -> tuple[View, Tensor]:
+        """Positives, negatives and label similarities of some rows against all columns."""
+        weight = _jaccard(sets @ ref_sets.T, sets.sum(dim=1, keepdim=True), ref_sets.sum(dim=1))
+        pos = weight >= self.threshold
+        neg = ~pos
+        if itself:
+            other = comparable_mask(first, s.shape[0], s.shape[1], s.device)
+            pos, neg = pos & other, neg & other
+        return View(DenseSide(s, pos), DenseSide(s, neg), itself), weight
+
+    def _listed_losses(self, score: Score | None, call: Call) -> Tensor:
+        assert call.labels is not None and call.ref_labels is not None
+        indices: Any = call.indices
+        if isinstance(indices, LazyIndices):
+            indices = indices.materialise()
+        # Every pair once, however often the tuple names it.
+        lists = listed.pair_lists(indices, None, None, len(call.ref_emb), unique=True)
+        if score is None:
+            scorer = listed.matrix_scorer(self.distance(call.embeddings, call.ref_emb))
+            score = Score(inverted=self.distance.is_inverted)
+        else:
+            scorer = listed.engine_scorer(*self.distance.engine_rows(call.embeddings, call.ref_emb), score)
+        view = listed.listed_view(lists, scorer, len(call.embeddings), call.itself)
+        sets, others = call.labels[lists.a1], call.ref_labels[lists.p]
+        weight = _jaccard((sets * others).sum(dim=1), sets.sum(dim=1), others.sum(dim=1))
+        return self._losses(score, view, weight)
+
+    def _losses(self, score: Score, view: View, weight: Tensor) -> Tensor:
+        """One loss a row; ``weight`` holds the positives' label similarities."""
+        scale = score.sign / self.temperature
+        pos: Side = view.pos
+        count = pos.count()
+        some = count > 0
+        log_pos = pos.logsumexp(pos.s * scale)
+        log_all = torch.logaddexp(torch.where(some, log_pos, 0.0), view.neg.logsumexp(view.neg.s * scale))
+        total = pos.sum(weight * (pos.spread(log_all) - pos.s * scale))
+        return torch.where(some, total / count.clamp(min=1), 0.0)
+
+
+def _jaccard(common: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Common labels over all labels; 1 for two empty sets."""
+    every = left + right - common
+    return torch.where(every > 0, common / every.clamp(min=1), 1.0)

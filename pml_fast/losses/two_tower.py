@@ -1,0 +1,158 @@
+"""Losses of two sets of embeddings that are paired by position or by label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pml_fast.distances import CosineSimilarity, DotProductSimilarity
+from pml_fast.engine.plan import FUSED, MATERIALISED, PARTLY, Call, Plan, overridden, reduction_of
+from pml_fast.engine.recompute import unit
+from pml_fast.engine.score import Score
+from pml_fast.engine.spec import PairSpec
+from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction, LossDict
+from pml_fast.losses.spec_pair_loss import fused_pair_loss, pair_row_losses
+from pml_fast.utils import common_functions as c_f
+
+
+class TwoTowerLoss(BaseMetricLossFunction):
+    """Compares ``embeddings`` with ``ref_emb``, row ``i`` with row ``i`` where there are no labels. Subclasses say what of it.
+
+    A factor and a summand of the scores that are trained go into the rows: ``scale x`` and a further feature ``bias`` against
+    1. The engines then give their gradients as parts of those of the rows.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        c_f.assert_distance_type(self, DotProductSimilarity)
+
+    def get_default_distance(self) -> CosineSimilarity:
+        return CosineSimilarity()
+
+    def sides(self, call: Call) -> list[tuple[str, Call, float]]:
+        """The comparisons that make up the loss: the sub-loss's name, rows and columns, and its share."""
+        return [("loss", call, 1.0)]
+
+    def spec(self, trained: bool) -> PairSpec:
+        """The maths over the scores, or over scores that hold the trained numbers already."""
+        raise NotImplementedError
+
+    def trained(self) -> tuple[Tensor, Tensor | None] | None:
+        """Factor and summand of the scores where either is trained."""
+        raise NotImplementedError
+
+    def paired(self, call: Call) -> Call:
+        """The call with labels: positions where none were given."""
+        if call.labels is not None:
+            return call
+        if call.itself:
+            raise ValueError("ref_emb must be given where there are no labels, got None; pass the other set, or labels")
+        if len(call.embeddings) != len(call.ref_emb):
+            raise ValueError(
+                f"ref_emb must have as many rows as embeddings where there are no labels, {len(call.embeddings)}, got "
+                f"{len(call.ref_emb)}; pass labels and ref_labels"
+            )
+        position = torch.arange(len(call.embeddings), device=call.embeddings.device)
+        return Call(call.embeddings, position, None, call.ref_emb, position.clone(), False)
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        indices_tuple: Sequence[Tensor] | None = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Any:
+        """The loss, a scalar.
+
+        Args:
+            embeddings: ``[N, D]``, the one set.
+            labels: ``[N]``, or ``None`` to pair by position.
+            indices_tuple: not supported.
+            ref_emb: ``[M, D]``, the other set.
+            ref_labels: ``[M]``.
+        """
+        return super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+
+    def plan(self, call: Call) -> Plan:
+        """How a call would run."""
+        own = overridden(self)
+        if own:
+            return Plan(MATERIALISED, "dense", notes=[f"{type(self).__name__} replaces {', '.join(own)}"])
+        c_f.indices_tuple_not_supported(call.indices)
+        self.paired(call)
+        score = self.distance.engine_score()
+        if score is None:
+            note = f"the matrix of {type(self.distance).__name__} is materialised: {self.distance.engine_refusal()}"
+            return Plan(MATERIALISED, "dense", notes=[note])
+        trained = self.trained() is not None
+        notes = ["trained numbers are a factor and a feature of the rows, and get their gradient with them"] if trained else []
+        score = self._score(score, call.itself)
+        names = self._sub_loss_names()
+        reduction = reduction_of(self.reducer, names)
+        # What explain counts is one of the comparisons.
+        notes += [f"{len(names)} comparisons of the two sets, one in each direction"] if len(names) > 1 else []
+        if reduction.folds is None:
+            notes.append(f"one loss a row comes out of the sweep and is reduced in torch: {reduction.reason}")
+            return Plan(PARTLY, "pairwise", self.spec(trained), score, notes=notes)
+        notes.append("losses are reduced inside the sweep; no pair is named")
+        return Plan(FUSED, "pairwise", self.spec(trained), score, reduction.folds[:1], notes=notes)
+
+    def _score(self, score: Score, itself: bool) -> Score:
+        """The score the engine sees: rows that hold trained numbers are prepared already, and differ from the columns."""
+        return score if self.trained() is None else Score("dot", 2.0, score.power, normalize=False, symmetric=False)
+
+    def _rows(self, score: Score, call: Call) -> tuple[Tensor, Tensor]:
+        x, y = self.distance.engine_rows(call.embeddings, call.ref_emb)
+        numbers = self.trained()
+        if numbers is None:
+            return x, y
+        scale, bias = (None if part is None else part.to(x.device) for part in numbers)
+        x, y = unit(score, x), unit(score, y)
+        assert scale is not None
+        x = x * scale.to(x.dtype)
+        if bias is None:
+            return x, y
+        return (
+            torch.cat([x, bias.to(x.dtype).reshape(1, 1).expand(len(x), 1)], dim=1),
+            torch.cat([y, torch.ones_like(y[:, :1])], dim=1),
+        )
+
+    def run_plan(self, plan: Plan, call: Call) -> Tensor | None:
+        score = self.distance.engine_score()
+        if plan.engine != "pairwise" or plan.folds is None or plan.score is None or score is None:
+            return None
+        assert isinstance(plan.spec, PairSpec)
+        call = self.paired(call)
+        folds = reduction_of(self.reducer, self._sub_loss_names()).folds or []
+        total: Any = 0
+        for (_, side, share), fold in zip(self.sides(call), folds, strict=True):
+            x, y = self._rows(score, side)
+            total = total + share * fused_pair_loss(plan.spec, plan.score, [fold], None, side, x, y)
+        result: Tensor = total
+        return result
+
+    def compute_loss(
+        self, embeddings: Tensor, labels: Tensor | None, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor | None
+    ) -> LossDict:
+        """One loss a row of each comparison."""
+        c_f.indices_tuple_not_supported(indices_tuple)
+        itself = ref_emb is embeddings and ref_labels is labels
+        call = self.paired(Call(embeddings, labels, None, ref_emb, ref_labels, itself))
+        score = self.distance.engine_score()
+        if score is None:
+            raise ValueError(
+                f"distance must be CosineSimilarity or DotProductSimilarity itself for {type(self).__name__}, "
+                f"got {type(self.distance).__name__}: {self.distance.engine_refusal()}"
+            )
+        losses: LossDict = {}
+        for name, side, share in self.sides(call):
+            x, y = self._rows(score, side)
+            spec = self.spec(self.trained() is not None)
+            values = share * pair_row_losses(spec, self._score(score, itself), None, side, x, y)[0]
+            index = torch.arange(len(values), device=values.device)
+            losses[name] = {"losses": values, "indices": index, "reduction_type": "element"}
+        return losses
