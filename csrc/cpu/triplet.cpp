@@ -127,7 +127,7 @@ class Engine final : public TripletEngine {
     std::vector<std::pair<T, int64_t>> pos;
     T nan = 0;
     for (int64_t j = g_.start[i]; j < g_.end[i]; ++j) {
-      if (g_.exclude_self && j == i) continue;
+      if (j == g_.own_column(i)) continue;
       const T s = scores[j];
       if (rule_ != nullptr && (s < rule_[i] || s > rule_[g_.n + i])) continue;
       nan += s - s;

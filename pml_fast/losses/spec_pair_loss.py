@@ -18,6 +18,7 @@ from pml_fast.engine.plan import (
     PARTLY,
     Call,
     Plan,
+    excluded,
     learnable,
     overridden,
     read_indices,
@@ -48,26 +49,40 @@ def row_weights(folds: list[Fold], labels: Tensor, dtype: torch.dtype) -> Tensor
 
 
 def fused_pair_loss(
-    spec: PairSpec, score: Score, folds: list[Fold], rule: Tensor | None, call: Call, x: Tensor, y: Tensor
+    spec: PairSpec,
+    score: Score,
+    folds: list[Fold],
+    rule: Tensor | None,
+    call: Call,
+    x: Tensor,
+    y: Tensor,
+    copies: bool = False,
 ) -> Tensor:
-    """The reduced loss of all pairs that ``rule`` leaves, in one operator; ``x`` and ``y`` are the rows the engine sees."""
+    """The reduced loss of all pairs that ``rule`` leaves, in one operator; ``x`` and ``y`` are the rows the engine sees.
+
+    ``copies`` leaves out each row's own copy in a reference set that begins with the batch.
+    """
     assert call.labels is not None and call.ref_labels is not None
     labels, ref_labels = engine_labels(call.labels, call.ref_labels, call.itself)
+    itself, score = excluded(call, score, copies)
     need = torch.is_grad_enabled()
     loss, *_ = torch.ops.pml_fast.pairwise_loss(
         x, y, labels, ref_labels, rule, row_weights(folds, call.labels, compute_type(x.dtype)), spec.name, spec.params(),
-        score.encode(), call.itself, [fold.encode() for fold in folds], need and x.requires_grad, need and y.requires_grad,
+        score.encode(), itself, [fold.encode() for fold in folds], need and x.requires_grad, need and y.requires_grad,
     )  # fmt: skip
     result: Tensor = loss
     return result
 
 
-def pair_row_losses(spec: PairSpec, score: Score, rule: Tensor | None, call: Call, x: Tensor, y: Tensor) -> Tensor:
+def pair_row_losses(
+    spec: PairSpec, score: Score, rule: Tensor | None, call: Call, x: Tensor, y: Tensor, copies: bool = False
+) -> Tensor:
     """Every row's loss of each term ``[T, N]``, differentiable one by one."""
     assert call.labels is not None and call.ref_labels is not None
     labels, ref_labels = engine_labels(call.labels, call.ref_labels, call.itself)
+    itself, score = excluded(call, score, copies)
     values, _ = torch.ops.pml_fast.pairwise_rows(
-        x, y, labels, ref_labels, rule, spec.name, spec.params(), score.encode(), call.itself
+        x, y, labels, ref_labels, rule, spec.name, spec.params(), score.encode(), itself
     )
     result: Tensor = values
     return result
@@ -95,7 +110,7 @@ class SpecPairLoss(BaseMetricLossFunction):
         if trained:
             note = f"the loss of every pair is materialised: {', '.join(trained)} is trained, and needs its gradient"
             return Plan(MATERIALISED, "indexed", spec, score, notes=[note])
-        mined = read_indices(call, score, triplets=False)
+        mined = read_indices(call, score, triplets=False, copies=True)
         notes = [mined.note]
         if mined.lists is not None:
             folds = reduction.folds
@@ -105,10 +120,10 @@ class SpecPairLoss(BaseMetricLossFunction):
             return Plan(PARTLY, "indexed", spec, score, folds, notes=notes)
         if reduction.folds is not None:
             notes.append("losses are reduced inside the sweep; no pair is named")
-            return Plan(FUSED, "pairwise", spec, score, reduction.folds, mined.rule, notes)
+            return Plan(FUSED, "pairwise", spec, score, reduction.folds, mined.rule, notes, mined.copies)
         if all(term.kind == "element" for term in spec.terms):
             notes.append(f"one loss a row comes out of the sweep and is reduced in torch: {reduction.reason}")
-            return Plan(PARTLY, "pairwise", spec, score, None, mined.rule, notes)
+            return Plan(PARTLY, "pairwise", spec, score, None, mined.rule, notes, mined.copies)
         notes.append(f"the loss of every pair is materialised: {reduction.reason}")
         return Plan(MATERIALISED, "indexed", spec, score, None, mined.rule, notes)
 
@@ -119,7 +134,7 @@ class SpecPairLoss(BaseMetricLossFunction):
         if plan.engine == "indexed":
             view, _ = self._listed(plan, call, x, y)
             return listed.folded_loss(plan.spec, plan.score, view, plan.folds, call.labels)
-        return fused_pair_loss(plan.spec, plan.score, plan.folds, plan.rule, call, x, y)
+        return fused_pair_loss(plan.spec, plan.score, plan.folds, plan.rule, call, x, y, plan.copies)
 
     def _listed(self, plan: Plan, call: Call, x: Tensor, y: Tensor) -> tuple[Any, listed.PairLists]:
         """The view over listed pairs, scored by the indexed engine."""
@@ -161,10 +176,10 @@ class SpecPairLoss(BaseMetricLossFunction):
             return None
         if learnable(self, [field.name for field in fields(spec)]):
             return None
-        mined = read_indices(call, score, triplets=False)
+        mined = read_indices(call, score, triplets=False, copies=True)
         if mined.lists is not None:
             return None
-        values = pair_row_losses(spec, score, mined.rule, call, x, y)
+        values = pair_row_losses(spec, score, mined.rule, call, x, y, mined.copies)
         index = torch.arange(x.shape[0], device=x.device)
         return {
             term.name: {"losses": values[t], "indices": index, "reduction_type": "element"} for t, term in enumerate(spec.terms)

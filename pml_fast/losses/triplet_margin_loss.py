@@ -17,6 +17,7 @@ from pml_fast.engine.plan import (
     PARTLY,
     Call,
     Plan,
+    excluded,
     learnable,
     overridden,
     read_indices,
@@ -34,16 +35,20 @@ TERM = Term("loss", "triplet")
 
 
 def fused_triplet_loss(
-    spec: TripletSpec, score: Score, fold: Fold, rule: Tensor | None, call: Call, x: Tensor, y: Tensor
+    spec: TripletSpec, score: Score, fold: Fold, rule: Tensor | None, call: Call, x: Tensor, y: Tensor, copies: bool = False
 ) -> Tensor:
-    """The reduced loss of all triplets that ``rule`` leaves, in one operator; ``x`` and ``y`` are the rows the engine sees."""
+    """The reduced loss of all triplets that ``rule`` leaves, in one operator; ``x`` and ``y`` are the rows the engine sees.
+
+    ``copies`` leaves out each row's own copy in a reference set that begins with the batch.
+    """
     assert call.labels is not None and call.ref_labels is not None
     labels, ref_labels = engine_labels(call.labels, call.ref_labels, call.itself)
+    itself, score = excluded(call, score, copies)
     need = torch.is_grad_enabled()
     loss, *_ = torch.ops.pml_fast.triplet_loss(
         x, y, labels, ref_labels, rule, fold.row_weights(call.labels, compute_type(x.dtype)),
         [spec.margin, float(spec.smooth), float(spec.swap), spec.select_margin], spec.select, score.encode(),
-        call.itself, fold.encode(), need and x.requires_grad, need and y.requires_grad,
+        itself, fold.encode(), need and x.requires_grad, need and y.requires_grad,
     )  # fmt: skip
     result: Tensor = loss
     return result
@@ -103,7 +108,7 @@ class TripletMarginLoss(BaseMetricLossFunction):
         folds = reduction.folds
         if folds is not None and folds[0].kind == "per_anchor":
             folds, reduction.reason = None, "PerAnchorReducer has no reduction of triplets"
-        mined = read_indices(call, score, triplets=True)
+        mined = read_indices(call, score, triplets=True, copies=True)
         notes = [mined.note]
         if call.indices is None and self.triplets_per_anchor != "all":
             notes = [f"{self.triplets_per_anchor} random triplets an anchor: index tensors, only those are scored"]
@@ -122,7 +127,7 @@ class TripletMarginLoss(BaseMetricLossFunction):
             return Plan(MATERIALISED, "indexed", self.spec(), score, notes=notes)
         notes.append("losses are reduced inside the sweep; no triplet is named")
         spec = self.spec(mined.select, mined.select_margin)
-        return Plan(FUSED, "triplet", spec, score, folds, mined.rule, notes)
+        return Plan(FUSED, "triplet", spec, score, folds, mined.rule, notes, mined.copies)
 
     def run_plan(self, plan: Plan, call: Call) -> Tensor | None:
         if plan.folds is None or plan.score is None or not isinstance(plan.spec, TripletSpec):
@@ -130,7 +135,7 @@ class TripletMarginLoss(BaseMetricLossFunction):
         x, y = self.distance.engine_rows(call.embeddings, call.ref_emb)
         if plan.engine == "indexed":
             return self._run_listed(plan, call, x, y)
-        return fused_triplet_loss(plan.spec, plan.score, plan.folds[0], plan.rule, call, x, y)
+        return fused_triplet_loss(plan.spec, plan.score, plan.folds[0], plan.rule, call, x, y, plan.copies)
 
     def _run_listed(self, plan: Plan, call: Call, x: Tensor, y: Tensor) -> Tensor:
         assert plan.folds is not None and plan.score is not None
