@@ -443,7 +443,11 @@ _, peak = measure_peak(lambda: step(N))
 print(peak - 4 * N * D)
 """
 STEPS = {
-    **{name: (f"{name}()", "loss(x, labels)") for name in losses.__all__ if name.endswith("Loss")},
+    **{
+        name: (f"{name}()", "loss(x, labels)")
+        for name in losses.__all__
+        if name.endswith("Loss") and name != "SelfSupervisedLoss"
+    },
     "mined": ("MultiSimilarityLoss()", "loss(x, labels, miners.MultiSimilarityMiner()(x, labels))"),
     "batch_hard": ("TripletMarginLoss()", "loss(x, labels, miners.BatchHardMiner()(x, labels))"),
 }

@@ -25,8 +25,26 @@ class Engine final : public TripletEngine {
     factor_.assign(g_.offset[g_.n], T(0));
   }
 
+  // Tables of the sorted positives live for one strip of rows.
+  void begin_strip(int64_t i0, int64_t i1) override {
+    strip_ = i0;
+    begin_.assign(i1 - i0 + 1, 0);
+    steps_.resize(i1 - i0);
+    for (int64_t i = i0; i < i1; ++i) {
+      int steps = 0;
+      while ((int64_t{1} << steps) < g_.end[i] - g_.start[i] + 1) ++steps;
+      steps_[i - i0] = steps - 1;
+      begin_[i - i0 + 1] = begin_[i - i0] + (int64_t{1} << steps);
+    }
+    const int64_t size = begin_[i1 - i0];
+    z_.resize(size);
+    column_.resize(size);
+    suffix_.resize(size);
+    weight_.assign(size, 0.0);
+    count_.assign(i1 - i0, 0);
+  }
+
   void prepare(void* products, int64_t ld, int64_t i0, int64_t i1, int64_t j0) override {
-    make_room(i0, i1);
     parallel_for((i1 - i0 + 31) / 32, g_.threads, [&](int64_t task) {
       for (int64_t i = i0 + task * 32; i < std::min(i1, i0 + (task + 1) * 32); ++i) {
         T* s = static_cast<T*>(products) + (i - i0) * ld - j0;
@@ -94,25 +112,6 @@ class Engine final : public TripletEngine {
     parallel_for((count + kRows - 1) / kRows, g_.threads, [&](int64_t task) {
       for (int64_t i = task * kRows; i < std::min(count, (task + 1) * kRows); ++i) body(i);
     });
-  }
-
-  // Tables of the sorted positives live for one strip of rows.
-  void make_room(int64_t i0, int64_t i1) {
-    strip_ = i0;
-    begin_.assign(i1 - i0 + 1, 0);
-    steps_.resize(i1 - i0);
-    for (int64_t i = i0; i < i1; ++i) {
-      int steps = 0;
-      while ((int64_t{1} << steps) < g_.end[i] - g_.start[i] + 1) ++steps;
-      steps_[i - i0] = steps - 1;
-      begin_[i - i0 + 1] = begin_[i - i0] + (int64_t{1} << steps);
-    }
-    const int64_t size = begin_[i1 - i0];
-    z_.resize(size);
-    column_.resize(size);
-    suffix_.resize(size);
-    weight_.assign(size, 0.0);
-    count_.assign(i1 - i0, 0);
   }
 
   int64_t base(int64_t i) const { return begin_[i - strip_]; }

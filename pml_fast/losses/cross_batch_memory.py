@@ -248,9 +248,7 @@ class CrossBatchMemory(BaseLossWrapper, ModuleWithRecords):
         runs = [(end, self.memory_size), (0, start)] if self.has_been_filled else [(0, start)]
         if end >= self.memory_size:
             runs = [(end - self.memory_size, start)]
-        kept_emb = [self.embedding_memory[a:b].to(new_emb) for a, b in runs]
-        kept_labels = [self.label_memory[a:b].to(new_labels) for a, b in runs]
-        return torch.cat([new_emb, *kept_emb]), torch.cat([new_labels, *kept_labels])
+        return _stacked(new_emb, self.embedding_memory, runs), _stacked(new_labels, self.label_memory, runs)
 
     def _turned_indices(self, indices_tuple: Any, size: int) -> Sequence[Tensor]:
         """A user's tuple with rows of the memory as rows of the turned one."""
@@ -303,6 +301,18 @@ class CrossBatchMemory(BaseLossWrapper, ModuleWithRecords):
             error_msgs.append(f"queue_idx must be from 0 to memory_size - 1 = {self.memory_size - 1}, got {position}")
             return
         self.queue_idx, self.has_been_filled = position, bool(filled)
+
+
+def _stacked(first: Tensor, memory: Tensor, runs: list[tuple[int, int]]) -> Tensor:
+    """``first``, then runs of rows of the memory, in the type of ``first``."""
+    # Not torch.cat: autocast has an opinion about its type.
+    out = first.new_empty(len(first) + sum(b - a for a, b in runs), *first.shape[1:])
+    out[: len(first)] = first
+    done = len(first)
+    for a, b in runs:
+        out[done : done + b - a] = memory[a:b]
+        done += b - a
+    return out
 
 
 def _split(embeddings: Tensor, labels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
