@@ -43,6 +43,9 @@ WRAPPERS: dict[str, Callable[[ModuleType], Any]] = {
 }
 # Two views and no labels.
 OF_TWO_VIEWS = {"SelfSupervisedLoss", "VICRegLoss"}
+# No labels: every draw makes its own; and a row of classes a sample.
+WITHOUT_LABELS = {"ManifoldLoss"}
+OF_MANY_LABELS = {"MultiSupConLoss"}
 
 
 def make_loss(module: ModuleType, name: str, **options: Any) -> Any:
@@ -53,9 +56,18 @@ def make_loss(module: ModuleType, name: str, **options: Any) -> Any:
     return getattr(module, name)(*LOSS_ARGUMENTS.get(name, ()), **options)
 
 
-def call_loss(loss: Any, x: Tensor, labels: Tensor, **options: Any) -> Any:
-    """The loss of a batch; of two views of it where the loss takes two. Draws are the same every time."""
+def loss_inputs(name: str, x: Tensor, labels: Tensor) -> dict[str, Any]:
+    """What a loss of that name is called with beside the embeddings, made of a batch with one label a row."""
+    if name in OF_TWO_VIEWS:
+        return {"ref_emb": x.roll(1, 0) * 0.5 + x}
+    if name in WITHOUT_LABELS:
+        return {}
+    if name in OF_MANY_LABELS:
+        return {"labels": torch.nn.functional.one_hot(labels, CLASSES)}
+    return {"labels": labels}
+
+
+def call_loss(loss: Any, x: Tensor, labels: Tensor, name: str | None = None) -> Any:
+    """The loss of a batch. Draws are the same every time. A wrapped loss is called by the ``name`` of what is inside."""
     torch.manual_seed(12)
-    if type(loss).__name__ in OF_TWO_VIEWS:
-        return loss(x, ref_emb=x.roll(1, 0) * 0.5 + x, **options)
-    return loss(x, labels, **options)
+    return loss(x, **loss_inputs(name or type(loss).__name__, x, labels))
