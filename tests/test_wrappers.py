@@ -239,6 +239,18 @@ def test_the_queue_streams(loss: str, miner: str) -> None:
     assert_same_queue(memory, before)
 
 
+def test_the_reference_set_is_the_queue_turned() -> None:
+    """The batch comes first, then the queue from its oldest row on: columns 0 .. N - 1 are the rows' own copies."""
+    memory = losses.CrossBatchMemory(losses.SupConLoss(), D, MEMORY)
+    seen = torch.zeros(0, D, dtype=torch.float64)
+    for k in range(6):
+        x, labels = draw(7, seed=k)
+        call = memory.queue_call(x, labels)
+        seen = torch.cat([seen, x])[-MEMORY:]
+        assert torch.equal(call.ref_emb, torch.cat([x, seen[:-7]]))
+        memory(x, labels)
+
+
 def test_a_choice_a_row_stays_one_a_row() -> None:
     memory = losses.CrossBatchMemory(losses.TripletMarginLoss(), D, MEMORY, miner=miners.BatchHardMiner())
     assert isinstance(memory.queue_call(*draw(7, seed=1)).indices, RowChoice)
