@@ -14,7 +14,7 @@ from pml_fast.engine.cost import Cost, Size
 from pml_fast.engine.explanation import Candidate, Explanation, dtype_name
 from pml_fast.engine.fold import Fold
 from pml_fast.engine.lazy import LazyIndices, RowChoice
-from pml_fast.engine.plan import MATERIALISED, Call, Plan, excluded
+from pml_fast.engine.plan import MATERIALISED, Call, Plan, with_copies
 from pml_fast.engine.problem import NO_LIMITS, IndexedProblem, PairProblem, TripletProblem
 from pml_fast.engine.score import compute_type
 from pml_fast.engine.settings import current, float32_precision
@@ -177,13 +177,13 @@ class _Explainer:
         if plan.engine == "indexed":
             return IndexedProblem(score, x, y, none, none)
         sides = (x, y, call.labels, call.ref_labels)
-        itself, score = excluded(call, score, plan.copies)
+        call, score = with_copies(call, score, plan.copies)
         if isinstance(plan.spec, PairSpec):
             folds = plan.folds or []
             limits = [f.pair_limits() for f in folds] or [NO_LIMITS for _ in plan.spec.terms]
-            return PairProblem(plan.spec, score, *sides, itself, plan.rule, limits)  # type: ignore[arg-type]
+            return PairProblem(plan.spec, score, *sides, call.itself, plan.rule, limits)  # type: ignore[arg-type]
         assert isinstance(plan.spec, TripletSpec) and plan.folds
-        return TripletProblem(plan.spec, score, *sides, itself, plan.rule, plan.folds[0].pair_limits())  # type: ignore[arg-type]
+        return TripletProblem(plan.spec, score, *sides, call.itself, plan.rule, plan.folds[0].pair_limits())  # type: ignore[arg-type]
 
     # ---- how much ----
 

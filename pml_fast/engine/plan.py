@@ -112,16 +112,16 @@ class Mined:
     copies: bool = False
 
 
-def excluded(call: Call, score: Score, copies: bool) -> tuple[bool, Score]:
-    """What an operator is told of self pairs: ``itself``, and a score whose columns are not the rows where they only begin
-    with a copy of them."""
-    return (True, replace(score, symmetric=False)) if copies else (call.itself, score)
+def with_copies(call: Call, score: Score, copies: bool) -> tuple[Call, Score]:
+    """A call and its score as an operator takes them where the reference set begins with a copy of the batch: self pairs are
+    excluded as those of a batch against itself are, but rows and columns are two sets."""
+    return (replace(call, itself=True), replace(score, symmetric=False)) if copies else (call, score)
 
 
 def read_indices(call: Call, score: Score, triplets: bool, copies: bool = False) -> Mined:
     """Fold a lazy tuple where the engine has a predicate for it, else fall back to lists of indices.
 
-    ``copies`` says that the caller passes :attr:`Mined.copies` on to its operator (:func:`excluded`).
+    ``copies`` says that the caller passes :attr:`Mined.copies` on to its operator (:func:`with_copies`).
     """
     indices = call.indices
     if indices is None:

@@ -18,11 +18,11 @@ from pml_fast.engine.plan import (
     PARTLY,
     Call,
     Plan,
-    excluded,
     learnable,
     overridden,
     read_indices,
     reduction_of,
+    with_copies,
 )
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.spec import PairSpec
@@ -32,6 +32,8 @@ from pml_fast.utils import common_functions as c_f
 
 def engine_labels(labels: Tensor, ref_labels: Tensor, itself: bool) -> tuple[Tensor, Tensor]:
     """Labels as the engines take them: int64, of any values."""
+    # A larger set that begins with the batch has labels of its own.
+    itself = itself and len(ref_labels) == len(labels)
     if labels.is_floating_point():
         merged = labels if itself else torch.cat([labels, ref_labels])
         codes = torch.unique(merged, return_inverse=True)[1]
@@ -49,40 +51,26 @@ def row_weights(folds: list[Fold], labels: Tensor, dtype: torch.dtype) -> Tensor
 
 
 def fused_pair_loss(
-    spec: PairSpec,
-    score: Score,
-    folds: list[Fold],
-    rule: Tensor | None,
-    call: Call,
-    x: Tensor,
-    y: Tensor,
-    copies: bool = False,
+    spec: PairSpec, score: Score, folds: list[Fold], rule: Tensor | None, call: Call, x: Tensor, y: Tensor
 ) -> Tensor:
-    """The reduced loss of all pairs that ``rule`` leaves, in one operator; ``x`` and ``y`` are the rows the engine sees.
-
-    ``copies`` leaves out each row's own copy in a reference set that begins with the batch.
-    """
+    """The reduced loss of all pairs that ``rule`` leaves, in one operator; ``x`` and ``y`` are the rows the engine sees."""
     assert call.labels is not None and call.ref_labels is not None
     labels, ref_labels = engine_labels(call.labels, call.ref_labels, call.itself)
-    itself, score = excluded(call, score, copies)
     need = torch.is_grad_enabled()
     loss, *_ = torch.ops.pml_fast.pairwise_loss(
         x, y, labels, ref_labels, rule, row_weights(folds, call.labels, compute_type(x.dtype)), spec.name, spec.params(),
-        score.encode(), itself, [fold.encode() for fold in folds], need and x.requires_grad, need and y.requires_grad,
+        score.encode(), call.itself, [fold.encode() for fold in folds], need and x.requires_grad, need and y.requires_grad,
     )  # fmt: skip
     result: Tensor = loss
     return result
 
 
-def pair_row_losses(
-    spec: PairSpec, score: Score, rule: Tensor | None, call: Call, x: Tensor, y: Tensor, copies: bool = False
-) -> Tensor:
+def pair_row_losses(spec: PairSpec, score: Score, rule: Tensor | None, call: Call, x: Tensor, y: Tensor) -> Tensor:
     """Every row's loss of each term ``[T, N]``, differentiable one by one."""
     assert call.labels is not None and call.ref_labels is not None
     labels, ref_labels = engine_labels(call.labels, call.ref_labels, call.itself)
-    itself, score = excluded(call, score, copies)
     values, _ = torch.ops.pml_fast.pairwise_rows(
-        x, y, labels, ref_labels, rule, spec.name, spec.params(), score.encode(), itself
+        x, y, labels, ref_labels, rule, spec.name, spec.params(), score.encode(), call.itself
     )
     result: Tensor = values
     return result
@@ -134,7 +122,8 @@ class SpecPairLoss(BaseMetricLossFunction):
         if plan.engine == "indexed":
             view, _ = self._listed(plan, call, x, y)
             return listed.folded_loss(plan.spec, plan.score, view, plan.folds, call.labels)
-        return fused_pair_loss(plan.spec, plan.score, plan.folds, plan.rule, call, x, y, plan.copies)
+        call, score = with_copies(call, plan.score, plan.copies)
+        return fused_pair_loss(plan.spec, score, plan.folds, plan.rule, call, x, y)
 
     def _listed(self, plan: Plan, call: Call, x: Tensor, y: Tensor) -> tuple[Any, listed.PairLists]:
         """The view over listed pairs, scored by the indexed engine."""
@@ -179,7 +168,8 @@ class SpecPairLoss(BaseMetricLossFunction):
         mined = read_indices(call, score, triplets=False, copies=True)
         if mined.lists is not None:
             return None
-        values = pair_row_losses(spec, score, mined.rule, call, x, y, mined.copies)
+        call, score = with_copies(call, score, mined.copies)
+        values = pair_row_losses(spec, score, mined.rule, call, x, y)
         index = torch.arange(x.shape[0], device=x.device)
         return {
             term.name: {"losses": values[t], "indices": index, "reduction_type": "element"} for t, term in enumerate(spec.terms)

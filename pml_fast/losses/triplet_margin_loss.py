@@ -17,11 +17,11 @@ from pml_fast.engine.plan import (
     PARTLY,
     Call,
     Plan,
-    excluded,
     learnable,
     overridden,
     read_indices,
     reduction_of,
+    with_copies,
 )
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.spec import Term, TripletSpec
@@ -35,20 +35,16 @@ TERM = Term("loss", "triplet")
 
 
 def fused_triplet_loss(
-    spec: TripletSpec, score: Score, fold: Fold, rule: Tensor | None, call: Call, x: Tensor, y: Tensor, copies: bool = False
+    spec: TripletSpec, score: Score, fold: Fold, rule: Tensor | None, call: Call, x: Tensor, y: Tensor
 ) -> Tensor:
-    """The reduced loss of all triplets that ``rule`` leaves, in one operator; ``x`` and ``y`` are the rows the engine sees.
-
-    ``copies`` leaves out each row's own copy in a reference set that begins with the batch.
-    """
+    """The reduced loss of all triplets that ``rule`` leaves, in one operator; ``x`` and ``y`` are the rows the engine sees."""
     assert call.labels is not None and call.ref_labels is not None
     labels, ref_labels = engine_labels(call.labels, call.ref_labels, call.itself)
-    itself, score = excluded(call, score, copies)
     need = torch.is_grad_enabled()
     loss, *_ = torch.ops.pml_fast.triplet_loss(
         x, y, labels, ref_labels, rule, fold.row_weights(call.labels, compute_type(x.dtype)),
         [spec.margin, float(spec.smooth), float(spec.swap), spec.select_margin], spec.select, score.encode(),
-        itself, fold.encode(), need and x.requires_grad, need and y.requires_grad,
+        call.itself, fold.encode(), need and x.requires_grad, need and y.requires_grad,
     )  # fmt: skip
     result: Tensor = loss
     return result
@@ -135,7 +131,8 @@ class TripletMarginLoss(BaseMetricLossFunction):
         x, y = self.distance.engine_rows(call.embeddings, call.ref_emb)
         if plan.engine == "indexed":
             return self._run_listed(plan, call, x, y)
-        return fused_triplet_loss(plan.spec, plan.score, plan.folds[0], plan.rule, call, x, y, plan.copies)
+        call, score = with_copies(call, plan.score, plan.copies)
+        return fused_triplet_loss(plan.spec, score, plan.folds[0], plan.rule, call, x, y)
 
     def _run_listed(self, plan: Plan, call: Call, x: Tensor, y: Tensor) -> Tensor:
         assert plan.folds is not None and plan.score is not None
