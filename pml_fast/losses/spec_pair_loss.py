@@ -166,9 +166,9 @@ class SpecPairLoss(BaseMetricLossFunction):
         if learnable(self, [field.name for field in fields(spec)]):
             return None
         mined = read_indices(call, score, triplets=False, copies=True)
+        call, score = with_copies(call, score, mined.copies)
         if mined.lists is not None:
             return None
-        call, score = with_copies(call, score, mined.copies)
         values = pair_row_losses(spec, score, mined.rule, call, x, y)
         index = torch.arange(x.shape[0], device=x.device)
         return {
