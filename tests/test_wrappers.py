@@ -239,6 +239,19 @@ def test_the_queue_streams(loss: str, miner: str) -> None:
     assert_same_queue(memory, before)
 
 
+def test_a_spec_may_refuse_larger_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose rows ask for each other's state gets the pairs as index tensors, with the same loss."""
+    memory = losses.CrossBatchMemory(losses.SupConLoss(), D, MEMORY)
+    for k in range(3):
+        memory(*draw(7, seed=k))
+    twin = copy.deepcopy(memory)
+    want = step(twin, *draw(7, seed=9))
+    monkeypatch.setattr(type(memory.loss.spec()), "takes_copies", False)
+    plan = explain(memory, *draw(7, seed=9))
+    assert plan.engine == "indexed" and any("no predicate" in note for note in plan.notes)
+    assert_same_step(step(memory, *draw(7, seed=9)), want)
+
+
 def test_the_reference_set_is_the_queue_turned() -> None:
     """The batch comes first, then the queue from its oldest row on: columns 0 .. N - 1 are the rows' own copies."""
     memory = losses.CrossBatchMemory(losses.SupConLoss(), D, MEMORY)

@@ -35,6 +35,9 @@ class PairSpec(ABC):
     terms: ClassVar[tuple[Term, ...]] = (Term("loss", "element"),)
     # PML gives 0 for the whole batch unless a positive and a negative pair exist.
     gated: ClassVar[bool] = False
+    # Whether the formula holds where the columns are a larger set that begins with the rows (see engine/copies.py): it does
+    # where no row asks for what another row has found.
+    takes_copies: ClassVar[bool] = True
 
     @abstractmethod
     def formula(self, view: View, score: Score) -> list[Tensor]:

@@ -98,7 +98,7 @@ class SpecPairLoss(BaseMetricLossFunction):
         if trained:
             note = f"the loss of every pair is materialised: {', '.join(trained)} is trained, and needs its gradient"
             return Plan(MATERIALISED, "indexed", spec, score, notes=[note])
-        mined = read_indices(call, score, triplets=False, copies=True)
+        mined = read_indices(call, score, triplets=False, copies=spec.takes_copies)
         notes = [mined.note]
         if mined.lists is not None:
             folds = reduction.folds
@@ -165,7 +165,7 @@ class SpecPairLoss(BaseMetricLossFunction):
             return None
         if learnable(self, [field.name for field in fields(spec)]):
             return None
-        mined = read_indices(call, score, triplets=False, copies=True)
+        mined = read_indices(call, score, triplets=False, copies=spec.takes_copies)
         call, score = with_copies(call, score, mined.copies)
         if mined.lists is not None:
             return None
