@@ -489,6 +489,8 @@ STEPS = {
 }
 # The base of losses that users write over the matrix.
 del STEPS["GenericPairLoss"]
+# It takes another loss, and is that loss of two views.
+del STEPS["SelfSupervisedLoss"]
 
 
 @pytest.mark.slow

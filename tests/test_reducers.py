@@ -8,7 +8,7 @@ import pytest
 import torch
 from pytorch_metric_learning import reducers as peer
 
-from pml_fast import reducers
+from pml_fast import explain, losses, reducers
 from pml_fast.reducers import Fold
 
 N, D, CLASSES = 12, 5, 4
@@ -417,3 +417,17 @@ def test_folds_with_equal_settings_are_equal() -> None:
     for arguments in ({"kind": "median"}, {"kind": "class_weighted"}, {"kind": "per_anchor"}):
         with pytest.raises(ValueError):
             Fold(**arguments)
+
+
+def test_a_loss_with_a_reducer_for_each_name_stays_fused() -> None:
+    x, labels = torch.randn(12, 4, dtype=torch.float64), torch.arange(12) % 3
+    parts = {"pos_loss": reducers.SumReducer(), "neg_loss": reducers.ThresholdReducer(low=0.1)}
+    loss = losses.ContrastiveLoss(reducer=reducers.MultipleReducers(parts))
+    assert explain(loss, x, labels).mode == "fused"
+    every = losses.ContrastiveLoss(reducer=reducers.DoNothingReducer())(x, labels)
+    want = every["pos_loss"]["losses"].sum() + parts["neg_loss"]({"neg_loss": every["neg_loss"]}, x, labels)
+    torch.testing.assert_close(loss(x, labels), want)
+    users = losses.ContrastiveLoss(reducer=reducers.MultipleReducers({"pos_loss": UsersMean()}))
+    plan = explain(users, x, labels)
+    assert plan.mode == "materialised" and any("UsersMean" in note for note in plan.notes)
+    assert users(x, labels).isfinite()

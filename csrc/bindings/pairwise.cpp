@@ -30,8 +30,8 @@ void layout(Address row_labels, int64_t rows, Address col_labels, int64_t cols, 
 }
 
 PairLayout problem(Address x, Address y, Address start, Address end, Address offset, Address col_start, Address col_end,
-                   Address rule, int64_t n, int64_t m, int64_t d, bool itself, bool exclude_self, const std::string& distance,
-                   int threads) {
+                   Address rule, Address own, int64_t n, int64_t m, int64_t d, bool itself, bool exclude_self,
+                   const std::string& distance, int threads) {
   PairLayout g{};
   g.x = at<void>(x);
   g.y = at<void>(y);
@@ -46,6 +46,7 @@ PairLayout problem(Address x, Address y, Address start, Address end, Address off
   g.d = d;
   g.itself = itself;
   g.exclude_self = exclude_self;
+  g.own = at<int64_t>(own);
   g.distance = distance_named(distance);
   g.threads = threads;
   return g;

@@ -23,6 +23,7 @@ void bind_triplet(py::module_& m) {
   using Release = py::call_guard<py::gil_scoped_release>;
   m.def("triplet_engine", &make);
   py::class_<TripletEngine>(m, "TripletEngine")
+      .def("begin_strip", &TripletEngine::begin_strip, Release())
       .def(
           "prepare",
           [](TripletEngine& e, Address products, int64_t ld, int64_t i0, int64_t i1, int64_t j0) {

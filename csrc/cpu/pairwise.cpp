@@ -244,7 +244,7 @@ class Engine final : public PairEngine {
 
   Positives<T> positives(int64_t i) const {
     const T infinity = std::numeric_limits<T>::infinity();
-    const int64_t self = g_.exclude_self ? i - g_.start[i] : -1;
+    const int64_t self = g_.exclude_self ? g_.own_column(i) - g_.start[i] : -1;
     const T low = rule_[0] != nullptr ? rule_[0][i] : -infinity, high = rule_[1] != nullptr ? rule_[1][i] : infinity;
     return {table_.data() + g_.offset[i], nullptr, g_.end[i] - g_.start[i], self, low, high};
   }
@@ -465,7 +465,7 @@ class Engine final : public PairEngine {
     const T* own = scores_.row(i);
     add_own(g_.distance, row_sum_[i], own, g_.d, grad);
     for (int64_t j = g_.start[i]; j < g_.end[i]; ++j) {
-      if (g_.exclude_self && j == i) continue;
+      if (j == g_.own_column(i)) continue;
       T factor = positive_factor(i, j - g_.start[i]);
       if (g_.itself) factor += positive_factor(j, i - g_.start[j]);
       add_pair(g_.distance, factor, own, scores_.column(j), g_.d, grad);

@@ -20,12 +20,16 @@ struct PairLayout {
   const int64_t *start, *end;          // [N] positives' columns of each row
   const int64_t *col_start, *col_end;  // [M] the rows whose class is the column's
   const int64_t* offset;               // [N + 1] where each row's positives begin in the table
+  const int64_t* own;                  // [N] the column that is each row's own sample, or null where that is column i
   const void* rule;                    // [4, N] closed score intervals, or null
   int64_t n, m, d;
   bool itself;        // x is y: one symmetric matrix, and the gradient of both roles goes to x
-  bool exclude_self;  // row i and column i are one sample, which is no pair
+  bool exclude_self;  // row i and its own column are one sample, which is no pair
   Distance distance;
   int threads;
+
+  // The column that is row i's own sample, or -1.
+  int64_t own_column(int64_t i) const { return !exclude_self ? -1 : own == nullptr ? i : own[i]; }
 };
 
 class PairEngine {

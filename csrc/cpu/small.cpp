@@ -213,6 +213,7 @@ void run_triplets(const SmallBatch& batch, const TripletOptions& options, const 
   const int64_t n = batch.n;
   const auto engine = make_triplet_engine(options, step.layout(), std::is_same_v<T, double>);
   T* tile = step.products();
+  engine->begin_strip(0, n);
   engine->prepare(tile, n, 0, n, 0);
   const bool live = engine->fold(tile, n, 0, n, 0, n, batch.gradients, nullptr);
   std::vector<double> rows(2 * n);

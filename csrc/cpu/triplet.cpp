@@ -28,8 +28,20 @@ class Engine final : public TripletEngine {
     factor_.assign(g_.offset[g_.n], T(0));
   }
 
+  // Tables of the sorted positives live for one strip of rows.
+  void begin_strip(int64_t i0, int64_t i1) override {
+    strip_ = i0;
+    begin_.assign(i1 - i0 + 1, 0);
+    for (int64_t i = i0; i < i1; ++i) begin_[i - i0 + 1] = begin_[i - i0] + Boundaries<T>::padded(g_.end[i] - g_.start[i]);
+    const int64_t size = begin_[i1 - i0];
+    z_.resize(size);
+    column_.resize(size);
+    suffix_.resize(size);
+    weight_.assign(size, 0.0);
+    count_.assign(i1 - i0, 0);
+  }
+
   void prepare(void* products, int64_t ld, int64_t i0, int64_t i1, int64_t j0) override {
-    make_room(i0, i1);
     parallel_for((i1 - i0 + 31) / 32, g_.threads, [&](int64_t task) {
       for (int64_t i = i0 + task * 32; i < std::min(i1, i0 + (task + 1) * 32); ++i) {
         T* s = static_cast<T*>(products) + (i - i0) * ld - j0;
@@ -99,19 +111,6 @@ class Engine final : public TripletEngine {
     });
   }
 
-  // Tables of the sorted positives live for one strip of rows.
-  void make_room(int64_t i0, int64_t i1) {
-    strip_ = i0;
-    begin_.assign(i1 - i0 + 1, 0);
-    for (int64_t i = i0; i < i1; ++i) begin_[i - i0 + 1] = begin_[i - i0] + Boundaries<T>::padded(g_.end[i] - g_.start[i]);
-    const int64_t size = begin_[i1 - i0];
-    z_.resize(size);
-    column_.resize(size);
-    suffix_.resize(size);
-    weight_.assign(size, 0.0);
-    count_.assign(i1 - i0, 0);
-  }
-
   int64_t base(int64_t i) const { return begin_[i - strip_]; }
 
   T toward(T s) const { return o_.sign > 0 ? -s : s; }
@@ -125,7 +124,7 @@ class Engine final : public TripletEngine {
     pos.clear();
     T nan = 0;
     for (int64_t j = g_.start[i]; j < g_.end[i]; ++j) {
-      if (g_.exclude_self && j == i) continue;
+      if (j == g_.own_column(i)) continue;
       const T s = scores[j];
       if (rule_ != nullptr && (s < rule_[i] || s > rule_[g_.n + i])) continue;
       nan += s - s;

@@ -23,8 +23,11 @@ class TripletEngine {
  public:
   virtual ~TripletEngine() = default;
 
-  // Sorts the positives of rows i0..i1, found in their inner products with columns from j0 on (turned into scores in place).
-  // They come out of a product as the negatives do, so that equal vectors tie exactly.
+  // Makes room for the positives of a strip of rows.
+  virtual void begin_strip(int64_t i0, int64_t i1) = 0;
+
+  // Sorts the positives of rows i0..i1 of the strip, found in their inner products with columns from j0 on (turned into scores
+  // in place). They come out of a product as the negatives do, so that equal vectors tie exactly.
   virtual void prepare(void* products, int64_t ld, int64_t i0, int64_t i1, int64_t j0) = 0;
 
   // Rows' sums and counts are added to; with `gradients` the tile becomes dL/d(inner product) (up to a distance's row sums),

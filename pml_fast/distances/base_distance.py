@@ -121,15 +121,17 @@ class BaseDistance(ModuleWithRecords):
         """The p-norm of each row."""
         return torch.norm(embeddings, p=self.p, dim=dim, **kwargs)
 
-    def set_default_stats(self, query_emb: Tensor, ref_emb: Tensor, query: Tensor, ref: Tensor) -> None:
+    def set_default_stats(
+        self, query_emb: Tensor, ref_emb: Tensor, query_emb_normalized: Tensor, ref_emb_normalized: Tensor
+    ) -> None:
         """Record the mean norms before and after normalising, where statistics are collected."""
         if not self.collect_stats:
             return
         with torch.no_grad():
             self.initial_avg_query_norm = self.get_norm(query_emb).mean().item()
             self.initial_avg_ref_norm = self.get_norm(ref_emb).mean().item()
-            self.final_avg_query_norm = self.get_norm(query).mean().item()
-            self.final_avg_ref_norm = self.get_norm(ref).mean().item()
+            self.final_avg_query_norm = self.get_norm(query_emb_normalized).mean().item()
+            self.final_avg_ref_norm = self.get_norm(ref_emb_normalized).mean().item()
 
     def check_shapes(self, query_emb: Tensor, ref_emb: Tensor | None) -> None:
         """``ValueError`` unless both are matrices with rows of one length."""

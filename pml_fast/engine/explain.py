@@ -15,7 +15,7 @@ from pml_fast.engine.explanation import Candidate, Explanation, dtype_name
 from pml_fast.engine.fold import Fold
 from pml_fast.engine.lazy import LazyIndices, RowChoice
 from pml_fast.engine.listed_sums import UNORDERED
-from pml_fast.engine.plan import MATERIALISED, Call, Plan
+from pml_fast.engine.plan import MATERIALISED, Call, Plan, with_copies
 from pml_fast.engine.problem import NO_LIMITS, IndexedProblem, PairProblem, TripletProblem
 from pml_fast.engine.score import compute_type
 from pml_fast.engine.settings import current, float32_precision
@@ -24,10 +24,11 @@ from pml_fast.engine.triplet_ops import TERM, UNIFORM
 
 if TYPE_CHECKING:
     from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction
+    from pml_fast.losses.cross_batch_memory import CrossBatchMemory
 
 
 def explain(
-    loss: BaseMetricLossFunction,
+    loss: BaseMetricLossFunction | CrossBatchMemory,
     embeddings: Tensor,
     labels: Tensor | None,
     miner: Any = None,
@@ -43,7 +44,7 @@ def explain(
     sweeps are not counted. Class sizes are read from the labels, which waits for the device.
 
     Args:
-        loss: a loss of this package, or a subclass of one.
+        loss: a loss of this package, a subclass of one, or a CrossBatchMemory as its queue is now (which stays as it is).
         embeddings: ``[N, D]``, floating point.
         labels: ``[N]``; ``None`` where ``indices_tuple`` is given.
         miner: what makes the ``indices_tuple``, called as ``miner(embeddings, labels, ref_emb, ref_labels)``.
@@ -56,7 +57,19 @@ def explain(
         ValueError: both ``miner`` and ``indices_tuple`` are given, or the tensors do not fit, as the loss itself would raise.
     """
     from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction, prepare_call
+    from pml_fast.losses.cross_batch_memory import CrossBatchMemory
 
+    if isinstance(loss, CrossBatchMemory):
+        if miner is not None or ref_emb is not None or ref_labels is not None:
+            raise ValueError("a CrossBatchMemory has a miner and a reference set of its own; leave miner and ref_emb out")
+        if labels is None:
+            raise ValueError("labels must be given to a CrossBatchMemory, got None")
+        own = loss.queue_call(embeddings, labels, indices_tuple)
+        wrapped: Any = loss.loss
+        found = explain(
+            wrapped, own.embeddings, own.labels, ref_emb=own.ref_emb, ref_labels=own.ref_labels, indices_tuple=own.indices
+        )
+        return replace(found, notes=(*found.notes, "the queue is copied once, turned so that the batch's rows come first"))
     if not isinstance(loss, BaseMetricLossFunction):
         raise TypeError(f"loss must be a loss of pml_fast.losses or a subclass of one, got {type(loss).__name__}")
     if miner is not None:
@@ -165,6 +178,7 @@ class _Explainer:
         if plan.engine == "indexed":
             return IndexedProblem(score, x, y, none, none)
         sides = (x, y, call.labels, call.ref_labels)
+        call, score = with_copies(call, score, plan.copies)
         if isinstance(plan.spec, PairSpec):
             folds = plan.folds or []
             limits = [f.pair_limits() for f in folds] or [NO_LIMITS for _ in plan.spec.terms]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pml_fast.engine.copies import AllPairs, WithoutCopies
 from pml_fast.engine.fold import Fold
 from pml_fast.engine.lazy import HardestPairs, LazyIndices, RowChoice, RulePairs, SelectedTriplets
 from pml_fast.engine.score import Score
@@ -31,7 +32,10 @@ class Call:
 
 @dataclass
 class Plan:
-    """How a call runs. ``notes`` say what is fused or materialised, and why."""
+    """How a call runs. ``notes`` say what is fused or materialised, and why.
+
+    ``copies``: the reference set begins with a copy of the batch, and the kernel leaves each row's own copy out.
+    """
 
     mode: str
     engine: str
@@ -40,6 +44,7 @@ class Plan:
     folds: list[Fold] | None = None
     rule: Tensor | None = None
     notes: list[str] = field(default_factory=list)
+    copies: bool = False
 
 
 @dataclass
@@ -104,30 +109,51 @@ class Mined:
     select_margin: float = 0.0
     lists: Sequence[Tensor] | None = None
     note: str = ""
+    copies: bool = False
 
 
-def read_indices(call: Call, score: Score, triplets: bool) -> Mined:
-    """Fold a lazy tuple where the engine has a predicate for it, else fall back to lists of indices."""
+def with_copies(call: Call, score: Score, copies: bool) -> tuple[Call, Score]:
+    """A call and its score as an operator takes them where the reference set begins with a copy of the batch: self pairs are
+    excluded as those of a batch against itself are, but rows and columns are two sets."""
+    return (replace(call, itself=True), replace(score, symmetric=False)) if copies else (call, score)
+
+
+def read_indices(call: Call, score: Score, triplets: bool, copies: bool = False) -> Mined:
+    """Fold a lazy tuple where the engine has a predicate for it, else fall back to lists of indices.
+
+    ``copies`` says that the caller passes :attr:`Mined.copies` on to its operator (:func:`with_copies`).
+    """
     indices = call.indices
     if indices is None:
         return Mined(note="all triplets" if triplets else "all pairs")
-    if isinstance(indices, RulePairs | SelectedTriplets):
+    if isinstance(indices, AllPairs | RulePairs | SelectedTriplets):
         return _fold_lazy(call, indices, score, triplets)
+    if isinstance(indices, WithoutCopies) and copies:
+        return _fold_without_copies(call, indices, score, triplets)
     if isinstance(indices, RowChoice):
         return Mined(lists=indices, note=f"the miner's {indices.describe()} as one row of indices an anchor, masked")
     if isinstance(indices, LazyIndices):
-        return Mined(lists=indices, note=f"the miner's {indices.describe()} has no predicate: index tensors")
+        return Mined(lists=indices, note=f"{indices.describe()}: the loss has no predicate for it, index tensors")
     return Mined(lists=indices, note="explicit index tensors")
 
 
-def _fold_lazy(call: Call, lazy: RulePairs | SelectedTriplets, score: Score, triplets: bool) -> Mined:
+def _fold_without_copies(call: Call, lazy: WithoutCopies, score: Score, triplets: bool) -> Mined:
+    mined = _fold_lazy(call, lazy.of, score, triplets)
+    if mined.lists is not None:
+        return replace(mined, lists=lazy)
+    return replace(mined, copies=True, note=f"{mined.note}; each sample's own copy is left out there too")
+
+
+def _fold_lazy(call: Call, lazy: AllPairs | RulePairs | SelectedTriplets, score: Score, triplets: bool) -> Mined:
     labels, ref_labels = call.labels, call.ref_labels
     if labels is None or ref_labels is None:
-        return Mined(lists=lazy, note="the miner's rule needs the labels it was mined with: index tensors")
+        return Mined(lists=lazy, note="a lazy tuple needs the labels it was made with: index tensors")
     if not lazy.source.is_for(call.embeddings, labels, call.ref_emb, ref_labels, call.itself):
         return Mined(lists=lazy, note="the miner saw other embeddings or labels than the loss: index tensors")
     if isinstance(lazy, HardestPairs) and not lazy.is_exact():
         return Mined(lists=lazy, note="pairs of one anchor tie where the miner's share ends: index tensors")
+    if isinstance(lazy, AllPairs):
+        return Mined(note="all triplets, by the kernel" if triplets else "all pairs, by the kernel")
     if isinstance(lazy, RulePairs):
         rule = convert_rule(lazy.rule, lazy.score, score)
         if rule is None:

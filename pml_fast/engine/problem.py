@@ -19,9 +19,9 @@ NO_LIMITS: Limits = (float("-inf"), float("inf"))
 class PairProblem:
     """Rows ``x [N, D]`` against columns ``y [M, D]``, already normalised where the score asks for it.
 
-    ``itself`` means that both are one batch: self pairs are excluded, and where ``shared`` ``y`` is ``x`` and the gradient
-    of both
-    roles goes to ``x``.
+    ``itself`` means that row ``i`` and column ``i`` are one sample, whose pair is excluded: ``y`` is the same batch, or a
+    larger set (a memory, a gathered batch) that begins with it. Where ``shared`` ``y`` is ``x``, and the gradient of both roles
+    goes to ``x``.
     A backend that ``divides`` gets them as they are, with ``x_norm`` and ``y_norm`` ``[.., 1]`` to divide by.
     ``rule`` is ``[4, N]``, closed intervals of the score a pair must lie in (positive low, high; negative low, high).
     ``limits`` is one interval a term: only pair losses strictly inside it are summed and counted.

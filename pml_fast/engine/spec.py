@@ -57,6 +57,9 @@ class PairSpec(ABC):
     scales: ClassVar[tuple[str, ...]] = ()
     # Sweeps over all scores that the losses take.
     sweeps: ClassVar[int] = 1
+    # Whether the formula holds where the columns are a larger set that begins with the rows (see engine/copies.py): it does
+    # where no row asks for what another row has found.
+    takes_copies: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for field in fields(self):

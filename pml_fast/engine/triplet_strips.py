@@ -54,12 +54,15 @@ def rows_and_grads(
     start = torch.searchsorted(problem.y_labels, problem.x_labels)
     stop = torch.searchsorted(problem.y_labels, problem.x_labels, right=True)
     ranges = torch.stack([start, stop]).cpu()
+    own = _places(order_y)[order_x] if problem.itself else None
     for first, last in strips(problem.x.shape[0], problem.y.shape[0]):
         sizes = ranges[1, first:last] - ranges[0, first:last]
         most = int(sizes.max())
         if most == 0:
             continue
         strip = _read(problem, first, last, start[first:last], stop[first:last], most)
+        if own is not None:
+            strip.has &= strip.at != own[first:last].unsqueeze(1)
         if _separable(problem):
             value, count, c = _hinge(problem, strip)
             c = _weighed(c, weight[first:last])
@@ -101,7 +104,9 @@ def _separable(problem: TripletProblem) -> bool:
 def _by_class(problem: TripletProblem) -> tuple[TripletProblem, Tensor, Tensor]:
     """The same problem with rows and columns in the order of their labels, and the two orders."""
     order_x = torch.argsort(problem.x_labels, stable=True)
-    order_y = order_x if problem.itself else torch.argsort(problem.y_labels, stable=True)
+    # A set that begins with the batch may be larger than it.
+    one = problem.itself and len(problem.x_labels) == len(problem.y_labels)
+    order_y = order_x if one else torch.argsort(problem.y_labels, stable=True)
     x = problem.x[order_x]
     x_labels = problem.x_labels[order_x]
     ordered = replace(
@@ -109,10 +114,15 @@ def _by_class(problem: TripletProblem) -> tuple[TripletProblem, Tensor, Tensor]:
         x=x,
         y=x if problem.shared else problem.y[order_y],
         x_labels=x_labels,
-        y_labels=x_labels if problem.itself else problem.y_labels[order_y],
+        y_labels=x_labels if one else problem.y_labels[order_y],
         rule=problem.rule[:, order_x] if problem.rule is not None else None,
     )
     return ordered, order_x, order_y
+
+
+def _places(order: Tensor) -> Tensor:
+    """Where each one stands in an order."""
+    return torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
 
 
 def _unsorted(values: Tensor, order: Tensor, dim: int) -> Tensor:
@@ -125,8 +135,6 @@ def _read(problem: TripletProblem, first: int, last: int, start: Tensor, stop: T
     at = start.unsqueeze(1) + torch.arange(most, device=y.device)
     has = at < stop.unsqueeze(1)
     at = at.clamp_(max=y.shape[0] - 1)
-    if problem.itself:
-        has &= at != torch.arange(first, last, device=y.device).unsqueeze(1)
     if score.kind == "l2" and y.device.type != "cpu" and most <= FEW_POSITIVES * y.shape[0]:
         _exact_positives(score, x, y, base, at)
     s = powered(score, base)

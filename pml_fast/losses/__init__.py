@@ -1,6 +1,7 @@
 """Losses."""
 
 from pml_fast.losses.angular_loss import AngularLoss
+from pml_fast.losses.base_loss_wrapper import BaseLossWrapper
 from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction
 from pml_fast.losses.circle_loss import CircleLoss
 from pml_fast.losses.clip_loss import CLIPLoss
@@ -19,6 +20,12 @@ from pml_fast.losses.ntxent_loss import NTXentLoss
 from pml_fast.losses.ranked_list_loss import RankedListLoss
 from pml_fast.losses.siglip_loss import SigLIPLoss
 from pml_fast.losses.signal_to_noise_ratio_losses import SignalToNoiseRatioContrastiveLoss
+from pml_fast.losses.cross_batch_memory import CrossBatchMemory
+from pml_fast.losses.mixins import EmbeddingRegularizerMixin
+from pml_fast.losses.multi_similarity_loss import MultiSimilarityLoss
+from pml_fast.losses.multiple_losses import MultipleLosses
+from pml_fast.losses.ntxent_loss import NTXentLoss
+from pml_fast.losses.self_supervised_loss import SelfSupervisedLoss
 from pml_fast.losses.supcon_loss import SupConLoss
 from pml_fast.losses.tcm_loss import ThresholdConsistentMarginLoss
 from pml_fast.losses.triplet_margin_loss import TripletMarginLoss
@@ -26,10 +33,12 @@ from pml_fast.losses.tuplet_margin_loss import TupletMarginLoss
 
 __all__ = [
     "AngularLoss",
+    "BaseLossWrapper",
     "BaseMetricLossFunction",
     "CLIPLoss",
     "CircleLoss",
     "ContrastiveLoss",
+    "CrossBatchMemory",
     "EmbeddingRegularizerMixin",
     "GeneralizedLiftedStructureLoss",
     "GenericPairLoss",
@@ -45,6 +54,9 @@ __all__ = [
     "RankedListLoss",
     "SigLIPLoss",
     "SignalToNoiseRatioContrastiveLoss",
+    "MultipleLosses",
+    "NTXentLoss",
+    "SelfSupervisedLoss",
     "SupConLoss",
     "ThresholdConsistentMarginLoss",
     "TripletMarginLoss",

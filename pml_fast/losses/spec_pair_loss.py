@@ -23,6 +23,7 @@ from pml_fast.engine.plan import (
     overridden,
     read_indices,
     reduction_of,
+    with_copies,
 )
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.spec import PairSpec
@@ -32,6 +33,8 @@ from pml_fast.utils import common_functions as c_f
 
 def engine_labels(labels: Tensor, ref_labels: Tensor, itself: bool) -> tuple[Tensor, Tensor]:
     """Labels as the engines take them: int64, of any values."""
+    # A larger set that begins with the batch has labels of its own.
+    itself = itself and len(ref_labels) == len(labels)
     if labels.is_floating_point():
         merged = labels if itself else torch.cat([labels, ref_labels])
         codes = torch.unique(merged, return_inverse=True)[1]
@@ -111,7 +114,7 @@ class SpecPairLoss(BaseMetricLossFunction):
         if trained:
             note = f"the loss of every pair is materialised: {', '.join(trained)} is trained, and needs its gradient"
             return Plan(MATERIALISED, "indexed", spec, score, notes=[note])
-        mined = read_indices(call, score, triplets=False)
+        mined = read_indices(call, score, triplets=False, copies=spec.takes_copies)
         notes = [mined.note]
         if mined.lists is not None:
             folds = reduction.folds
@@ -121,10 +124,10 @@ class SpecPairLoss(BaseMetricLossFunction):
             return Plan(PARTLY, "indexed", spec, score, folds, notes=notes)
         if reduction.folds is not None:
             notes.append("losses are reduced inside the sweep; no pair is named")
-            return Plan(FUSED, "pairwise", spec, score, reduction.folds, mined.rule, notes)
+            return Plan(FUSED, "pairwise", spec, score, reduction.folds, mined.rule, notes, mined.copies)
         if all(term.kind == "element" for term in spec.terms):
             notes.append(f"one loss a row comes out of the sweep and is reduced in torch: {reduction.reason}")
-            return Plan(PARTLY, "pairwise", spec, score, None, mined.rule, notes)
+            return Plan(PARTLY, "pairwise", spec, score, None, mined.rule, notes, mined.copies)
         notes.append(f"the loss of every pair is materialised: {reduction.reason}")
         return Plan(MATERIALISED, "indexed", spec, score, None, mined.rule, notes)
 
@@ -139,7 +142,8 @@ class SpecPairLoss(BaseMetricLossFunction):
         if plan.engine == "indexed":
             view, _ = self._listed(plan, call, x, y)
             return listed.folded_loss(plan.spec, plan.score, view, plan.folds, call.labels)
-        return fused_pair_loss(plan.spec, plan.score, plan.folds, plan.rule, call, x, y)
+        call, score = with_copies(call, plan.score, plan.copies)
+        return fused_pair_loss(plan.spec, score, plan.folds, plan.rule, call, x, y)
 
     def _listed(self, plan: Plan, call: Call, x: Tensor, y: Tensor) -> tuple[Any, listed.PairLists]:
         """The view over listed pairs, scored by the indexed engine."""
@@ -181,7 +185,8 @@ class SpecPairLoss(BaseMetricLossFunction):
             return None
         if learnable(self, [field.name for field in fields(spec)]):
             return None
-        mined = read_indices(call, score, triplets=False)
+        mined = read_indices(call, score, triplets=False, copies=spec.takes_copies)
+        call, score = with_copies(call, score, mined.copies)
         if mined.lists is not None:
             return None
         values, counts = pair_rows(spec, score, mined.rule, call, x, y)

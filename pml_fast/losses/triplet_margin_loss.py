@@ -22,6 +22,7 @@ from pml_fast.engine.plan import (
     overridden,
     read_indices,
     reduction_of,
+    with_copies,
 )
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.spec import Term, TripletSpec
@@ -112,7 +113,7 @@ class TripletMarginLoss(BaseMetricLossFunction):
         folds = reduction.folds
         if folds is not None and folds[0].kind == "per_anchor":
             folds, reduction.reason = None, "PerAnchorReducer has no reduction of triplets"
-        mined = read_indices(call, score, triplets=True)
+        mined = read_indices(call, score, triplets=True, copies=True)
         notes = [mined.note]
         if call.indices is None and self.triplets_per_anchor != "all":
             notes = [f"{self.triplets_per_anchor} random triplets an anchor: index tensors, only those are scored"]
@@ -131,7 +132,7 @@ class TripletMarginLoss(BaseMetricLossFunction):
             return Plan(MATERIALISED, "indexed", self.spec(), score, notes=notes)
         notes.append("losses are reduced inside the sweep; no triplet is named")
         spec = self.spec(mined.select, mined.select_margin)
-        return Plan(FUSED, "triplet", spec, score, folds, mined.rule, notes)
+        return Plan(FUSED, "triplet", spec, score, folds, mined.rule, notes, mined.copies)
 
     def run_plan(self, plan: Plan, call: Call) -> Tensor | None:
         if plan.folds is None or plan.score is None or not isinstance(plan.spec, TripletSpec):
@@ -139,7 +140,8 @@ class TripletMarginLoss(BaseMetricLossFunction):
         x, y = self.distance.engine_rows(call.embeddings, call.ref_emb)
         if plan.engine == "indexed":
             return self._run_listed(plan, call, x, y)
-        return fused_triplet_loss(plan.spec, plan.score, plan.folds[0], plan.rule, call, x, y)
+        call, score = with_copies(call, plan.score, plan.copies)
+        return fused_triplet_loss(plan.spec, score, plan.folds[0], plan.rule, call, x, y)
 
     def _run_listed(self, plan: Plan, call: Call, x: Tensor, y: Tensor) -> Tensor:
         assert plan.folds is not None and plan.score is not None

@@ -51,6 +51,13 @@ def class_layout(x_labels: Tensor, y_labels: Tensor, itself: bool) -> Layout:
     return Layout(row_order, col_order, start, end, offset, col_start, col_end)
 
 
+def own_columns(layout: Layout) -> Tensor:
+    """For each sorted row the sorted column that is its copy, the columns' set beginning with the rows'."""
+    place = torch.empty_like(layout.col_order)
+    place[layout.col_order] = torch.arange(len(place))
+    return place[layout.row_order]
+
+
 @dataclass
 class Tile:
     """Rows ``i0:i1`` against columns ``j0:j1``; columns from ``mirror`` on also serve their own rows."""
@@ -86,7 +93,10 @@ class SortedRows:
 
     def __init__(self, problem: Any, rule: Tensor | None) -> None:
         self.shared: bool = problem.shared
-        self.layout = class_layout(problem.x_labels, problem.y_labels, problem.itself)
+        # A set that begins with the batch may be larger than it: then it has an order of its own.
+        one = problem.itself and len(problem.x) == len(problem.y)
+        self.layout = class_layout(problem.x_labels, problem.y_labels, one)
+        self.own = own_columns(self.layout) if problem.itself and not one else None
         self.x = _sorted(problem.x, problem.x_norm, self.layout.row_order)
         self.y = self.x if self.shared else _sorted(problem.y, problem.y_norm, self.layout.col_order)
         self.n, self.m = len(self.x), len(self.y)
@@ -96,8 +106,9 @@ class SortedRows:
         self.compiled = extension().problem(
             self.x.data_ptr(), self.y.data_ptr(), layout.start.data_ptr(), layout.end.data_ptr(),
             layout.offset.data_ptr(), layout.col_start.data_ptr(), layout.col_end.data_ptr(),
-            0 if self.rule is None else self.rule.data_ptr(), self.n, self.m, self.x.shape[1], self.shared,
-            problem.itself, distance_name(problem.score), torch.get_num_threads(),
+            0 if self.rule is None else self.rule.data_ptr(), 0 if self.own is None else self.own.data_ptr(),
+            self.n, self.m, self.x.shape[1], self.shared, problem.itself,
+            distance_name(problem.score), torch.get_num_threads(),
         )  # fmt: skip
         self.is_double = self.x.dtype == torch.float64
         self._buffer: Tensor | None = None

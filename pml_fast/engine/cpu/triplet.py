@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pml_fast.engine.cpu.rows import SortedRows, Tile, extension, tiles
+from pml_fast.engine.cpu.rows import TILE_BYTES, SortedRows, Tile, extension, tiles
 from pml_fast.engine.problem import TripletProblem
 
 POSITIVE_ONLY, EVERY = (0.0, float("inf")), (float("-inf"), float("inf"))
@@ -32,10 +32,15 @@ class TripletSweep:
         )  # fmt: skip
 
     def _prepare(self, i0: int, i1: int) -> None:
-        """Score and sort the positives of a strip of rows: their columns are one run."""
+        """Score and sort the positives of some rows of a strip: their columns are one run."""
         rows = self.rows
         j0, j1 = int(rows.layout.start[i0]), int(rows.layout.end[i1 - 1])
-        if j1 > j0:
+        if (i1 - i0) * (j1 - j0) * rows.x.element_size() > TILE_BYTES and i1 - i0 > 1:
+            # A few rows of many classes: most of the run belongs to other rows, or to none.
+            middle = (i0 + i1) // 2
+            self._prepare(i0, middle)
+            self._prepare(middle, i1)
+        elif j1 > j0:
             s = rows.products(Tile(i0, i1, j0, j1, j1))
             self.engine.prepare(s.data_ptr(), s.stride(0), i0, i1, j0)
 
@@ -51,6 +56,7 @@ class TripletSweep:
         own = rows.x.new_zeros(rows.m) if dy is not None and self.problem.score.kind != "dot" else None
         for tile in tiles(rows.n, rows.m, False, rows.x.element_size()):
             if tile.j0 == 0:
+                self.engine.begin_strip(tile.i0, tile.i1)
                 self._prepare(tile.i0, tile.i1)
             s = rows.products(tile)
             live = self.engine.fold(s.data_ptr(), s.stride(0), tile.i0, tile.i1, tile.j0, tile.j1, gradients, weights)
