@@ -22,7 +22,7 @@ from pml_fast.engine.problem import (
     same_labels,
 )
 from pml_fast.engine.score import Score, paired_scores
-from pml_fast.engine.spec import Term
+from pml_fast.engine.spec import Some, Term
 from pml_fast.engine.strips import powered, strip_base
 from pml_fast.engine.views import DenseSide, View, dense_view
 
@@ -41,13 +41,17 @@ def _side(view: View, term: Term) -> DenseSide:
     return side
 
 
-def term_rows(term: Term, limits: Limits, loss: Tensor, view: View) -> tuple[Tensor, Tensor]:
+def term_rows(term: Term, limits: Limits, given: Tensor | Some, view: View) -> tuple[Tensor, Tensor]:
     """Value (differentiable) and count of each row, from what a spec's formula gave for the term."""
+    loss, there = given if isinstance(given, Some) else (given, None)
     if term.kind == "element":
-        return loss, torch.ones_like(loss)
+        if there is None:
+            return loss, torch.ones_like(loss)
+        return torch.where(there, loss, 0.0), there.to(loss.dtype)
     mask = _side(view, term).mask
     low, high = limits
     kept = mask & inside(loss, low, high)
+    kept = kept if there is None else kept & there
     return torch.where(kept, loss, 0.0).sum(dim=1), kept.sum(dim=1).to(loss.dtype)
 
 

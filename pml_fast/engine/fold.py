@@ -101,10 +101,12 @@ def _ratio(total: Tensor, count: Tensor) -> Tensor:
     return torch.where(count > 0, total / count.clamp(min=1), 0.0)
 
 
-def _reduce_elements(fold: Fold, values: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    n = values.shape[0]
+def _reduce_elements(fold: Fold, values: Tensor, weights: Tensor | None, there: Tensor | None) -> tuple[Tensor, Tensor]:
+    """``there`` is 1 for the rows that have a loss and 0 for the others, ``None`` where all have."""
+    n = max(values.shape[0], 1) if there is None else there.sum().clamp(min=1)
     if fold.kind == "threshold":
         keep = inside(values, fold.low, fold.high)
+        keep = keep if there is None else keep & (there > 0)
         w = keep.to(values.dtype) / keep.sum().clamp(min=1)
         return torch.where(keep, values * w, 0.0).sum(), w
     if fold.kind == "sum":
@@ -112,17 +114,17 @@ def _reduce_elements(fold: Fold, values: Tensor, weights: Tensor | None) -> tupl
     if fold.kind == "class_weighted":
         if weights is None:
             raise ValueError("weights must be given for a class_weighted fold, got None; pass Fold(weights=...)")
-        w = weights / max(n, 1)
+        w = weights / n
         return (values * w).sum(), w
     if fold.kind == "per_anchor":
-        return _reduce_elements(fold.inner or Fold(), values, weights)
-    w = torch.full_like(values, 1.0 / max(n, 1))
-    return values.sum() / max(n, 1), w
+        return _reduce_elements(fold.inner or Fold(), values, weights, there)
+    w = torch.full_like(values, 1.0) / n
+    return values.sum() / n, w
 
 
 def _reduce_pairs(fold: Fold, sums: Tensor, counts: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     if fold.kind == "per_anchor":
-        total, w = _reduce_elements(fold.inner or Fold(), _ratio(sums, counts), weights)
+        total, w = _reduce_elements(fold.inner or Fold(), _ratio(sums, counts), weights, None)
         return total, _ratio(w, counts)
     if fold.kind == "sum":
         return sums.sum(), torch.ones_like(sums)
@@ -144,5 +146,5 @@ def reduce_rows(fold: Fold, term: Term, values: Tensor, counts: Tensor, weights:
     losses (those inside the fold's limits). Returns a scalar and ``[N]``.
     """
     if term.kind == "element":
-        return _reduce_elements(fold, values, weights)
+        return _reduce_elements(fold, values, weights, counts if term.partial else None)
     return _reduce_pairs(fold, values, counts, weights)

@@ -13,7 +13,7 @@ import pml_fast.engine.triplet_ops  # noqa: F401  (defines the operators)
 from pml_fast.engine.fold import Fold, inside, reduce_rows
 from pml_fast.engine.lazy import RowChoice
 from pml_fast.engine.score import Score, compute_type
-from pml_fast.engine.spec import PairSpec
+from pml_fast.engine.spec import PairSpec, Some, Term
 from pml_fast.engine.views import ListedSide, View
 from pml_fast.utils import loss_and_miner_utils as lmu
 
@@ -73,21 +73,29 @@ def _distinct(i: Tensor, j: Tensor, m: int) -> tuple[Tensor, Tensor]:
     return torch.div(key, m, rounding_mode="floor"), key % m
 
 
-def listed_view(lists: PairLists, scores: Scorer, n: int) -> View:
+def listed_view(lists: PairLists, scores: Scorer, n: int, itself: bool = False) -> View:
     """The view a spec's formula reads; clamping keeps the padded entries of a masked list in range."""
-    pos = ListedSide(scores(lists.a1, lists.p.clamp(min=0)), lists.a1, n, lists.keep_pos)
-    neg = ListedSide(scores(lists.a2, lists.n.clamp(min=0)), lists.a2, n, lists.keep_neg)
-    return View(pos, neg)
+    p, q = lists.p.clamp(min=0), lists.n.clamp(min=0)
+    pos = ListedSide(scores(lists.a1, p), lists.a1, n, lists.keep_pos, p)
+    neg = ListedSide(scores(lists.a2, q), lists.a2, n, lists.keep_neg, q)
+    return View(pos, neg, itself)
 
 
 def _both_exist(view: View) -> Tensor:
     return (view.pos.count() > 0).any() & (view.neg.count() > 0).any()
 
 
-def _term_rows(side: ListedSide, loss: Tensor, fold: Fold) -> tuple[Tensor, Tensor]:
+def _term_rows(view: View, term: Term, given: Tensor | Some, fold: Fold) -> tuple[Tensor, Tensor]:
+    loss, there = given if isinstance(given, Some) else (given, None)
+    if term.kind == "element":
+        if there is None:
+            return loss, torch.ones_like(loss)
+        return torch.where(there, loss, 0.0), there.to(loss.dtype)
+    side = view.pos if term.kind == "pos_pair" else view.neg
+    assert isinstance(side, ListedSide)
     kept = inside(loss.detach(), *fold.pair_limits())
-    if side.keep is not None:
-        kept = kept & side.keep
+    for mask in (side.keep, there):
+        kept = kept if mask is None else kept & mask
     counted = ListedSide(loss, side.row, side.n, kept)
     return counted.sum(loss), counted.count().to(loss.dtype)
 
@@ -95,14 +103,9 @@ def _term_rows(side: ListedSide, loss: Tensor, fold: Fold) -> tuple[Tensor, Tens
 def folded_loss(spec: PairSpec, score: Score, view: View, folds: Sequence[Fold], labels: Tensor | None) -> Tensor:
     """The reduced loss over listed pairs, without a data-dependent size."""
     total: Any = 0
-    for term, fold, loss in zip(spec.terms, folds, spec.formula(view, score), strict=True):
-        weights = fold.row_weights(labels, loss.dtype)
-        if term.kind == "element":
-            value, _ = reduce_rows(fold, term, loss, torch.ones_like(loss), weights)
-        else:
-            side = view.pos if term.kind == "pos_pair" else view.neg
-            assert isinstance(side, ListedSide)
-            value, _ = reduce_rows(fold, term, *_term_rows(side, loss, fold), weights)
+    for term, fold, given in zip(spec.terms, folds, spec.formula(view, score), strict=True):
+        values, counts = _term_rows(view, term, given, fold)
+        value, _ = reduce_rows(fold, term, values, counts, fold.row_weights(labels, values.dtype))
         total = total + value
     return torch.where(_both_exist(view), total, 0.0) if spec.gated else total
 
@@ -113,11 +116,15 @@ def loss_dict(spec: PairSpec, score: Score, view: View, lists: PairLists) -> dic
     none = {"losses": 0, "indices": None, "reduction_type": "already_reduced"}
     if spec.gated and not bool(_both_exist(view)):
         return {term.name: dict(none) for term in spec.terms}
-    for term, loss in zip(spec.terms, spec.formula(view, score), strict=True):
+    for term, given in zip(spec.terms, spec.formula(view, score), strict=True):
+        loss, there = given if isinstance(given, Some) else (given, None)
         if term.kind == "element":
             index: Any = torch.arange(loss.shape[0], device=loss.device)
+            index = index if there is None else index[there]
         else:
             index = (lists.a1, lists.p) if term.kind == "pos_pair" else (lists.a2, lists.n)
+            index = index if there is None else tuple(part[there] for part in index)
+        loss = loss if there is None else loss[there]
         empty = loss.shape[0] == 0
         result[term.name] = dict(none) if empty else {"losses": loss, "indices": index, "reduction_type": term.kind}
     return result

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from pml_fast.engine.fold import Fold
 from pml_fast.engine.lazy import LazyIndices, RowChoice, RulePairs, SelectedTriplets
 from pml_fast.engine.score import Score
 from pml_fast.engine.spec import PairSpec, TripletSpec
+
+if TYPE_CHECKING:
+    from pml_fast.engine.cost import Cost, Size
 
 FUSED, PARTLY, MATERIALISED = "fused", "partly fused", "materialised"
 
@@ -40,6 +43,9 @@ class Plan:
     folds: list[Fold] | None = None
     rule: Tensor | None = None
     notes: list[str] = field(default_factory=list)
+    # For what no engine's own estimate covers; and why every backend but `chunked` refuses, where it alone runs.
+    cost: Callable[[Size], Cost] | None = None
+    chunked_only: str = ""
 
 
 @dataclass

@@ -25,7 +25,7 @@ from pml_fast.engine.problem import (
     same_labels,
 )
 from pml_fast.engine.score import Score, dense_scores, paired_scores
-from pml_fast.engine.spec import Term
+from pml_fast.engine.spec import Some, Term
 from pml_fast.engine.views import DenseSide, View, dense_view, softplus
 
 # Elements of the largest tensor that is worth holding.
@@ -158,12 +158,15 @@ def _view(problem: PairProblem, s: Tensor) -> View:
 def _term_rows(problem: PairProblem, view: View, t: int) -> tuple[Tensor, Tensor]:
     """Value and count of each row for one term."""
     term: Term = problem.spec.terms[t]
-    loss = problem.spec.formula(view, problem.score)[t]
+    given = problem.spec.formula(view, problem.score)[t]
+    loss, there = given if isinstance(given, Some) else (given, None)
     if term.kind == "element":
-        return loss, torch.ones_like(loss)
+        there = torch.ones_like(loss, dtype=torch.bool) if there is None else there
+        return torch.where(there, loss, 0.0), there.to(loss.dtype)
     side = view.pos if term.kind == "pos_pair" else view.neg
     assert isinstance(side, DenseSide)
     kept = side.mask & inside(loss, *problem.limits[t])
+    kept = kept if there is None else kept & there
     return torch.where(kept, loss, 0.0).sum(dim=1), kept.sum(dim=1).to(loss.dtype)
 
 

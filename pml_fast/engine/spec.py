@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 
 from torch import Tensor
 
@@ -21,10 +21,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Term:
-    """One named sub-loss. ``kind`` is PML's reduction type: ``element`` (a loss a row), ``pos_pair`` or ``neg_pair``."""
+    """One named sub-loss. ``kind`` is PML's reduction type: ``element`` (a loss a row), ``pos_pair`` or ``neg_pair``.
+
+    Of a ``partial`` term of elements some rows have no loss: they are not counted.
+    """
 
     name: str
     kind: str
+    partial: bool = False
+
+
+class Some(NamedTuple):
+    """What a formula gives for a term of which only the losses in ``there`` (a mask) exist; the others are not counted."""
+
+    loss: Tensor
+    there: Tensor
+
+
+Losses: TypeAlias = "Sequence[Tensor | Some]"
 
 
 @dataclass(frozen=True)
@@ -35,9 +49,11 @@ class PairSpec(ABC):
     terms: ClassVar[tuple[Term, ...]] = (Term("loss", "element"),)
     # PML gives 0 for the whole batch unless a positive and a negative pair exist.
     gated: ClassVar[bool] = False
+    # The formula reads a number on the host: one synchronisation a strip on an accelerator.
+    waits: ClassVar[bool] = False
 
     @abstractmethod
-    def formula(self, view: View, score: Score) -> list[Tensor]:
+    def formula(self, view: View, score: Score) -> Losses:
         """One tensor a term: ``[N]`` for ``element``; the shape of the view's side for pair terms (masked by the caller)."""
 
     def params(self) -> list[float]:

@@ -36,6 +36,10 @@ class Side:
         """A row vector repeated over the pairs of its row, in the shape of ``s``."""
         raise NotImplementedError
 
+    def across(self, columns: Tensor) -> Tensor:
+        """A vector with a number for each column, as each pair's column has it, in the shape of ``s``."""
+        raise NotImplementedError
+
 
 class DenseSide(Side):
     """Pairs marked by a mask over a ``[rows, M]`` strip of scores."""
@@ -60,12 +64,15 @@ class DenseSide(Side):
     def spread(self, rows: Tensor) -> Tensor:
         return rows.unsqueeze(1)
 
+    def across(self, columns: Tensor) -> Tensor:
+        return columns.unsqueeze(0)
+
 
 class ListedSide(Side):
-    """Pairs listed as scores ``s[K]`` with the row ``[K]`` of each, for ``n`` rows; ``weight[K]`` of 0 drops a pair."""
+    """Pairs listed as scores ``s[K]`` with the row and the column ``[K]`` of each, for ``n`` rows; ``keep`` drops some."""
 
-    def __init__(self, s: Tensor, row: Tensor, n: int, keep: Tensor | None = None) -> None:
-        self.s, self.row, self.n, self.keep = s, row, n, keep
+    def __init__(self, s: Tensor, row: Tensor, n: int, keep: Tensor | None = None, column: Tensor | None = None) -> None:
+        self.s, self.row, self.n, self.keep, self.column = s, row, n, keep, column
 
     def _kept(self, x: Tensor, fill: float) -> Tensor:
         return x if self.keep is None else torch.where(self.keep, x, fill)
@@ -88,13 +95,22 @@ class ListedSide(Side):
     def spread(self, rows: Tensor) -> Tensor:
         return rows[self.row]
 
+    def across(self, columns: Tensor) -> Tensor:
+        assert self.column is not None
+        return columns[self.column]
+
 
 @dataclass
 class View:
-    """The positive and the negative side of the same rows."""
+    """The positive and the negative side of the same rows; of a batch against ``itself`` the columns are the rows.
+
+    ``comparable`` is ``[rows, M]`` without the self pairs, for a dense view of a batch against itself.
+    """
 
     pos: Side
     neg: Side
+    itself: bool = False
+    comparable: Tensor | None = None
 
 
 def dense_view(s: Tensor, same: Tensor, comparable: Tensor | None, rule: Tensor | None) -> View:
@@ -111,4 +127,4 @@ def dense_view(s: Tensor, same: Tensor, comparable: Tensor | None, rule: Tensor 
         value = s.detach()
         pos = pos & (value >= pos_low) & (value <= pos_high)
         neg = neg & (value >= neg_low) & (value <= neg_high)
-    return View(DenseSide(s, pos), DenseSide(s, neg))
+    return View(DenseSide(s, pos), DenseSide(s, neg), comparable is not None, comparable)
