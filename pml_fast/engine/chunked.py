@@ -70,7 +70,7 @@ class ChunkedBackend:
         n, m = problem.x.shape[0], problem.y.shape[0]
         rows = problem.x.new_zeros(len(problem.spec.terms), 2, n)
         exists = torch.zeros(2, dtype=torch.bool, device=rows.device)
-        for first, last in strips(n, m):
+        for first, last in strips(n, problem.spec.width * m):
             s = powered(problem.score, strip_base(problem.score, problem.x[first:last], problem.y))
             view = _view(problem, first, last, s)
             exists |= torch.stack([view.pos.count().any(), view.neg.count().any()])
@@ -83,7 +83,7 @@ class ChunkedBackend:
         self, problem: PairProblem, state: PairRows, w: Tensor, need_x: bool, need_y: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         accumulate = GradSum(problem.x, problem.y, problem.shared, need_x, need_y)
-        for first, last in strips(problem.x.shape[0], problem.y.shape[0]):
+        for first, last in strips(problem.x.shape[0], problem.spec.width * problem.y.shape[0]):
             base = strip_base(problem.score, problem.x[first:last], problem.y)
             with autograd_enabled():
                 s = powered(problem.score, base).detach().requires_grad_()

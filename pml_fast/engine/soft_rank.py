@@ -11,6 +11,9 @@ from torch import Tensor
 from pml_fast.engine import grad_sum
 from pml_fast.engine.views import DenseSide, Side, View
 
+# Numbers that a block holds for each positive and column.
+_WIDTH = 4
+
 
 def dense_mask(side: Side) -> Tensor:
     """The mask of a side that is a strip of the matrix."""
@@ -42,15 +45,15 @@ def slots(mask: Tensor) -> tuple[Tensor, Tensor]:
 def soft_rank(z: Tensor, at: Tensor, has: Tensor, mask: Tensor) -> Tensor:
     """``sum over k in mask of sigmoid(z_ik - z_ij)`` for each ``j`` of ``at``: ``[rows, P]``, 0 where ``has`` is not.
 
-    ``z`` is ``[rows, M]``, differentiable. Sums and derivatives are taken for a few positives at a time, about
-    :data:`~pml_fast.engine.grad_sum.STRIP_ELEMENTS` numbers; the derivative computes the sigmoids again.
+    ``z`` is ``[rows, M]``, differentiable. Sums and derivatives are taken for a few positives at a time, about as much
+    memory as a strip; the derivative computes the sigmoids again.
     """
     result: Tensor = _SoftRank.apply(z, at, has, mask)
     return result
 
 
 def _blocks(z: Tensor, at: Tensor) -> Iterator[slice]:
-    step = max(1, grad_sum.STRIP_ELEMENTS // max(z.numel(), 1))
+    step = max(1, grad_sum.STRIP_ELEMENTS // (_WIDTH * max(z.numel(), 1)))
     return (slice(k, k + step) for k in range(0, at.shape[1], step))
 
 

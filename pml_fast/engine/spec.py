@@ -51,6 +51,8 @@ class PairSpec(ABC):
     gated: ClassVar[bool] = False
     # The formula reads a number on the host: one synchronisation a strip on an accelerator.
     waits: ClassVar[bool] = False
+    # How many times the memory of a usual formula this one takes for each score: its strips are as many times shorter.
+    width: ClassVar[int] = 1
 
     @abstractmethod
     def formula(self, view: View, score: Score) -> Losses:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pml_fast import _extension
-from pml_fast.engine.cpu.pairwise import fixed_shift
+from pml_fast.engine.cpu.pairwise import COMPILED, fixed_shift
 from pml_fast.engine.cpu.rows import distance_name, extension
 from pml_fast.engine.fold import Fold
 from pml_fast.engine.problem import Limits
@@ -44,7 +44,7 @@ def recipe(spec: str, params: tuple[float, ...], score: str, folds: tuple[str, .
     """How to run this in one call, or ``None`` where only tiles will do."""
     sc, reductions = Score.decode(score), [Fold.decode(fold) for fold in folds]
     known = sc.symmetric and (sc.kind, sc.power) in (("dot", 1.0), ("l2", 1.0), ("l2", 2.0))
-    if not known or any(fold.kind not in _FOLDS for fold in reductions):
+    if not known or spec not in COMPILED or any(fold.kind not in _FOLDS for fold in reductions):
         return None
     maths, values = pair_spec(spec, params), list(params)
     shifts = {dtype: fixed_shift(spec, values, sc, dtype) for dtype in (torch.float32, torch.float64)}

@@ -26,6 +26,7 @@ class FastAP(PairSpec):
 
     name: ClassVar[str] = "fast_ap"
     terms: ClassVar[tuple[Term, ...]] = (Term("loss", "element", partial=True),)
+    width: ClassVar[int] = 4
     scales: ClassVar[tuple[str, ...]] = ("num_bins",)
 
     def formula(self, view: View, score: Score) -> Losses:
@@ -80,6 +81,6 @@ def _counted(x: Tensor, mask: Tensor, nodes: int) -> Tensor:
     # The last key of each row takes what is not marked.
     key = torch.where(mask, node, nodes + 1).long() + torch.arange(n).unsqueeze(1) * (nodes + 2)
     size = n * (nodes + 2)
-    count = torch.bincount(key.flatten(), minlength=size).view(n, -1)[:, :nodes]
-    parts = torch.bincount(key.flatten(), weights=part.flatten(), minlength=size).view(n, -1)[:, :nodes]
+    count = torch.bincount(key.flatten(), minlength=size).view(n, nodes + 2)[:, :nodes]
+    parts = torch.bincount(key.flatten(), weights=part.flatten(), minlength=size).view(n, nodes + 2)[:, :nodes]
     return (count.cumsum(dim=1) - parts).to(x.dtype)

@@ -35,6 +35,7 @@ class PNP(PairSpec):
     terms: ClassVar[tuple[Term, ...]] = (Term("loss", "element", partial=True),)
     scales: ClassVar[tuple[str, ...]] = ("anneal",)
     waits: ClassVar[bool] = True
+    width: ClassVar[int] = 3
 
     def formula(self, view: View, score: Score) -> Losses:
         z = view.pos.s * (score.sign / self.anneal)

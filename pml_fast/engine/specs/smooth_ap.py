@@ -27,6 +27,7 @@ class SmoothAP(PairSpec):
     terms: ClassVar[tuple[Term, ...]] = (Term("ap_loss", "element", partial=True),)
     scales: ClassVar[tuple[str, ...]] = ("temperature",)
     waits: ClassVar[bool] = True
+    width: ClassVar[int] = 3
 
     def formula(self, view: View, score: Score) -> Losses:
         z = view.pos.s * (score.sign / self.temperature)
