@@ -174,7 +174,7 @@ ONLY_COSINE = {"circle", "tuplet_margin"}
 
 
 def has_kernel(backend: str, name: str) -> bool:
-    """Swap and most pair specs have no compiled kernel."""
+    """Pure torch runs every spec; swap and some specs have no compiled kernel."""
     return backend != "cpu" or name in COMPILED or (name in TRIPLETS and "swap" not in name)
 
 
@@ -216,6 +216,8 @@ def test_value_and_gradients_are_within_the_error_budget(backend: str, name: str
 def test_shapes_beyond_one_tile(backend: str, name: str, score: str) -> None:
     """Several strips of rows, and columns that fill no whole vector."""
     skip_unless(backend)
+    if not has_kernel(backend, name):
+        pytest.skip("no compiled kernel")
     # The compiled backend cuts batches of more than 2048 rows otherwise.
     beyond = [(2100, None)] if (backend, score) == ("cpu", "cosine") else []
     for n, m in ((1203, None), (611, 907), *beyond):
@@ -318,8 +320,10 @@ def test_edges_equal_the_oracle(backend: str, edge: str) -> None:
             continue
         want = on("reference", name, batch, SCORES[score], FOLD["threshold"])
         got = on(backend, name, batch, SCORES[score], FOLD["threshold"])
-        if edge == "zero_rows" and name not in ("supcon", "ntxent", "multi_similarity", "circle", "smooth"):
-            # At a distance of 1 from everything, rounding decides what is beyond a margin.
+        smooth = ("supcon", "ntxent", "multi_similarity", "circle", "smooth", "smooth_ap", "pnp")
+        at_a_node = name == "fast_ap" and edge in ("signs", "one_feature", "all_equal", "duplicates")
+        if at_a_node or (edge == "zero_rows" and name not in smooth):
+            # At a distance of 1 from everything, rounding decides what is beyond a margin or a node of a histogram.
             assert got.value.isfinite() and got.dx.isfinite().all()
             continue
         what = f"{name} {score}"
@@ -368,6 +372,9 @@ def test_a_row_that_is_not_finite_is_seen(backend: str, bad: float, dtype: torch
             continue
         if name in TRIPLETS and TRIPLETS[name][3] != "every":
             # A comparison with NaN is false, so a miner leaves such triplets out, as the peer's does.
+            continue
+        if name == "fast_ap" and not SCORES[score].normalize:
+            # An infinite distance lies beyond its histogram, which is one of unit vectors.
             continue
         for m in (None, 15):
             batch = draw(12, m, d=4, classes=2, seed=5).to(dtype)

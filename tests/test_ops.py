@@ -92,6 +92,10 @@ def op_calls(itself: bool, score: Score) -> Iterator[tuple[str, tuple[Any, ...]]
     for options, select in (([0.1, 0.0, 0.0, 0.0], "every"), ([0.1, 1.0, 0.0, 0.2], "semihard")):
         yield "triplet_loss", (x, y, labels, ref_labels, None, None, options, select, s, itself, MEAN, True, True)
     yield "triplet_loss", (a, b, labels, ref_labels, rule, None, options, select, s, itself, MEAN, False, False)
+    for triplets, shape in ((False, (2, 2, 7)), (True, (1, 3, 7))):
+        bins = (-20.0, 6.0, 7, s, itself, triplets)
+        yield "histogram", (x, y, labels, ref_labels, *bins)
+        yield "histogram_grad", (a, b, labels, ref_labels, *bins, torch.rand(shape, dtype=torch.float64), True, False)
     i, j = torch.arange(14).flip(0), torch.arange(14)
     kept, weights = torch.arange(14) % 3 > 0, torch.rand(20)
     for keep, own, smooth in ((None, None, 0.0), (kept, weights, 1.0)):
@@ -118,7 +122,7 @@ def test_schema_fake_and_autograd_of_every_operator(itself: bool, score: Score, 
     assert seen == registered
 
 
-@pytest.mark.parametrize("name", ["pairwise_loss", "pairwise_rows", "triplet_loss", "listed_scores"])
+@pytest.mark.parametrize("name", ["pairwise_loss", "pairwise_rows", "triplet_loss", "listed_scores", "histogram"])
 @pytest.mark.parametrize("itself", [True, False])
 def test_operators_under_aot_autograd_with_dynamic_shapes(name: str, itself: bool) -> None:
     args = next(args for found, args in op_calls(itself, COSINE) if found == name)
@@ -246,7 +250,7 @@ def test_the_search_for_the_hardest_share_does_not_wait(itself: bool) -> None:
         miners.HDCMiner()(x, labels)
 
 
-@pytest.mark.parametrize("spec", PAIR_SPECS)
+@pytest.mark.parametrize("spec", [name for name, spec in PAIR_SPECS.items() if not spec.waits])
 @pytest.mark.parametrize("itself", [True, False])
 def test_the_pairwise_operators_wait_for_nothing_inside(spec: str, itself: bool) -> None:
     # Called as plain functions, so that the watch sees what happens inside; the chunked backend stands for any device's.

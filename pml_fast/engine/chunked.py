@@ -83,7 +83,7 @@ class ChunkedBackend:
         exists = torch.zeros(2, dtype=torch.bool, device=rows.device)
         swept = two_sweeps.first_sweep(problem, _view)
         losses_of = two_sweeps.losses_of(problem, swept)
-        for first, last in strips(n, m):
+        for first, last in strips(n, problem.spec.width * m):
             s = powered(problem.score, strip_base(problem.score, problem.x[first:last], problem.y))
             view = _view(problem, first, last, s)
             exists |= torch.stack([view.pos.count().any(), view.neg.count().any()])
@@ -98,7 +98,7 @@ class ChunkedBackend:
         accumulate = GradSum(problem.x, problem.y, problem.shared, need_x, need_y)
         losses_of = two_sweeps.losses_of(problem, state.saved)
         back = two_sweeps.state_grads(problem, state.saved, _view, lambda *strip: _weighed(problem, w, *strip))
-        for first, last in strips(problem.x.shape[0], problem.y.shape[0]):
+        for first, last in strips(problem.x.shape[0], problem.spec.width * problem.y.shape[0]):
             base = strip_base(problem.score, problem.x[first:last], problem.y)
             with autograd_enabled():
                 s = powered(problem.score, base).detach().requires_grad_()

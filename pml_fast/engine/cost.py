@@ -262,6 +262,60 @@ def _triton_triplet(size: Size, _: PairSpec | TripletSpec, __: Score, ___: bool)
     return _cost(size, chunks * size.gemm, (chunks + 2 * sides) * size.gemm, chunks + sides, memory)
 
 
+# ---- what no engine covers
+# -----------------------------------------------------------------------------------------------------------
+
+
+def dense(size: Size) -> Cost:
+    """A distance's own matrix, and what is computed of it in torch."""
+    return _dense(size)
+
+
+def listed(size: Size) -> Cost:
+    """Listed pairs, and what is computed of their scores in torch."""
+    return _indexed(size, "chunked")
+
+
+def histogram(size: Size) -> Cost:
+    """Histograms of all pairs or triplets: a sweep for the sums, a second one for the gradient."""
+    need = size.need_x or size.need_y
+    memory = _common_bytes(size, 2 + _half(size)) + size.item * STRIP_BUFFERS * min(_strip(size), 4 * max(size.m, 1 << 18))
+    return _cost(size, size.gemm, (1 + need + size.gradients) * size.gemm, 1 + need, memory)
+
+
+def extremes(size: Size) -> Cost:
+    """Each row's closest column and each column's closest row, then those pairs listed."""
+    need, pairs = size.need_x or size.need_y, 3 * max(size.n, size.m)
+    products = 2 * size.gemm + 2 * pairs * size.d
+    gathered = 6 * min(pairs * size.d, grad_sum.STRIP_ELEMENTS)
+    memory = _common_bytes(size, 2 + _half(size)) + size.item * (STRIP_BUFFERS * _strip(size) + gathered + 16 * pairs)
+    return _cost(size, products, products + 4 * pairs * size.d * need, 2 + need, memory)
+
+
+def vicreg(size: Size) -> Cost:
+    """A covariance matrix of the features for each of two views."""
+    need, sets = size.need_x or size.need_y, 1 if size.shared else 2
+    product = 2 * size.n * size.d * size.d * sets
+    memory = size.item * (6 * size.n * size.d + 4 * size.d * size.d) * sets + _common_bytes(size, 1)
+    return _cost(size, product, (1 + need) * product, 1 + need, memory)
+
+
+def manifold(proxies: int) -> Callable[[Size], Cost]:
+    """The inverse of a matrix over the rows and ``proxies``; an LU decomposition and its inverse take two cubes."""
+
+    def cost(size: Size) -> Cost:
+        rows = size.n + proxies
+        need = size.need_x or size.need_y
+        products = 2 * rows * rows * size.d + 2 * size.n * proxies * rows
+        forward = products + 2 * rows**3
+        # The derivative of an inverse is two products with it.
+        step = forward + need * (2 * products + 4 * rows**3)
+        memory = size.item * DENSE_BUFFERS * rows * rows + _common_bytes(size, 2)
+        return _cost(size, forward, step, 1 + need, memory)
+
+    return cost
+
+
 _ENGINES: dict[tuple[str, str], Estimate] = {
     ("pairwise", "cpu"): _cpu_pairwise,
     ("pairwise", "chunked"): _chunked_pairwise,

@@ -117,8 +117,10 @@ class _Explainer:
             notes=(*plan.notes, *self._score_notes(), *notes),
             error=error,
         )
-        if error is not None or plan.spec is None or plan.score is None or size is None:
+        if error is not None or size is None:
             return explanation
+        if plan.cost is not None:
+            return replace(explanation, costs=plan.cost(size))
         return replace(explanation, costs=self._cost(backend or "", size))
 
     def _cost(self, backend: str, size: Size) -> Cost:
@@ -142,6 +144,8 @@ class _Explainer:
     # ---- which backend ----
 
     def _candidates(self) -> tuple[tuple[Candidate, ...], str | None]:
+        if self.plan.chunked_only:
+            return _only_chunked(self.plan.chunked_only)
         problem = self._problem()
         if problem is None:
             return (), None
@@ -191,7 +195,7 @@ class _Explainer:
     def _size(self) -> tuple[Size | None, bool, list[str]]:
         """The sizes, whether they are bounds, and what is to be said about them."""
         call, plan = self.call, self.plan
-        if plan.spec is None or plan.score is None:
+        if plan.cost is None and (plan.spec is None or plan.score is None):
             return None, False, []
         need_x, need_y = call.embeddings.requires_grad, call.ref_emb.requires_grad and not call.itself
         notes = []
@@ -201,7 +205,7 @@ class _Explainer:
         positives, negatives = self._partners()
         pairs = int(positives.sum())
         listed, triplets, at_most = self._listed(positives, negatives)
-        shared = call.itself and plan.score.symmetric
+        shared = call.itself and (plan.score is None or plan.score.symmetric)
         size = Size(
             len(self.x),
             len(self.y),
@@ -292,6 +296,20 @@ class _Explainer:
     def _terms(self) -> Sequence[Any]:
         spec = self.plan.spec
         return spec.terms if isinstance(spec, PairSpec) else (TERM,)
+
+
+def _only_chunked(reason: str) -> tuple[tuple[Candidate, ...], str | None]:
+    """What becomes of the backends where `chunked` alone can run, and what the call would raise."""
+    wanted = current().backend
+    if wanted not in ("auto", "chunked"):
+        error = f"backend {wanted!r} cannot run this: {reason}; choose backend='chunked', or backend='auto'"
+        found = [Candidate(name, "refused", reason) for name in dispatch.backends() if name != "chunked"]
+        return (*found, Candidate("chunked", "not asked", f"can run; backend {wanted!r} was asked for")), error
+    why = f"asked for ({wanted})" if wanted != "auto" else "the first that can run"
+    return (
+        *(Candidate(name, "refused", reason) for name in dispatch.backends() if name != "chunked"),
+        Candidate("chunked", "chosen", why),
+    ), None
 
 
 def _fold_words(fold: Fold) -> str:

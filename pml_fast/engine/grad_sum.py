@@ -31,13 +31,13 @@ class GradSum:
         self.dx = torch.zeros_like(x) if need_x else None
         self.dy = self.dx if itself else (torch.zeros_like(y) if need_y else None)
 
-    def add(self, score: Score, first: int, last: int, base: Tensor, c: Tensor) -> None:
-        """Add the strip ``first:last`` with ``c = dL/dscore``."""
-        dx, dy = strip_grads(score, self.x[first:last], self.y, base, c, self.need_rows, self.need_cols)
+    def add(self, score: Score, first: int, last: int, base: Tensor, c: Tensor, start: int = 0) -> None:
+        """Add the strip ``first:last`` with ``c = dL/dscore``, of all columns or of those from ``start`` on."""
+        dx, dy = strip_grads(score, self.x[first:last], self.y[start:], base, c, self.need_rows, self.need_cols)
         if dx is not None and self.dx is not None:
             self.dx[first:last] += dx
         if dy is not None and self.dy is not None:
-            self.dy += dy
+            self.dy[start:] += dy
 
     def add_among_columns(self, score: Score, first: int, last: int, base: Tensor, c: Tensor) -> None:
         """Add a strip of the columns ``first:last`` against all columns."""

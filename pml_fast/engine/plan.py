@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from pml_fast.engine.fold import Fold
 from pml_fast.engine.lazy import HardestPairs, LazyIndices, RowChoice, RulePairs, SelectedTriplets
 from pml_fast.engine.score import Score
 from pml_fast.engine.spec import PairSpec, TripletSpec
+
+if TYPE_CHECKING:
+    from pml_fast.engine.cost import Cost, Size
 
 FUSED, PARTLY, MATERIALISED = "fused", "partly fused", "materialised"
 
@@ -45,6 +48,9 @@ class Plan:
     rule: Tensor | None = None
     notes: list[str] = field(default_factory=list)
     copies: bool = False
+    # For what no engine's own estimate covers; and why every backend but `chunked` refuses, where it alone runs.
+    cost: Callable[[Size], Cost] | None = None
+    chunked_only: str = ""
 
 
 @dataclass

@@ -104,11 +104,15 @@ class ListedSide(Side):
 
 @dataclass
 class View:
-    """The positive and the negative side of the same rows; of a batch against ``itself`` the columns are the rows."""
+    """The positive and the negative side of the same rows; of a batch against ``itself`` the columns are the rows.
+
+    ``comparable`` is ``[rows, M]`` without the self pairs, for a dense view of a batch against itself.
+    """
 
     pos: Side
     neg: Side
     itself: bool = False
+    comparable: Tensor | None = None
 
 
 def dense_view(s: Tensor, same: Tensor, comparable: Tensor | None, rule: Tensor | None) -> View:
@@ -125,4 +129,4 @@ def dense_view(s: Tensor, same: Tensor, comparable: Tensor | None, rule: Tensor 
         value = s.detach()
         pos = pos & (value >= pos_low) & (value <= pos_high)
         neg = neg & (value >= neg_low) & (value <= neg_high)
-    return View(DenseSide(s, pos), DenseSide(s, neg), comparable is not None)
+    return View(DenseSide(s, pos), DenseSide(s, neg), comparable is not None, comparable)
