@@ -1,0 +1,75 @@
+"""P2SGrad loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pml_fast.engine.classes.problem import check_targets
+from pml_fast.engine.classes.spec import ClassSpec
+from pml_fast.engine.plan import Call
+from pml_fast.engine.score import Score
+from pml_fast.losses.base_metric_loss_function import LossDict
+from pml_fast.losses.class_loss import ClassLoss, Comparison, check_count, check_features, follow, sweep
+from pml_fast.utils import common_functions as c_f
+
+# Unit rows against weights whose columns a call has made unit vectors: both roles of the cosine, one of them constant.
+COSINE = Comparison(Score(normalize=False, symmetric=False), unit_rows=True, unit_columns=False, p=2.0)
+
+
+class P2SGradLoss(ClassLoss):
+    """Mean over the batch and all classes of ``(cos(theta_ic) - [c = label_i])^2``.
+
+    Zhang et al., "P2SGrad: Refined Gradients for Optimizing Deep Face Models", CVPR 2019: the squared error whose gradient is
+    the paper's. Each call first makes the columns of ``weight`` unit vectors, in place. Classes stream in blocks.
+
+    Args:
+        descriptors_dim: features of an embedding.
+        num_classes: labels are ``0 .. num_classes - 1``.
+    """
+
+    def __init__(self, descriptors_dim: int, num_classes: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        check_count(descriptors_dim=descriptors_dim, num_classes=num_classes)
+        self.descriptors_dim = descriptors_dim
+        self.num_classes = num_classes
+        self.weight = torch.nn.Parameter(torch.empty(descriptors_dim, num_classes).uniform_(-1, 1))
+        self._make_unit()
+
+    def _make_unit(self) -> None:
+        # The data alone: backward passes of earlier calls may still need the values, which change by rounding only.
+        data = self.weight.data
+        for part in data.split(4096, dim=1):
+            part.copy_(torch.nn.functional.normalize(part.to(torch.promote_types(part.dtype, torch.float32)), dim=0))
+
+    def class_weights(self) -> Tensor:
+        return self.weight.t()
+
+    def cast_types(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Bring the weights to the embeddings' device, and to their type unless that is of half precision."""
+        follow(self.weight, dtype, device)
+
+    def class_spec(self) -> ClassSpec | str:
+        return COSINE.spec(fold="row_squares")
+
+    def plan_notes(self, call: Call, spec: ClassSpec) -> list[str]:
+        c_f.indices_tuple_not_supported(call.indices)
+        return super().plan_notes(call, spec)
+
+    def compute_loss(
+        self, embeddings: Tensor, labels: Tensor | None, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor | None
+    ) -> LossDict:
+        """The mean squared error, one number."""
+        self.check_call(labels, ref_emb is embeddings and ref_labels is labels)
+        c_f.indices_tuple_not_supported(indices_tuple)
+        assert labels is not None
+        check_targets(labels, self.num_classes)
+        self.cast_types(embeddings.dtype, embeddings.device)
+        check_features(embeddings, self.class_weights())
+        self._make_unit()
+        found = sweep(COSINE, embeddings, self.class_weights(), labels.to(torch.int64), COSINE.spec(fold="row_squares"))
+        total = (found.others + (found.target.clamp(-1, 1) - 1).square()).sum()
+        loss = total / max(len(labels) * self.num_classes, 1)
+        return {"loss": {"losses": loss, "indices": None, "reduction_type": "already_reduced"}}
