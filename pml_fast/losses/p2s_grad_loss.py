@@ -10,13 +10,16 @@ from torch import Tensor
 from pml_fast.engine.classes.problem import check_targets
 from pml_fast.engine.classes.spec import ClassSpec
 from pml_fast.engine.plan import Call
-from pml_fast.engine.score import Score
+from pml_fast.engine.score import NORM_EPS, Score
 from pml_fast.losses.base_metric_loss_function import LossDict
 from pml_fast.losses.class_loss import ClassLoss, Comparison, check_count, check_features, follow, sweep
 from pml_fast.utils import common_functions as c_f
 
 # Unit rows against weights whose columns a call has made unit vectors: both roles of the cosine, one of them constant.
 COSINE = Comparison(Score(normalize=False, symmetric=False), unit_rows=True, unit_columns=False, p=2.0)
+
+# Columns made unit vectors at a time.
+_COLUMNS = 4096
 
 
 class P2SGradLoss(ClassLoss):
@@ -41,8 +44,12 @@ class P2SGradLoss(ClassLoss):
     def _make_unit(self) -> None:
         # The data alone: backward passes of earlier calls may still need the values, which change by rounding only.
         data = self.weight.data
-        for part in data.split(4096, dim=1):
-            part.copy_(torch.nn.functional.normalize(part.to(torch.promote_types(part.dtype, torch.float32)), dim=0))
+        rounding = 8 * torch.finfo(data.dtype).eps
+        for part in data.split(_COLUMNS, dim=1):
+            norm = torch.linalg.vector_norm(part, dim=0, dtype=torch.promote_types(part.dtype, torch.float32))
+            # What is of unit norm already stays as it is, so that the same call gives the same bits again.
+            norm = torch.where((norm - 1).abs() <= rounding, 1.0, norm.clamp(min=NORM_EPS))
+            part.copy_(part / norm)
 
     def class_weights(self) -> Tensor:
         return self.weight.t()

@@ -17,9 +17,7 @@ from pml_fast.engine.plan import Call, Plan
 from pml_fast.engine.score import compute_type
 
 # Buffers of a block that are alive together: of scores, and of the size of its weights.
-SCORE_BUFFERS, WEIGHT_BUFFERS = 6, 3
-# The same for pooled centres, which need a softmax and its derivative.
-POOL_BUFFERS = 6
+SCORE_BUFFERS, WEIGHT_BUFFERS = 6, 5
 
 
 class WeightsExplainer(Explainer):
@@ -72,9 +70,8 @@ class ClassExplainer(WeightsExplainer):
         one = dense or is_one_block(n, m, d, self.spec.centers)
         columns = m if dense else min(m, self.spec.centers * classes_a_block(n, d, self.spec.centers))
         scores = columns * (n if dense else min(n, ROWS))
-        pooled = 1 if self.spec.pool == "single" else POOL_BUFFERS
         gradients = n * d * size.need_x * item + m * d * size.need_y * stored
-        memory = gradients + item * (5 * n * d + SCORE_BUFFERS * pooled * scores + WEIGHT_BUFFERS * columns * d + 16 * n)
+        memory = gradients + item * (5 * n * d + SCORE_BUFFERS * scores + WEIGHT_BUFFERS * columns * d + 16 * n)
         memory += item * 16 * (m if self.spec.fold == "class_lse" else 0)
         sweeps = 1 + (not one or dense)
         read = (2 * m * d * stored + sweeps * n * d * item) + 2 * n * 8

@@ -48,8 +48,9 @@ def _class_grads(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     problem = ClassProblem(ClassSpec.decode(spec), x, y, target, bias)
     state = ClassScores(others, d_target, others.new_empty(0), kept)
+    grads = ClassGrads(d_others, d_target, d_norms if problem.spec.norms else None)
     with math_precision():
-        dx, dy = dispatch.select(problem).class_grads(problem, state, ClassGrads(d_others, d_target, d_norms), need_x, need_y)
+        dx, dy = dispatch.select(problem).class_grads(problem, state, grads, need_x, need_y)
     return x.new_empty(0) if dx is None else dx, y.new_empty(0) if dy is None else dy
 
 

@@ -28,7 +28,12 @@ def class_grads(
         if grads.norms is not None:
             total = total + (norms * grads.norms).sum()
         dx, dy = torch.autograd.grad(total, (x, y), allow_unused=True, materialize_grads=True)
-    return (dx if need_x else None), (dy if need_y else None)
+    return (_laid_out_as(x, dx) if need_x else None), (_laid_out_as(y, dy) if need_y else None)
+
+
+def _laid_out_as(tensor: Tensor, grad: Tensor) -> Tensor:
+    """A gradient in the memory order of its tensor, as the operator promises."""
+    return torch.empty_like(tensor).copy_(grad)
 
 
 def _dense(problem: ClassProblem, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
