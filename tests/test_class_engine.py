@@ -47,6 +47,9 @@ SPECS = {
     "l1": ClassSpec(Score("lp", p=1.0, normalize=False, inverted=False), unit=True, p=1.0, scale=-1.0),
     "max": ClassSpec(Score(normalize=False), centers=3, pool="max"),
     "soft": ClassSpec(Score("l2", normalize=False), unit=True, centers=3, pool="soft", sharpness=2.0),
+    "squared": ClassSpec(Score(normalize=False), lift="square", scale=2.0),
+    "squared_unit": ClassSpec(Score(normalize=False), unit=True, lift="square"),
+    "snr": ClassSpec(Score(normalize=False), unit=True, lift="snr", scale=-1.0),
     "by_class": ClassSpec(Score(normalize=False), unit=True, fold="class_lse", scale=3.0),
     "by_class_l2": ClassSpec(Score("l2", normalize=False), fold="class_lse", scale=-2.0),
     "squares": ClassSpec(Score(normalize=False), fold="row_squares"),
@@ -55,7 +58,8 @@ SPECS = {
 
 def sets(spec: ClassSpec, n: int = 6, classes: int = 5) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     gen = torch.Generator().manual_seed(8)
-    x = torch.randn(n, 4, generator=gen, dtype=torch.float64).requires_grad_()
+    features = 4 + {"none": 0, "square": 1, "snr": 2}[spec.lift]
+    x = torch.randn(n, features, generator=gen, dtype=torch.float64).requires_grad_()
     y = torch.randn(classes * spec.centers, 4, generator=gen, dtype=torch.float64).requires_grad_()
     target = torch.tensor([0, 1, 1, 4, 2, 0])[:n]
     return x, y, target, torch.rand(n, generator=gen, dtype=torch.float64)
@@ -105,6 +109,8 @@ def test_a_spec_survives_its_schema(kind: str) -> None:
 def test_bad_specs_are_refused() -> None:
     with pytest.raises(ValueError, match="pool must be one of"):
         ClassSpec(Score(), pool="mean")
+    with pytest.raises(ValueError, match="norms are Euclidean"):
+        ClassSpec(Score(), p=3.0, norms=True)
     with pytest.raises(ValueError, match="centers must be 1"):
         ClassSpec(Score(), centers=2)
 

@@ -41,10 +41,10 @@ def is_one_block(n: int, m: int, d: int, centers: int) -> bool:
 
 
 class Block:
-    """Base: columns of the classes ``first .. last`` and what their gradient adds up to."""
+    """Base: columns of the classes ``first .. last``; ``out`` is where the gradient by their weights goes, if it is wanted."""
 
-    def __init__(self, problem: ClassProblem, first: int, last: int, need_y: bool) -> None:
-        self.problem, self.need_y = problem, need_y
+    def __init__(self, problem: ClassProblem, first: int, last: int, out: Tensor | None) -> None:
+        self.problem, self.out = problem, out
         self.w = problem.weights(first, last)
 
     def scores(self, x: Tensor) -> Tensor:
@@ -55,108 +55,122 @@ class Block:
         """Add the gradients of ``sum(c * score)``: those by the rows into ``dx``."""
         raise NotImplementedError
 
-    def add_norms(self, grad: Tensor) -> None:
-        """Add the gradient of ``sum(grad * |w|)``."""
+    def write(self) -> None:
+        """Finish the gradient by the weights, in its place."""
         raise NotImplementedError
-
-    def write(self, dy: Tensor) -> None:
-        """Write the gradient by the weights into its place."""
-        raise NotImplementedError
-
-    def norms(self) -> Tensor:
-        """The norms of the weights ``[B]``."""
-        return torch.linalg.vector_norm(self.w, ord=self.problem.spec.p, dim=1)
 
 
 class DotBlock(Block):
-    """Inner products with weights or unit weights: the products are scaled, the weights are not copied."""
+    """Inner products with weights or unit weights, and what their squares add: the weights are not copied."""
 
-    def __init__(self, problem: ClassProblem, first: int, last: int, need_y: bool) -> None:
-        super().__init__(problem, first, last, need_y)
+    def __init__(self, problem: ClassProblem, first: int, last: int, out: Tensor | None) -> None:
+        super().__init__(problem, first, last, out)
+        self.d = self.w.shape[1]
+        norm = None
+        if problem.spec.unit or problem.spec.lift == "square":
+            norm = torch.linalg.vector_norm(self.w, dim=1)
         self.inverse: Tensor | None = None
-        if problem.spec.unit:
-            norm = self.norms()
+        if problem.spec.unit and norm is not None:
             self.inverse = norm.clamp(min=NORM_EPS).reciprocal_()
             # A clamped norm is a constant: no component to project out.
             self.projects = norm > NORM_EPS
+            norm = norm * self.inverse
+        self.square = norm.square() if norm is not None and problem.spec.lift == "square" else None
+        # Factors of the weights themselves in their gradient.
+        self.along: Tensor | float = 0.0
         self.dw: Tensor | None = None
-        self.along: Tensor | None = None
 
     def scores(self, x: Tensor) -> Tensor:
-        base = x @ self.w.T
-        return base if self.inverse is None else base.mul_(self.inverse)
+        base = x[:, : self.d] @ self.w.T
+        if self.inverse is not None:
+            base.mul_(self.inverse)
+        return base if self.square is None else base.addr_(x[:, self.d], self.square)
 
     def add(self, x: Tensor, dx: Tensor | None, base: Tensor, c: Tensor) -> None:
         power = self.problem.score.power
         if power != 1:
             c = torch.where(base != 0, c * power * base ** (power - 1), 0.0)
+        if self.square is not None and dx is not None:
+            dx[:, self.d] += c @ self.square
+        if self.out is not None:
+            self.along = self.along + self._along(x, base, c)
         if self.inverse is not None:
-            if self.need_y:
-                along = (c * base).sum(dim=0)
-                self.along = along if self.along is None else self.along + along
             c = c * self.inverse
         if dx is not None:
-            dx.addmm_(c, self.w)
-        if self.need_y:
-            self.dw = _columns_by_rows(c, x, self.w) if self.dw is None else self.dw.addmm_(c.T, x)
+            dx[:, : self.d].addmm_(c, self.w)
+        if self.out is not None:
+            self._add_products(c, x[:, : self.d])
 
-    def add_norms(self, grad: Tensor) -> None:
-        norm = self.norms()
-        factor = torch.where(norm > 0, grad / norm, 0.0).unsqueeze(1)
-        self.dw = self.w * factor if self.dw is None else self.dw.addcmul_(self.w, factor)
+    def _along(self, x: Tensor, base: Tensor, c: Tensor) -> Tensor | float:
+        """What multiplies each weight in its own gradient ``[B]``: projected out of a unit vector, or added by a square."""
+        if self.inverse is not None:
+            along = (c * base).sum(dim=0)
+            if self.square is not None:
+                along -= self.square * (x[:, self.d] @ c)
+            return torch.where(self.projects, along * self.inverse.square(), 0.0).neg_()
+        return 0.0 if self.square is None else 2 * (x[:, self.d] @ c)
 
-    def write(self, dy: Tensor) -> None:
+    def _add_products(self, c: Tensor, x: Tensor) -> None:
+        assert self.out is not None
+        if self.dw is not None:
+            self.dw.addmm_(c.T, x)
+        elif self.out.dtype == x.dtype:
+            self.dw = self.out.addmm_(c.T, x, beta=0)
+        else:
+            self.dw = c.T @ x
+
+    def write(self) -> None:
+        assert self.out is not None
         if self.dw is None:
-            dy.zero_()
+            self.out.zero_()
             return
-        if self.inverse is not None and self.along is not None:
-            # d(w/|w|): what points along the weight changes no unit vector.
-            factor = torch.where(self.projects, self.along * self.inverse.square(), 0.0)
-            self.dw.addcmul_(self.w, factor.unsqueeze(1), value=-1.0)
-        dy.copy_(self.dw)
-
-
-def _columns_by_rows(c: Tensor, x: Tensor, w: Tensor) -> Tensor:
-    """``c.T @ x`` in the memory order of ``w``: weights may be stored a column a class."""
-    return (x.T @ c).T if w.stride(0) == 1 else c.T @ x
+        if torch.is_tensor(self.along):
+            self.dw.addcmul_(self.w, self.along.unsqueeze(1))
+        if self.dw is not self.out:
+            self.out.copy_(self.dw)
 
 
 class PreparedBlock(Block):
     """Any other score: the block's columns are prepared in a copy, whose derivative is autograd's."""
 
-    def __init__(self, problem: ClassProblem, first: int, last: int, need_y: bool) -> None:
-        super().__init__(problem, first, last, need_y)
-        if need_y:
+    def __init__(self, problem: ClassProblem, first: int, last: int, out: Tensor | None) -> None:
+        super().__init__(problem, first, last, out)
+        if out is None:
+            self.columns = problem.spec.columns(self.w)
+        else:
             with autograd_enabled():
                 self.leaf = self.w.detach().requires_grad_()
                 self.graph = problem.spec.columns(self.leaf)
             self.columns = self.graph.detach()
-        else:
-            self.columns = problem.spec.columns(self.w)
         self.grad: Tensor | None = None
 
     def scores(self, x: Tensor) -> Tensor:
         return strip_base(self.problem.score, x, self.columns)
 
     def add(self, x: Tensor, dx: Tensor | None, base: Tensor, c: Tensor) -> None:
-        rows, columns = strip_grads(self.problem.score, x, self.columns, base, c, dx is not None, self.need_y)
+        need_x, need_y = dx is not None, self.out is not None
+        rows, columns = strip_grads(self.problem.score, x, self.columns, base, c, need_x, need_y)
         if dx is not None and rows is not None:
             dx += rows
         if columns is not None:
             self.grad = columns if self.grad is None else self.grad.add_(columns)
 
-    def write(self, dy: Tensor) -> None:
+    def write(self) -> None:
+        assert self.out is not None
         if self.grad is None:
-            dy.zero_()
+            self.out.zero_()
             return
-        with autograd_enabled():
-            # A spec without preparation hands the weights on as they are.
-            (dw,) = (self.grad,) if self.graph is self.leaf else torch.autograd.grad(self.graph, self.leaf, self.grad)
-        dy.copy_(dw)
+        dw = self.grad
+        # A spec without preparation hands the weights on as they are.
+        if self.graph is not self.leaf:
+            with autograd_enabled():
+                (dw,) = torch.autograd.grad(self.graph, self.leaf, self.grad)
+        self.out.copy_(dw)
 
 
-def block_of(problem: ClassProblem, first: int, last: int, need_y: bool = False) -> Block:
-    """The block of the classes ``first .. last``; ``need_y`` where its gradient is wanted."""
+def block_of(problem: ClassProblem, first: int, last: int, dy: Tensor | None = None) -> Block:
+    """The block of the classes ``first .. last``; ``dy [M, D]`` takes the gradient by all weights, where it is wanted."""
     spec = problem.spec
-    plain = spec.score.kind == "dot" and spec.lift == "none" and (spec.p == 2 or not spec.unit)
-    return (DotBlock if plain else PreparedBlock)(problem, first, last, need_y)
+    out = None if dy is None else dy[first * spec.centers : last * spec.centers]
+    plain = spec.score.kind == "dot" and spec.lift in ("none", "square") and (spec.p == 2 or not spec.unit)
+    return (DotBlock if plain else PreparedBlock)(problem, first, last, out)

@@ -19,22 +19,24 @@ def class_scores(problem: ClassProblem, keep: bool) -> ClassScores:
     keep = keep and is_one_block(n, y.shape[0], y.shape[1], spec.centers)
     others = x.new_full((problem.folded,), 0.0 if spec.fold == "row_squares" else -INF)
     target, kept = x.new_zeros(n), x.new_empty(0)
-    norms = x.new_zeros(n if spec.norms else 0)
     for first, last in class_ranges(problem):
         block = block_of(problem, first, last)
-        size = block.norms() if spec.norms else None
         for a, b in row_ranges(n):
             base = block.scores(x[a:b])
             if keep:
                 kept = base
             pooled = spec.pooled(powered(spec.score, base))
             column, own = own_columns(problem.target[a:b], first, last)
-            mine = own.squeeze(1)
-            target[a:b] = torch.where(mine, pooled.gather(1, column).squeeze(1), target[a:b])
-            if size is not None:
-                norms[a:b] = torch.where(mine, size[column.squeeze(1)], norms[a:b])
+            target[a:b] = torch.where(own, pooled.gather(1, column), target[a:b].unsqueeze(1)).squeeze(1)
             _fold(problem, others, (first, last), (a, b), pooled, column, own)
+    norms = own_norms(problem)[1] if spec.norms else x.new_empty(0)
     return ClassScores(others, target, norms, kept)
+
+
+def own_norms(problem: ClassProblem) -> tuple[Tensor, Tensor]:
+    """Each row's own class weight ``[N, D]`` and its norm."""
+    own = problem.y[problem.target].to(problem.x.dtype)
+    return own, torch.linalg.vector_norm(own, dim=1)
 
 
 def _logits(problem: ClassProblem, a: int, b: int, pooled: Tensor) -> Tensor:
@@ -76,7 +78,7 @@ def class_grads(
     # In the memory order of the weights: a parameter takes over such a gradient without a copy.
     dy = torch.empty_like(y) if need_y else None
     for first, last in class_ranges(problem):
-        block = block_of(problem, first, last, need_y)
+        block = block_of(problem, first, last, dy)
         for a, b in row_ranges(x.shape[0]):
             base = state.kept if state.kept.numel() > 0 else block.scores(x[a:b])
             s = powered(spec.score, base)
@@ -85,11 +87,12 @@ def class_grads(
             c = _derivative(problem, state, grads, (first, last), (a, b), pooled)
             c = _put(c, column, own, grads.target[a:b].unsqueeze(1))
             block.add(x[a:b], None if dx is None else dx[a:b], base, spec.unpooled(c, s))
-            if grads.norms is not None and need_y:
-                share = torch.where(own.squeeze(1), grads.norms[a:b], 0.0)
-                block.add_norms(x.new_zeros(last - first).index_add_(0, column.squeeze(1), share))
         if dy is not None:
-            block.write(dy[first * spec.centers : last * spec.centers])
+            block.write()
+    if dy is not None and grads.norms is not None:
+        weights, norm = own_norms(problem)
+        share = torch.where(norm > 0, grads.norms / norm, 0.0).unsqueeze(1)
+        dy.index_add_(0, problem.target, (weights * share).to(dy.dtype))
     return dx, dy
 
 

@@ -42,7 +42,7 @@ def _dense(problem: ClassProblem, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor,
     pooled = spec.pooled(dense_scores(spec.score, x, spec.columns(weights)))
     own = labels.unsqueeze(1) == torch.arange(problem.classes, device=labels.device)
     target = pooled.gather(1, labels.unsqueeze(1)).squeeze(1)
-    norms = torch.linalg.vector_norm(weights, ord=spec.p, dim=1)[labels] if spec.norms else x.new_zeros(0)
+    norms = torch.linalg.vector_norm(weights, dim=1)[labels] if spec.norms else x.new_zeros(0)
     if spec.fold == "row_squares":
         return torch.where(own, 0.0, pooled.clamp(-1, 1).square()).sum(dim=1), target, norms
     z = pooled * spec.scale

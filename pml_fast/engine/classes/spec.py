@@ -25,7 +25,7 @@ class ClassSpec:
 
     ``fold`` says what is summed over all pairs of different classes: ``row_lse``, each row's log-sum-exp of logits over the
     other classes; ``class_lse``, each class's over the rows of other classes; ``row_squares``, each row's sum of squares of
-    the scores clamped to [-1, 1]. ``norms`` asks for the ``p``-norm of each row's own class weight as well.
+    the scores clamped to [-1, 1]. ``norms`` asks for the Euclidean norm of each row's own class weight as well.
     """
 
     score: Score
@@ -45,6 +45,8 @@ class ClassSpec:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         if self.centers < 1 or (self.pool == "single" and self.centers != 1):
             raise ValueError(f"centers must be 1 for pool 'single' and positive for the others, got {self.centers}")
+        if self.norms and (self.centers != 1 or self.p != 2):
+            raise ValueError(f"norms are Euclidean, of one centre a class, got p={self.p} and centers={self.centers}")
 
     def encode(self) -> str:
         """The spec as the string that the operator's schema carries."""
