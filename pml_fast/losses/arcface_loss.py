@@ -36,8 +36,9 @@ class ArcFaceLoss(LargeMarginSoftmaxLoss):
 
     def modify_cosine_of_target_classes(self, cosine_of_target_classes: Tensor) -> Tensor:
         angles = self.get_angles(cosine_of_target_classes)
-        m = torch.as_tensor(self.margin, dtype=angles.dtype, device=angles.device)
-        return torch.where(angles <= math.pi - m, torch.cos(angles + m), torch.cos(angles) - m * torch.sin(m))
+        m = self.margin
+        drop = m * (torch.sin(m) if torch.is_tensor(m) else math.sin(m))
+        return torch.where(angles <= math.pi - m, torch.cos(angles + m), torch.cos(angles) - drop)
 
     def comparison(self) -> Comparison | str:
         return comparison(self.distance, shift_free=False)

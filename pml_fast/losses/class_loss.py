@@ -116,7 +116,7 @@ class ClassLoss(BaseMetricLossFunction):
         """One loss a row ``[N]`` from the matrix of all logits."""
         raise NotImplementedError
 
-    def check_call(self, labels: Tensor | None, itself: bool) -> None:
+    def check_call(self, labels: Tensor | None, indices_tuple: Any, itself: bool) -> None:
         """Raise where the loss cannot take what it is called with."""
         c_f.labels_required(labels)
         if not itself:
@@ -134,7 +134,7 @@ class ClassLoss(BaseMetricLossFunction):
 
     def plan(self, call: Call) -> Plan:
         """How a call would run."""
-        self.check_call(call.labels, call.itself)
+        self.check_call(call.labels, call.indices, call.itself)
         spec = self.streamable()
         if isinstance(spec, str):
             return Plan(MATERIALISED, "dense", notes=[spec])
@@ -155,17 +155,34 @@ class ClassLoss(BaseMetricLossFunction):
     def compute_loss(
         self, embeddings: Tensor, labels: Tensor | None, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor | None
     ) -> LossDict:
-        """One loss a row, weighted by how often ``indices_tuple`` names it."""
-        self.check_call(labels, ref_emb is embeddings and ref_labels is labels)
+        """The loss dictionary, streamed where it can be."""
+        self.check_call(labels, indices_tuple, ref_emb is embeddings and ref_labels is labels)
         assert labels is not None
+        return self.loss_terms(embeddings, self.targets(embeddings, labels), indices_tuple, self.streamable())
+
+    def run_plan(self, plan: Plan, call: Call) -> Any:
+        if not isinstance(plan.spec, ClassSpec) or self.embedding_regularizer is not None:
+            return None
+        assert call.labels is not None
+        labels = self.targets(call.embeddings, call.labels)
+        loss_dict = self.loss_terms(call.embeddings, labels, call.indices, plan.spec)
+        return self.reducer(loss_dict, call.embeddings, self.reduction_labels(call))
+
+    def targets(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Each row's class, int64; brings the weights to the embeddings' type and device."""
         check_targets(labels, self.num_classes)
         self.cast_types(embeddings.dtype, embeddings.device)
-        check_features(embeddings, self.class_weights())
-        spec = self.streamable()
+        features = self.class_weights().shape[1]
+        if embeddings.shape[1] != features:
+            raise ValueError(f"embeddings must have {features} features, the loss's embedding_size, got {embeddings.shape[1]}")
+        return labels.to(torch.int64)
+
+    def loss_terms(self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, spec: ClassSpec | str) -> LossDict:
+        """One loss a row, weighted by how often ``indices_tuple`` names it; a reason in place of a spec asks for the matrix."""
         if isinstance(spec, str):
             losses = self.dense_losses(embeddings, labels)
         else:
-            losses = self.streamed_losses(embeddings, labels.to(torch.int64), spec)
+            losses = self.streamed_losses(embeddings, labels, spec)
         losses = self.weigh(losses, labels, indices_tuple)
         loss_dict: LossDict = {
             "loss": {"losses": losses, "indices": c_f.torch_arange_from_size(embeddings), "reduction_type": "element"}
@@ -183,14 +200,6 @@ class ClassLoss(BaseMetricLossFunction):
     def cast_types(self, dtype: torch.dtype, device: torch.device) -> None:
         """Bring the weights to the embeddings' type and device."""
         raise NotImplementedError
-
-
-def check_features(embeddings: Tensor, weights: Tensor) -> None:
-    """``ValueError`` unless embeddings and class weights have the same number of features."""
-    if embeddings.shape[1] != weights.shape[1]:
-        raise ValueError(
-            f"embeddings must have {weights.shape[1]} features, the loss's embedding_size, got {embeddings.shape[1]}"
-        )
 
 
 def softmax_losses(others: Tensor, target: Tensor) -> Tensor:

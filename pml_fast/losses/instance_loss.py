@@ -10,7 +10,6 @@ from torch import Tensor
 from pml_fast.distances import CosineSimilarity
 from pml_fast.engine.classes.spec import ClassSpec
 from pml_fast.engine.plan import Call
-from pml_fast.losses.base_metric_loss_function import LossDict
 from pml_fast.losses.class_loss import ClassLoss, Comparison, comparison, softmax_losses, sweep
 from pml_fast.reducers import BaseReducer, MeanReducer
 from pml_fast.utils import common_functions as c_f
@@ -47,26 +46,15 @@ class InstanceLoss(ClassLoss):
         compared = comparison(self.distance, shift_free=False)
         return compared if isinstance(compared, str) else compared.spec(scale=float(self.gamma))
 
-    def plan(self, call: Call) -> Any:
-        c_f.indices_tuple_not_supported(call.indices)
-        return super().plan(call)
+    def check_call(self, labels: Tensor | None, indices_tuple: Any, itself: bool) -> None:
+        super().check_call(labels, indices_tuple, itself)
+        c_f.indices_tuple_not_supported(indices_tuple)
+
+    def targets(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        return label_ranks(labels)
 
     def plan_notes(self, call: Call, spec: ClassSpec) -> list[str]:
         return ["the rows of the batch are the classes, streamed in blocks: one loss a row is reduced in torch"]
-
-    def compute_loss(
-        self, embeddings: Tensor, labels: Tensor | None, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor | None
-    ) -> LossDict:
-        """One loss a row."""
-        self.check_call(labels, ref_emb is embeddings and ref_labels is labels)
-        c_f.indices_tuple_not_supported(indices_tuple)
-        assert labels is not None
-        spec = self.streamable()
-        if isinstance(spec, str):
-            losses = self.dense_losses(embeddings, label_ranks(labels))
-        else:
-            losses = self.streamed_losses(embeddings, label_ranks(labels), spec)
-        return {"loss": {"losses": losses, "indices": c_f.torch_arange_from_size(embeddings), "reduction_type": "element"}}
 
     def streamed_losses(self, embeddings: Tensor, labels: Tensor, spec: ClassSpec) -> Tensor:
         compared = comparison(self.distance, shift_free=False)

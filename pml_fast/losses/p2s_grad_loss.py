@@ -7,12 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pml_fast.engine.classes.problem import check_targets
 from pml_fast.engine.classes.spec import ClassSpec
-from pml_fast.engine.plan import Call
 from pml_fast.engine.score import NORM_EPS, Score
 from pml_fast.losses.base_metric_loss_function import LossDict
-from pml_fast.losses.class_loss import ClassLoss, Comparison, check_count, check_features, follow, sweep
+from pml_fast.losses.class_loss import ClassLoss, Comparison, check_count, follow, sweep
 from pml_fast.utils import common_functions as c_f
 
 # Unit rows against weights whose columns a call has made unit vectors: both roles of the cosine, one of them constant.
@@ -61,22 +59,14 @@ class P2SGradLoss(ClassLoss):
     def class_spec(self) -> ClassSpec | str:
         return COSINE.spec(fold="row_squares")
 
-    def plan_notes(self, call: Call, spec: ClassSpec) -> list[str]:
-        c_f.indices_tuple_not_supported(call.indices)
-        return super().plan_notes(call, spec)
-
-    def compute_loss(
-        self, embeddings: Tensor, labels: Tensor | None, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor | None
-    ) -> LossDict:
-        """The mean squared error, one number."""
-        self.check_call(labels, ref_emb is embeddings and ref_labels is labels)
+    def check_call(self, labels: Tensor | None, indices_tuple: Any, itself: bool) -> None:
+        super().check_call(labels, indices_tuple, itself)
         c_f.indices_tuple_not_supported(indices_tuple)
-        assert labels is not None
-        check_targets(labels, self.num_classes)
-        self.cast_types(embeddings.dtype, embeddings.device)
-        check_features(embeddings, self.class_weights())
+
+    def loss_terms(self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, spec: ClassSpec | str) -> LossDict:
+        """The mean squared error, one number."""
         self._make_unit()
-        found = sweep(COSINE, embeddings, self.class_weights(), labels.to(torch.int64), COSINE.spec(fold="row_squares"))
+        found = sweep(COSINE, embeddings, self.class_weights(), labels, COSINE.spec(fold="row_squares"))
         total = (found.others + (found.target.clamp(-1, 1) - 1).square()).sum()
         loss = total / max(len(labels) * self.num_classes, 1)
         return {"loss": {"losses": loss, "indices": None, "reduction_type": "already_reduced"}}

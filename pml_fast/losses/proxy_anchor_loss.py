@@ -10,12 +10,11 @@ from torch import Tensor
 
 from pml_fast.distances import CosineSimilarity
 from pml_fast.engine.classes.ops import class_scores
-from pml_fast.engine.classes.problem import check_targets
 from pml_fast.engine.classes.spec import ClassSpec
 from pml_fast.engine.plan import Call
 from pml_fast.engine.views import DenseSide, ListedSide, softplus
 from pml_fast.losses.base_metric_loss_function import LossDict
-from pml_fast.losses.class_loss import ClassLoss, Comparison, check_count, check_features, comparison, follow
+from pml_fast.losses.class_loss import ClassLoss, Comparison, check_count, comparison, follow
 from pml_fast.losses.mixins import WeightRegularizerMixin
 from pml_fast.reducers import BaseReducer, DivisorReducer
 from pml_fast.utils import common_functions as c_f
@@ -80,17 +79,8 @@ class ProxyAnchorLoss(WeightRegularizerMixin, ClassLoss):
             return compared
         return compared.spec(scale=compared.score.sign * float(self.alpha), fold="class_lse")
 
-    def compute_loss(
-        self, embeddings: Tensor, labels: Tensor | None, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor | None
-    ) -> LossDict:
+    def loss_terms(self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, spec: ClassSpec | str) -> LossDict:
         """One positive and one negative loss a proxy."""
-        self.check_call(labels, ref_emb is embeddings and ref_labels is labels)
-        assert labels is not None
-        check_targets(labels, self.num_classes)
-        self.cast_types(embeddings.dtype, embeddings.device)
-        check_features(embeddings, self.proxies)
-        labels = labels.to(torch.int64)
-        spec = self.streamable()
         terms = self._dense_terms if isinstance(spec, str) else self._streamed_terms
         pos, neg = terms(embeddings, labels, indices_tuple)
         loss_indices = torch.arange(self.num_classes, device=pos.device)

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pml_fast.engine.classes.problem import check_targets
 from pml_fast.engine.classes.spec import ClassSpec
 from pml_fast.engine.grad_sum import strips
 from pml_fast.losses.arcface_loss import ArcFaceLoss
-from pml_fast.losses.class_loss import check_count, check_features
+from pml_fast.losses.class_loss import check_count
 from pml_fast.utils import common_functions as c_f
 
 
@@ -72,11 +71,7 @@ class SubCenterArcFaceLoss(ArcFaceLoss):
             class without embeddings.
         """
         c_f.check_shapes(embeddings, labels)
-        labels = c_f.to_device(labels, embeddings)
-        check_targets(labels, self.num_classes)
-        self.cast_types(embeddings.dtype, embeddings.device)
-        check_features(embeddings, self.class_weights())
-        labels = labels.to(torch.int64)
+        labels = self.targets(embeddings, c_f.to_device(labels, embeddings))
         similarity = self._own_similarities(embeddings, labels)
         votes = self.W.new_zeros(self.num_classes, self.sub_centers, dtype=torch.int64)
         closest = similarity.argmax(dim=1)

@@ -10,6 +10,7 @@ from torch import Tensor
 from pml_fast.engine import grad_sum
 from pml_fast.engine.classes.blocks import ROWS, classes_a_block, is_one_block
 from pml_fast.engine.classes.problem import ClassProblem
+from pml_fast.engine.classes.small import is_small
 from pml_fast.engine.classes.spec import ClassSpec
 from pml_fast.engine.cost import Cost, Size
 from pml_fast.engine.explain import Explainer
@@ -47,7 +48,13 @@ class ClassExplainer(WeightsExplainer):
         assert isinstance(plan.spec, ClassSpec)
         self.spec = plan.spec
 
-    def _problem(self) -> ClassProblem:
+    def small(self) -> bool:
+        """Whether plain torch takes the call."""
+        return is_small(self.x.shape[0], self.y.shape[0], self.y.shape[1], self.x.device)
+
+    def _problem(self) -> ClassProblem | None:
+        if self.small():
+            return None
         wide = self._computed_in()
         rows = torch.empty((), dtype=wide, device=self.x.device).expand(self.x.shape)
         return ClassProblem(self.spec, rows, self.y.detach(), torch.empty(0, dtype=torch.int64), None)
@@ -67,9 +74,10 @@ class ClassExplainer(WeightsExplainer):
         item, stored = self._computed_in().itemsize, self.y.dtype.itemsize
         n, m, d, g = size.n, size.m, size.d, size.gemm
         dense = backend == "reference"
-        one = dense or is_one_block(n, m, d, self.spec.centers)
-        columns = m if dense else min(m, self.spec.centers * classes_a_block(n, d, self.spec.centers))
-        scores = columns * (n if dense else min(n, ROWS))
+        plain = dense or self.small()
+        one = plain or is_one_block(n, m, d, self.spec.centers)
+        columns = m if plain else min(m, self.spec.centers * classes_a_block(n, d, self.spec.centers))
+        scores = columns * (n if plain else min(n, ROWS))
         gradients = n * d * size.need_x * item + m * d * size.need_y * stored
         memory = gradients + item * (5 * n * d + SCORE_BUFFERS * scores + WEIGHT_BUFFERS * columns * d + 16 * n)
         memory += item * 16 * (m if self.spec.fold == "class_lse" else 0)
@@ -89,7 +97,9 @@ class ClassExplainer(WeightsExplainer):
         raised = "" if score.power == 1 else f" to the power {score.power:g}"
         unit = "; weights are divided by their norms block by block" if spec.unit else ""
         notes = [f"scores are {what}{raised}{how[spec.lift]}{unit}"]
-        if is_one_block(len(self.x), len(self.y), self.x.shape[1], spec.centers):
+        if self.small():
+            notes.append("the matrix of scores is smaller than a block: plain torch, without an operator")
+        elif is_one_block(len(self.x), len(self.y), self.x.shape[1], spec.centers):
             notes.append(f"all scores are one block of at most {grad_sum.STRIP_ELEMENTS} numbers, kept for the backward")
         else:
             notes.append("the backward scores the blocks again")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pml_fast.engine import dispatch
+from pml_fast.engine.classes import small
 from pml_fast.engine.classes.blocks import is_one_block
 from pml_fast.engine.classes.problem import ClassGrads, ClassProblem, ClassScores
 from pml_fast.engine.classes.spec import ClassSpec
@@ -100,7 +101,12 @@ differentiable("class_scores", _context, _backward)
 
 
 def class_scores(x: Tensor, y: Tensor, target: Tensor, spec: ClassSpec, bias: Tensor | None = None) -> ClassScores:
-    """The fold, the rows' own scores and norms, differentiable by the rows ``x`` and the weights ``y``."""
+    """The fold, the rows' own scores and norms, differentiable by the rows ``x`` and the weights ``y``.
+
+    A few scores take plain torch (:mod:`pml_fast.engine.classes.small`), all others the operator.
+    """
+    if small.is_small(x.shape[0], y.shape[0], y.shape[1], x.device):
+        return small.class_scores(ClassProblem(spec, x, y, target, bias))
     keep = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
     others, own, norms, kept = torch.ops.pml_fast.class_scores(x, y, target, bias, spec.encode(), keep)
     return ClassScores(others, own, norms, kept)

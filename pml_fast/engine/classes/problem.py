@@ -77,12 +77,10 @@ def check_targets(target: Tensor, classes: int) -> None:
         raise TypeError(f"labels must be integers, the numbers of the classes, got {target.dtype}; call .long() on them")
     if target.device.type == "meta":
         return
-    outside = ((target < 0) | (target >= classes)).any()
     message = f"labels must be from 0 to {classes - 1}, as the loss has {classes} classes"
     if torch.compiler.is_compiling() or target.device.type != "cpu":
-        torch._assert_async(~outside, message)
-    elif outside:
-        raise ValueError(
-            f"{message}, got labels from {int(target.min())} to {int(target.max())}: map them to 0, 1, ..., or pass a larger "
-            "num_classes"
-        )
+        torch._assert_async(((target >= 0) & (target < classes)).all(), message)
+    elif len(target) > 0:
+        low, high = (int(end) for end in target.aminmax())
+        if low < 0 or high >= classes:
+            raise ValueError(f"{message}, got labels from {low} to {high}: map them to 0, 1, ..., or pass a larger num_classes")

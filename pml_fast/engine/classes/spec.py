@@ -76,7 +76,7 @@ class ClassSpec:
         """One score a class ``[n, C]`` from scores ``[n, C * centers]``."""
         if self.pool == "single":
             return s
-        grouped = s.view(s.shape[0], -1, self.centers)
+        grouped = s.view(s.shape[0], s.shape[1] // self.centers, self.centers)
         if self.pool == "max":
             return grouped.amax(dim=2)
         return (torch.softmax(grouped * self.sharpness, dim=2) * grouped).sum(dim=2)
@@ -85,7 +85,7 @@ class ClassSpec:
         """The derivative by the scores ``[n, C * centers]``, given that by the pooled ones."""
         if self.pool == "single":
             return grad
-        grouped, grad = s.view(s.shape[0], -1, self.centers), grad.unsqueeze(2)
+        grouped, grad = s.view(s.shape[0], s.shape[1] // self.centers, self.centers), grad.unsqueeze(2)
         if self.pool == "max":
             # Of equal maxima the first has the gradient.
             first = grouped.argmax(dim=2, keepdim=True)
