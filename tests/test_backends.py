@@ -485,8 +485,19 @@ x = torch.empty(0)
 _, peak = measure_peak(lambda: step(N))
 print(peak - 4 * N * D)
 """
+# Class losses: about as many classes as labels, so that the batch times the classes is N x N / 4.
+SIZES = {
+    **dict.fromkeys(
+        ("ArcFaceLoss", "CosFaceLoss", "LargeMarginSoftmaxLoss", "NormalizedSoftmaxLoss", "ProxyAnchorLoss", "ProxyNCALoss"),
+        "N // (P + 1), D",
+    ),
+    "P2SGradLoss": "D, N // (P + 1)",
+    "SphereFaceLoss": "N // (P + 1), D",
+    "SoftTripleLoss": "N // (P + 1), D, centers_per_class=2",
+    "SubCenterArcFaceLoss": "N // (P + 1), D",
+}
 STEPS = {
-    **{name: (f"{name}()", "loss(x, labels)") for name in losses.__all__ if name.endswith("Loss")},
+    **{name: (f"{name}({SIZES.get(name, '')})", "loss(x, labels)") for name in losses.__all__ if name.endswith("Loss")},
     "RankedListLoss": ("RankedListLoss(0.4, 5)", "loss(x, labels)"),
     "CLIPLoss": ("CLIPLoss()", "loss(x, ref_emb=x.detach().clone())"),
     "MultiSupConLoss": ("MultiSupConLoss()", "loss(x, torch.nn.functional.one_hot(labels % 16))"),

@@ -7,6 +7,7 @@ import io
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pml_fast import distances, losses, miners, reducers, use
 from pml_fast.engine import hardest, ops
+from pml_fast.engine.classes.spec import ClassSpec
 from pml_fast.engine.fold import Fold
 from pml_fast.engine.score import Score
 from pml_fast.engine.spec import PAIR_SPECS
@@ -106,6 +108,25 @@ def op_calls(itself: bool, score: Score) -> Iterator[tuple[str, tuple[Any, ...]]
     yield "listed_grads", (a, b, i, j, s, torch.rand(14), True, False)
     yield "strip_base", (x, y, s)
     yield "strip_base_grad", (a, b, torch.rand(len(a), len(b)), torch.rand(len(a), len(b)), s, True, False)
+    yield from class_calls(score, x, y)
+
+
+def class_calls(score: Score, x: Tensor, y: Tensor) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """The class engine's operators: 20 rows against the classes whose weights are the columns."""
+    target, bias, plain = torch.arange(20) % 7, torch.rand(20), replace(score, normalize=False)
+    a, b = x.detach(), y.detach()
+    for spec in (
+        ClassSpec(plain, unit=score.normalize, scale=2.0),
+        ClassSpec(plain, norms=plain.kind == "dot"),
+        ClassSpec(plain, centers=2, pool="soft"),
+        ClassSpec(plain, fold="class_lse"),
+    ):
+        text, classes = spec.encode(), len(y) // spec.centers
+        yield "class_scores", (x, y, target, bias, text, True)
+        yield "class_scores", (a, b, target, None, text, False)
+        others, kept = torch.rand(classes if spec.fold == "class_lse" else 20), a.new_empty(0)
+        grads = torch.rand(len(others)), torch.rand(20), torch.rand(20) if spec.norms else None
+        yield "class_scores_grad", (a, b, target, bias, text, others, kept, *grads, True, True)
 
 
 @pytest.mark.parametrize("itself", [True, False])
@@ -122,7 +143,9 @@ def test_schema_fake_and_autograd_of_every_operator(itself: bool, score: Score, 
     assert seen == registered
 
 
-@pytest.mark.parametrize("name", ["pairwise_loss", "pairwise_rows", "triplet_loss", "listed_scores", "histogram"])
+@pytest.mark.parametrize(
+    "name", ["pairwise_loss", "pairwise_rows", "triplet_loss", "listed_scores", "histogram", "class_scores"]
+)
 @pytest.mark.parametrize("itself", [True, False])
 def test_operators_under_aot_autograd_with_dynamic_shapes(name: str, itself: bool) -> None:
     args = next(args for found, args in op_calls(itself, COSINE) if found == name)

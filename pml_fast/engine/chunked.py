@@ -10,6 +10,8 @@ from torch import Tensor
 
 from pml_fast.engine import grad_sum, triplet_strips, two_sweeps
 from pml_fast.engine.autograd import autograd_enabled
+from pml_fast.engine.classes import chunked as class_blocks
+from pml_fast.engine.classes.problem import ClassGrads, ClassProblem, ClassScores
 from pml_fast.engine.fold import inside
 from pml_fast.engine.grad_sum import GradSum, strips
 from pml_fast.engine.listed_sums import add_at
@@ -165,6 +167,14 @@ class ChunkedBackend:
             if dy is not None:
                 add_at(dy, b, gb)
         return dx, dy
+
+    def class_scores(self, problem: ClassProblem, keep: bool) -> ClassScores:
+        return class_blocks.class_scores(problem, keep)
+
+    def class_grads(
+        self, problem: ClassProblem, state: ClassScores, grads: ClassGrads, need_x: bool, need_y: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        return class_blocks.class_grads(problem, state, grads, need_x, need_y)
 
 
 def _list_chunks(i: Tensor, j: Tensor, d: int) -> Iterator[tuple[Tensor, Tensor]]:

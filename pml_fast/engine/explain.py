@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pml_fast.engine import cost, dispatch
+from pml_fast.engine.classes.problem import ClassProblem
 from pml_fast.engine.cost import Cost, Size
 from pml_fast.engine.explanation import Candidate, Explanation, dtype_name
 from pml_fast.engine.fold import Fold
@@ -80,11 +81,16 @@ def explain(
     with torch.no_grad():
         call = prepare_call(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         plan = loss.plan(call)
+        if hasattr(loss, "columns_for"):
+            from pml_fast.engine.classes.explain import ClassExplainer, WeightsExplainer
+
+            explainer = ClassExplainer if plan.engine == "classes" else WeightsExplainer
+            return explainer(loss, miner, call, plan).result()
         rows, columns = loss.distance.engine_rows(call.embeddings, call.ref_emb)
-    return _Explainer(loss, miner, call, plan, rows, columns).result()
+    return Explainer(loss, miner, call, plan, rows, columns).result()
 
 
-class _Explainer:
+class Explainer:
     """One call, its plan, and the rows the engine would see."""
 
     def __init__(self, loss: Any, miner: Any, call: Call, plan: Plan, x: Tensor, y: Tensor) -> None:
@@ -104,9 +110,9 @@ class _Explainer:
             device=str(call.embeddings.device),
             dtype=call.embeddings.dtype,
             rows=len(call.embeddings),
-            columns=len(call.ref_emb),
+            columns=len(self.columns()),
             dimension=call.embeddings.shape[1],
-            itself=call.itself,
+            itself=self.itself(),
             mode=plan.mode,
             engine=plan.engine,
             backend=backend,
@@ -116,6 +122,7 @@ class _Explainer:
             at_most=at_most,
             notes=(*plan.notes, *self._score_notes(), *notes),
             error=error,
+            against=self.against(),
         )
         if error is not None or size is None:
             return explanation
@@ -123,9 +130,21 @@ class _Explainer:
             return replace(explanation, costs=plan.cost(size))
         return replace(explanation, costs=self._cost(backend or "", size))
 
+    def columns(self) -> Tensor:
+        """What the rows are compared with."""
+        return self.call.ref_emb
+
+    def itself(self) -> bool:
+        """Whether that is the batch itself."""
+        return self.call.itself
+
+    def against(self) -> str:
+        """The columns in words."""
+        return "itself" if self.call.itself else f"a reference set of {len(self.call.ref_emb)}"
+
     def _cost(self, backend: str, size: Size) -> Cost:
         plan, spec, score = self.plan, self.plan.spec, self.plan.score
-        assert spec is not None and score is not None
+        assert isinstance(spec, PairSpec | TripletSpec) and score is not None
         folds = plan.folds or []
         weighted = any(f.weights is not None or (f.inner is not None and f.inner.weights is not None) for f in folds)
         one_call = (
@@ -172,7 +191,7 @@ class _Explainer:
                 found.append(Candidate(name, "not asked", why))
         return tuple(found), error
 
-    def _problem(self) -> PairProblem | TripletProblem | IndexedProblem | None:
+    def _problem(self) -> PairProblem | TripletProblem | IndexedProblem | ClassProblem | None:
         """What the operator would hand to a backend; ``None`` where no operator runs."""
         plan, call, score = self.plan, self.call, self.plan.score
         if score is None or plan.engine not in ("pairwise", "triplet", "indexed"):
@@ -336,4 +355,4 @@ def _call_of(part: Any) -> str:
 
 
 # Attributes of every nn.Module and of the record keeping.
-_RECORDS = ("embedding_reg_weight", "training", "collect_stats", "call_super_init", "dump_patches")
+_RECORDS = ("embedding_reg_weight", "weight_reg_weight", "training", "collect_stats", "call_super_init", "dump_patches")

@@ -26,13 +26,14 @@ class Explanation:
     Attributes:
         rows, columns, dimension: ``N``, ``M`` and ``D``.
         mode: ``fused``, ``partly fused`` or ``materialised``.
-        engine: ``pairwise``, ``triplet``, ``indexed`` or ``dense``.
+        engine: ``pairwise``, ``triplet``, ``indexed``, ``classes`` or ``dense``.
         backend: its name; ``None`` where no backend takes part, or where the one asked for refuses.
         candidates: every backend and what became of it.
         costs: ``None`` where the maths is not known (a loss of one's own) or the call would raise.
         at_most: the costs are bounds, because how much a miner leaves is not known before its rule is applied.
         notes: what is fused or materialised, and why.
         error: what the call would raise, where the backend asked for refuses.
+        against: the columns in words.
     """
 
     loss: str
@@ -55,6 +56,7 @@ class Explanation:
     at_most: bool = False
     notes: tuple[str, ...] = ()
     error: str | None = None
+    against: str = ""
 
     @property
     def gemm_flops(self) -> int:
@@ -83,8 +85,7 @@ class Explanation:
         return lines
 
     def _batch(self) -> str:
-        against = "itself" if self.itself else f"a reference set of {self.columns}"
-        return f"{self.rows} x {self.dimension} against {against}, {dtype_name(self.dtype)} on {self.device}"
+        return f"{self.rows} x {self.dimension} against {self.against}, {dtype_name(self.dtype)} on {self.device}"
 
     def _costs(self) -> list[tuple[str, str]]:
         if self.costs is None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pml_fast.engine.classes.spec import ClassSpec
 from pml_fast.engine.copies import AllPairs, WithoutCopies
 from pml_fast.engine.fold import Fold
 from pml_fast.engine.lazy import HardestPairs, LazyIndices, RowChoice, RulePairs, SelectedTriplets
@@ -42,7 +43,7 @@ class Plan:
 
     mode: str
     engine: str
-    spec: PairSpec | TripletSpec | None = None
+    spec: PairSpec | TripletSpec | ClassSpec | None = None
     score: Score | None = None
     folds: list[Fold] | None = None
     rule: Tensor | None = None

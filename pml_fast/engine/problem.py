@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -165,6 +166,10 @@ class Backend(Protocol):
     ) -> tuple[Tensor | None, Tensor | None]:
         """Gradients of ``sum(grad * score)`` by ``x`` and by ``y`` (kept apart also when ``x`` is ``y``)."""
         ...
+
+    # The class engine; only backends that do not refuse its problem have these.
+    class_scores: Callable[..., Any]
+    class_grads: Callable[..., Any]
 
 
 def same_labels(rows: Tensor, cols: Tensor) -> Tensor:

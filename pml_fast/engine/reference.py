@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from pml_fast.engine.autograd import autograd_enabled
+from pml_fast.engine.classes import reference as class_matrix
+from pml_fast.engine.classes.problem import ClassGrads, ClassProblem, ClassScores
 from pml_fast.engine.fold import inside
 from pml_fast.engine.problem import (
     ExtremeProblem,
@@ -124,6 +126,12 @@ class ReferenceBackend:
             s = paired_scores(score, x_leaf[i], y_leaf[j])
             dx, dy = torch.autograd.grad(s, (x_leaf, y_leaf), grad)
         return (dx if need_x else None), (dy if need_y else None)
+
+    def class_scores(self, problem: ClassProblem, keep: bool) -> ClassScores:
+        return class_matrix.class_scores(problem, keep)
+
+    def class_grads(self, problem: ClassProblem, state: ClassScores, grads: ClassGrads, need_x: bool, need_y: bool) -> Grads:
+        return class_matrix.class_grads(problem, state, grads, need_x, need_y)
 
 
 def _gradients(total: Callable[[Tensor, Tensor], Tensor], problem: Problem, need_x: bool, need_y: bool) -> Grads:

@@ -73,7 +73,11 @@ class BaseMetricLossFunction(EmbeddingRegularizerMixin, ModuleWithRecordsReducer
             return loss
         loss_dict = self.compute_loss(call.embeddings, call.labels, call.indices, call.ref_emb, call.ref_labels)
         self.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)
-        return self.reducer(loss_dict, embeddings, call.labels)
+        return self.reducer(loss_dict, embeddings, self.reduction_labels(call))
+
+    def reduction_labels(self, call: Call) -> Tensor | None:
+        """The labels of what the loss dictionary's indices name: by default the batch."""
+        return call.labels
 
     def zero_loss(self) -> dict[str, Any]:
         """The entry of a loss without usable pairs."""

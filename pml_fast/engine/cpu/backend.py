@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pml_fast import _extension
+from pml_fast.engine.classes.problem import ClassProblem
 from pml_fast.engine.cpu import small
 from pml_fast.engine.cpu.indexed import listed_grads, listed_scores
 from pml_fast.engine.cpu.pairwise import COMPILED, Sweep
@@ -31,6 +32,8 @@ class CpuBackend:
             return reason
         if problem.x.device.type != "cpu":
             return f"the embeddings are on {problem.x.device.type}, the compiled kernels run on the cpu"
+        if isinstance(problem, ClassProblem):
+            return "blocks of classes have no compiled kernel: their products are torch's own"
         score: Score = problem.score
         if score.kind == "lp":
             return f"an L{score.p:g} distance is not an inner product; its tiles come from torch.cdist (backend chunked)"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pml_fast.engine.classes.problem import ClassProblem
 from pml_fast.engine.problem import ExtremeProblem, IndexedProblem, PairProblem, PairRows, TripletProblem
 from pml_fast.engine.score import Score
 
@@ -41,6 +42,8 @@ class TritonBackend:
         return None
 
     def refuse(self, problem: Any) -> str | None:
+        if isinstance(problem, ClassProblem):
+            return self.available() or "blocks of classes have no Triton kernel"
         reason = self.available() or _refuse_tensors(problem)
         if reason is not None:
             return reason

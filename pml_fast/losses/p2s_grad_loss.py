@@ -1,0 +1,72 @@
+"""P2SGrad loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pml_fast.engine.classes.spec import ClassSpec
+from pml_fast.engine.score import NORM_EPS, Score
+from pml_fast.losses.base_metric_loss_function import LossDict
+from pml_fast.losses.class_loss import ClassLoss, Comparison, check_count, follow, sweep
+from pml_fast.utils import common_functions as c_f
+
+# Unit rows against weights whose columns a call has made unit vectors: both roles of the cosine, one of them constant.
+COSINE = Comparison(Score(normalize=False, symmetric=False), unit_rows=True, unit_columns=False, p=2.0)
+
+# Columns made unit vectors at a time.
+_COLUMNS = 4096
+
+
+class P2SGradLoss(ClassLoss):
+    """Mean over the batch and all classes of ``(cos(theta_ic) - [c = label_i])^2``.
+
+    Zhang et al., "P2SGrad: Refined Gradients for Optimizing Deep Face Models", CVPR 2019: the squared error whose gradient is
+    the paper's. Each call first makes the columns of ``weight`` unit vectors, in place. Classes stream in blocks.
+
+    Args:
+        descriptors_dim: features of an embedding.
+        num_classes: labels are ``0 .. num_classes - 1``.
+    """
+
+    def __init__(self, descriptors_dim: int, num_classes: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        check_count(descriptors_dim=descriptors_dim, num_classes=num_classes)
+        self.descriptors_dim = descriptors_dim
+        self.num_classes = num_classes
+        self.weight = torch.nn.Parameter(torch.empty(descriptors_dim, num_classes).uniform_(-1, 1))
+        self._make_unit()
+
+    def _make_unit(self) -> None:
+        # The data alone: backward passes of earlier calls may still need the values, which change by rounding only.
+        data = self.weight.data
+        rounding = 8 * torch.finfo(data.dtype).eps
+        for part in data.split(_COLUMNS, dim=1):
+            norm = torch.linalg.vector_norm(part, dim=0, dtype=torch.promote_types(part.dtype, torch.float32))
+            # What is of unit norm already stays as it is, so that the same call gives the same bits again.
+            norm = torch.where((norm - 1).abs() <= rounding, 1.0, norm.clamp(min=NORM_EPS))
+            part.copy_(part / norm)
+
+    def class_weights(self) -> Tensor:
+        return self.weight.t()
+
+    def cast_types(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Bring the weights to the embeddings' device, and to their type unless that is of half precision."""
+        follow(self.weight, dtype, device)
+
+    def class_spec(self) -> ClassSpec | str:
+        return COSINE.spec(fold="row_squares")
+
+    def check_call(self, labels: Tensor | None, indices_tuple: Any, itself: bool) -> None:
+        super().check_call(labels, indices_tuple, itself)
+        c_f.indices_tuple_not_supported(indices_tuple)
+
+    def loss_terms(self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, spec: ClassSpec | str) -> LossDict:
+        """The mean squared error, one number."""
+        self._make_unit()
+        found = sweep(COSINE, embeddings, self.class_weights(), labels, COSINE.spec(fold="row_squares"))
+        total = (found.others + (found.target.clamp(-1, 1) - 1).square()).sum()
+        loss = total / max(len(labels) * self.num_classes, 1)
+        return {"loss": {"losses": loss, "indices": None, "reduction_type": "already_reduced"}}

@@ -1,0 +1,234 @@
+"""The class engine: every derivative, blocks against the oracle, and memory, which explain bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import accumulate
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pml_fast import distances, explain, losses, use
+from pml_fast.engine import grad_sum
+from pml_fast.engine.classes import blocks, small
+from pml_fast.engine.classes.ops import class_scores
+from pml_fast.engine.classes.spec import ClassSpec
+from pml_fast.engine.score import Score
+
+C, D = 9, 7
+
+
+@pytest.fixture
+def many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of one or two classes and of five rows."""
+    monkeypatch.setattr(grad_sum, "STRIP_ELEMENTS", 15)
+    monkeypatch.setattr(blocks, "ROWS", 5)
+
+
+def batch(n: int = 23, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    gen = torch.Generator().manual_seed(0)
+    return torch.randn(n, D, generator=gen, dtype=dtype), torch.randint(0, C, (n,), generator=gen)
+
+
+def close(got: list[Tensor], want: list[Tensor]) -> None:
+    for mine, expected in zip(got, want, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-8, atol=1e-9)
+
+
+SPECS = {
+    "plain": ClassSpec(Score(normalize=False), scale=2.0),
+    "unit": ClassSpec(Score(normalize=False), unit=True, scale=-1.5),
+    "unit_p3": ClassSpec(Score(normalize=False), unit=True, p=3.0),
+    "cubed": ClassSpec(Score(normalize=False, power=3.0), unit=True, scale=0.7),
+    "norms": ClassSpec(Score(normalize=False), norms=True),
+    "l2": ClassSpec(Score("l2", normalize=False, inverted=False), scale=-1.0, norms=False),
+    "l1": ClassSpec(Score("lp", p=1.0, normalize=False, inverted=False), unit=True, p=1.0, scale=-1.0),
+    "max": ClassSpec(Score(normalize=False), centers=3, pool="max"),
+    "soft": ClassSpec(Score("l2", normalize=False), unit=True, centers=3, pool="soft", sharpness=2.0),
+    "squared": ClassSpec(Score(normalize=False), lift="square", scale=2.0),
+    "squared_unit": ClassSpec(Score(normalize=False), unit=True, lift="square"),
+    "snr": ClassSpec(Score(normalize=False), unit=True, lift="snr", scale=-1.0),
+    "by_class": ClassSpec(Score(normalize=False), unit=True, fold="class_lse", scale=3.0),
+    "by_class_l2": ClassSpec(Score("l2", normalize=False), fold="class_lse", scale=-2.0),
+    "squares": ClassSpec(Score(normalize=False), fold="row_squares"),
+}
+
+
+def sets(spec: ClassSpec, n: int = 6, classes: int = 5) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    gen = torch.Generator().manual_seed(8)
+    features = 4 + {"none": 0, "square": 1, "snr": 2}[spec.lift]
+    x = torch.randn(n, features, generator=gen, dtype=torch.float64).requires_grad_()
+    y = torch.randn(classes * spec.centers, 4, generator=gen, dtype=torch.float64).requires_grad_()
+    target = torch.tensor([0, 1, 1, 4, 2, 0])[:n]
+    return x, y, target, torch.rand(n, generator=gen, dtype=torch.float64)
+
+
+def scores(spec: ClassSpec, x: Tensor, y: Tensor, target: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+    found = class_scores(x, y, target, spec, bias)
+    return (found.others, found.target) + ((found.norms,) if spec.norms else ())
+
+
+@pytest.mark.parametrize("backend", ["auto", "chunked", "reference"])
+@pytest.mark.parametrize("kind", SPECS)
+def test_every_derivative_is_autograds(kind: str, backend: str) -> None:
+    spec = SPECS[kind]
+    x, y, target, bias = sets(spec)
+    with use(backend=backend):
+        assert torch.autograd.gradcheck(lambda a, b: scores(spec, a, b, target, bias), (x, y))
+
+
+@pytest.mark.parametrize("kind", SPECS)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_one_block_many_blocks_and_the_oracle_agree(kind: str, transposed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = SPECS[kind]
+    x, y, target, bias = sets(spec)
+    if transposed:
+        y = y.detach().t().contiguous().t().requires_grad_()
+
+    def answer() -> list[Tensor]:
+        out = scores(spec, x, y, target, bias)
+        grads = torch.autograd.grad(sum(((k + 1) * part.square()).sum() for k, part in enumerate(out)), (x, y))  # type: ignore[arg-type]
+        assert small.is_small(len(x), y.shape[0], y.shape[1], x.device) or grads[1].stride() == y.stride()
+        return [*(part.detach() for part in out), *grads]
+
+    with use(backend="reference"):
+        want = answer()
+    close(answer(), want)
+    with use(backend="chunked"):
+        close(answer(), want)
+    monkeypatch.setattr(grad_sum, "STRIP_ELEMENTS", 9)
+    monkeypatch.setattr(blocks, "ROWS", 4)
+    close(answer(), want)
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_a_spec_survives_its_schema(kind: str) -> None:
+    assert ClassSpec.decode(SPECS[kind].encode()) == SPECS[kind]
+
+
+def test_bad_specs_are_refused() -> None:
+    with pytest.raises(ValueError, match="pool must be one of"):
+        ClassSpec(Score(), pool="mean")
+    with pytest.raises(ValueError, match="norms are Euclidean"):
+        ClassSpec(Score(), p=3.0, norms=True)
+    with pytest.raises(ValueError, match="centers must be 1"):
+        ClassSpec(Score(), centers=2)
+
+
+def test_only_the_wanted_gradients_are_computed() -> None:
+    loss = losses.ArcFaceLoss(C, D).double()
+    x, labels = batch()
+    loss.W.requires_grad_(False)
+    y = x.clone().requires_grad_()
+    loss(y, labels).backward()
+    assert y.grad is not None and loss.W.grad is None
+    loss.W.requires_grad_(True)
+    loss(x, labels).backward()
+    assert loss.W.grad is not None and loss.W.grad.stride() == loss.W.stride()
+    with torch.no_grad():
+        assert not loss(x, labels).requires_grad
+
+
+def test_second_derivatives_are_refused() -> None:
+    x, labels = batch()
+    x.requires_grad_()
+    loss = losses.CosFaceLoss(C, D).double()
+    with use(backend="chunked"), pytest.raises(RuntimeError, match="cannot be differentiated again"):
+        torch.autograd.grad(loss(x, labels), x, create_graph=True)
+
+
+# ---- memory and what explain says of it ----
+
+
+def allocations(step: Callable[[], Any]) -> list[int]:
+    with torch.profiler.profile(profile_memory=True) as prof:
+        step()
+    events = [event for event in prof.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+
+
+BIG = {
+    "arcface": lambda m, c, d: m.ArcFaceLoss(c, d),
+    "large_margin": lambda m, c, d: m.LargeMarginSoftmaxLoss(c, d),
+    "sphereface": lambda m, c, d: m.SphereFaceLoss(c, d),
+    "subcenter": lambda m, c, d: m.SubCenterArcFaceLoss(num_classes=c, embedding_size=d),
+    "normalized_l2": lambda m, c, d: m.NormalizedSoftmaxLoss(c, d, distance=distances.LpDistance()),
+    "proxy_nca": lambda m, c, d: m.ProxyNCALoss(c, d),
+    "proxy_anchor": lambda m, c, d: m.ProxyAnchorLoss(c, d),
+    "soft_triple": lambda m, c, d: m.SoftTripleLoss(c, d, centers_per_class=2),
+    "p2s_grad": lambda m, c, d: m.P2SGradLoss(d, c),
+    "instance": lambda m, c, d: m.InstanceLoss(),
+}
+
+
+@pytest.mark.parametrize(("n", "classes", "d"), [(256, 30000, 16), (128, 5000, 128), (64, 500, 16)])
+@pytest.mark.parametrize("name", BIG)
+def test_memory_is_gradients_and_blocks_and_explain_bounds_it(name: str, n: int, classes: int, d: int) -> None:
+    loss = BIG[name](losses, classes, d)
+    x, labels = torch.randn(n if name != "instance" else 3000, d, requires_grad=True), torch.randint(0, classes, (n,))
+    labels = labels if name != "instance" else torch.arange(3000) // 2
+
+    def step() -> None:
+        loss(x, labels).backward()
+
+    step()
+    x.grad = None
+    loss.zero_grad(set_to_none=True)
+    said = explain(loss, x, labels)
+    events = allocations(step)
+    peak, weights = max(accumulate(events)), sum(p.numel() * 4 for p in loss.parameters())
+    assert said.mode == "fused" and said.engine == "classes" and said.costs is not None
+    assert 0.9 * peak <= said.costs.memory_bytes <= 8 * peak + (2 << 20)
+    matrix = 4 * len(x) * (classes if name != "instance" else len(x))
+    if matrix > (8 << 20):
+        # Nothing as large as the matrix but the weights' gradient; in all, that and a few blocks of 4 MiB.
+        assert sorted(events)[-1] <= max(weights, matrix // 2)
+        assert peak < weights + (40 << 20)
+
+
+def test_nothing_grows_with_the_batch_times_the_classes() -> None:
+    """Twice the classes: the peak grows by the weights' gradient alone."""
+    peaks = []
+    for classes in (40000, 80000):
+        loss = losses.ArcFaceLoss(classes, 16)
+        x, labels = torch.randn(512, 16, requires_grad=True), torch.randint(0, classes, (512,))
+        loss(x, labels).backward()
+        x.grad, loss.W.grad = None, None
+        peaks.append(max(accumulate(allocations(lambda: loss(x, labels).backward()))) - classes * 16 * 4)  # noqa: B023
+    # Norms and the like are a few numbers a class; the matrix would add 80 MiB.
+    assert peaks[1] - peaks[0] < 4 << 20
+
+
+def test_explain_counts_the_products() -> None:
+    x, labels = torch.randn(64, 32, requires_grad=True), torch.zeros(64, dtype=torch.int64)
+    g = 2 * 64 * 60000 * 32
+    many = explain(losses.ArcFaceLoss(60000, 32), x, labels).costs
+    assert many is not None and (many.forward_flops, many.step_flops) == (g, 4 * g)
+    one_block = explain(losses.ArcFaceLoss(6000, 32), x, labels).costs
+    assert one_block is not None and one_block.step_flops == 3 * g // 10
+
+
+def test_a_few_scores_take_plain_torch_and_say_so() -> None:
+    x, labels = batch(64, torch.float32)
+    loss = losses.ArcFaceLoss(C, D)
+    said = explain(loss, x, labels)
+    assert said.mode == "fused" and said.engine == "classes" and said.backend is None and "plain torch" in str(said)
+    with use(backend="chunked"):
+        assert explain(loss, x, labels).backend == "chunked"
+    large = explain(losses.ArcFaceLoss(20000, D), x, labels)
+    assert large.backend == "chunked" and "scores the blocks again" in str(large)
+
+
+def test_small_and_streamed_agree_in_float32() -> None:
+    x, labels = batch(64, torch.float32)
+    x.requires_grad_()
+    for loss in (losses.ArcFaceLoss(C, D), losses.ProxyAnchorLoss(C, D), losses.ProxyNCALoss(C, D), losses.P2SGradLoss(D, C)):
+        found = []
+        for backend in ("auto", "chunked"):
+            with use(backend=backend):
+                value = loss(x, labels)
+                found.append([value.detach(), *torch.autograd.grad(value, [x, *loss.parameters()])])
+        for mine, expected in zip(*found, strict=True):
+            torch.testing.assert_close(mine, expected, rtol=2e-5, atol=1e-6)
