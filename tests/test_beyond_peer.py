@@ -96,9 +96,8 @@ def test_siglip_is_the_sum_of_all_pairs(learn_scale: bool, learn_bias: bool, set
     loss = losses.SigLIPLoss(4.0, -1.5, learn_scale, learn_bias).double()
     labels, ref_labels = torch.arange(len(x)) % 4, torch.arange(len(y)) % 4
     same = torch.eye(18, dtype=torch.bool) if sets == "two" else labels.unsqueeze(1) == ref_labels
-    # What is fixed is not rounded to the parameters' type.
-    scale = loss.logit_scale.exp() if learn_scale or learn_bias else 4.0
-    logits = cosines(x, y) * scale + loss.logit_bias
+    scale, bias = loss.logit_scale.exp() if learn_scale else 4.0, loss.logit_bias if learn_bias else -1.5
+    logits = cosines(x, y) * scale + bias
     every = -F.logsigmoid(torch.where(same, logits, -logits))
     if sets == "one":
         every = every.masked_fill(torch.eye(18, dtype=torch.bool), 0.0)

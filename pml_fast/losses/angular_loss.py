@@ -84,16 +84,16 @@ class AngularLoss(BaseMetricLossFunction):
         unit_y = unit_x if itself else self.distance.normalize(y)
         if self.collect_stats:
             self._set_stats(unit_x.detach(), unit_y.detach(), y.detach(), labels, ref_labels, anchor, positive)
-        slope = torch.tan(self.alpha).square().item()
+        slope = torch.tan(self.alpha).square().to(x)
 
-        def losses(first: int, last: int, unit_x: Tensor, unit_y: Tensor, y: Tensor) -> Tensor:
+        def losses(first: int, last: int, unit_x: Tensor, unit_y: Tensor, y: Tensor, slope: Tensor) -> Tensor:
             a, p = unit_x[anchor[first:last]], unit_y[positive[first:last]]
             side = DenseSide(4 * slope * strip_scores(PRODUCT, a + p, y), _differ(labels, ref_labels, anchor[first:last]))
             closeness = 2 * (1 + slope) * (a * p).sum(dim=1)
             negatives = side.logsumexp(side.s)
             return softplus(torch.where(negatives == NEG_INF, negatives, negatives - closeness))
 
-        values = over_rows(losses, len(anchor), max(len(y), y.shape[1]), unit_x, unit_y, y)
+        values = over_rows(losses, len(anchor), max(len(y), y.shape[1]), unit_x, unit_y, y, slope)
         return {"loss": {"losses": values, "indices": (anchor, positive), "reduction_type": "pos_pair"}}
 
     def _set_stats(

@@ -46,12 +46,9 @@ class CLIPLoss(TwoTowerLoss):
                 raise ValueError(f"{name} must be above 0, got {value!r}")
         self.learn_temperature = learn_temperature
         self.max_scale = max_scale
-        start = torch.tensor(math.log(1 / temperature))
-        if learn_temperature:
-            self.logit_scale = torch.nn.Parameter(start)
-        else:
-            self.register_buffer("logit_scale", start)
         self._fixed = temperature
+        if learn_temperature:
+            self.logit_scale = torch.nn.Parameter(torch.tensor(math.log(1 / temperature)))
         self.add_to_recordable_attributes(list_of_names=["temperature"], is_stat=False)
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class InstanceLoss(RowSoftmaxLoss):
         c_f.assert_distance_type(self, CosineSimilarity)
         self.gamma = gamma
         self.add_to_recordable_attributes(list_of_names=["gamma"], is_stat=False)
+
+    settings: ClassVar[tuple[str, ...]] = ("gamma",)
 
     def scale(self) -> float:
         return self.gamma

@@ -10,7 +10,7 @@ from torch import Tensor
 from pml_fast.engine import dispatch, listed
 from pml_fast.engine.fold import Fold, inside, reduce_rows
 from pml_fast.engine.lazy import LazyIndices
-from pml_fast.engine.plan import MATERIALISED, PARTLY, Call, Plan, overridden, read_indices
+from pml_fast.engine.plan import MATERIALISED, PARTLY, Call, Plan, learnable, overridden, read_indices
 from pml_fast.engine.problem import NO_LIMITS, PairProblem, comparable_mask, same_labels
 from pml_fast.engine.recompute import over_rows, strip_scores, unit
 from pml_fast.engine.score import Score, compute_type
@@ -90,6 +90,9 @@ class MarginLoss(BaseMetricLossFunction):
         if mined.lists is not None:
             notes = [mined.note, "only the listed triplets are scored; their losses are reduced in torch"]
             return Plan(PARTLY, "indexed", None, score, notes=notes)
+        if learnable(self, ["margin"]):
+            note = "the loss of every triplet is materialised: margin is trained, and needs its gradient"
+            return Plan(MATERIALISED, "indexed", None, score, notes=[mined.note, note])
         rules = [self._rule(name) for name in self._sub_loss_names()]
         for name, rule in zip(self._sub_loss_names(), rules, strict=True):
             if isinstance(rule, str) and rule != DIVIDED:

@@ -151,17 +151,18 @@ class MultiSupConLoss(BaseMetricLossFunction):
         elif score is None:
             score = Score(inverted=self.distance.is_inverted)
             view, weight = self._strip(self.distance(embeddings, ref_emb), 0, labels, ref_labels, itself)
-            losses = self._losses(score, view, weight)
+            losses = self._losses(score, view, weight, self.temperature)
         else:
             x, y = (unit(score, rows) for rows in self.distance.engine_rows(embeddings, ref_emb))
             wanted = score
 
-            def strip(first: int, last: int, x: Tensor, y: Tensor) -> Tensor:
+            def strip(first: int, last: int, x: Tensor, y: Tensor, temperature: Tensor) -> Tensor:
                 scores = strip_scores(wanted, x[first:last], y)
                 view, weight = self._strip(scores, first, labels[first:last], ref_labels, itself)
-                return self._losses(wanted, view, weight)
+                return self._losses(wanted, view, weight, temperature)
 
-            losses = over_rows(strip, len(x), len(y), x, y)
+            temperature = torch.as_tensor(self.temperature, dtype=x.dtype, device=x.device)
+            losses = over_rows(strip, len(x), len(y), x, y, temperature)
         index = torch.arange(len(embeddings), device=embeddings.device)
         return {"loss": {"losses": losses, "indices": index, "reduction_type": "element"}}
 
@@ -190,11 +191,11 @@ class MultiSupConLoss(BaseMetricLossFunction):
         view = listed.listed_view(lists, scorer, len(call.embeddings), call.itself)
         sets, others = call.labels[lists.a1], call.ref_labels[lists.p]
         weight = _jaccard((sets * others).sum(dim=1), sets.sum(dim=1), others.sum(dim=1))
-        return self._losses(score, view, weight)
+        return self._losses(score, view, weight, self.temperature)
 
-    def _losses(self, score: Score, view: View, weight: Tensor) -> Tensor:
+    def _losses(self, score: Score, view: View, weight: Tensor, temperature: Any) -> Tensor:
         """One loss a row; ``weight`` holds the positives' label similarities."""
-        scale = score.sign / self.temperature
+        scale = score.sign / temperature
         pos: Side = view.pos
         count = pos.count()
         some = count > 0

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from pml_fast.engine.plan import FUSED, MATERIALISED, PARTLY, Call, Plan, overridden, reduction_of
+from pml_fast.engine.plan import FUSED, MATERIALISED, PARTLY, Call, Plan, learnable, overridden, reduction_of
 from pml_fast.engine.score import Score
 from pml_fast.engine.specs import SupCon
 from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction, LossDict
@@ -36,8 +36,10 @@ class RowSoftmaxLoss(BaseMetricLossFunction):
         """What a call compares; checks the call."""
         raise NotImplementedError
 
+    settings: ClassVar[tuple[str, ...]] = ()
+
     def scale(self) -> float:
-        """The factor of the scores."""
+        """The factor of the scores; ``settings`` names what it is made of."""
         return 1.0
 
     def words(self) -> str:
@@ -45,7 +47,7 @@ class RowSoftmaxLoss(BaseMetricLossFunction):
         raise NotImplementedError
 
     def _spec(self) -> SupCon:
-        scale = float(self.scale())
+        scale = float(torch.as_tensor(self.scale()).detach())
         return SupCon(1 / scale if scale != 0 else float("inf"))
 
     def plan(self, call: Call) -> Plan:
@@ -57,6 +59,10 @@ class RowSoftmaxLoss(BaseMetricLossFunction):
         if score is None:
             note = f"the matrix of {type(self.distance).__name__} is materialised: {self.distance.engine_refusal()}"
             return Plan(MATERIALISED, "dense", self._spec(), Score(inverted=self.distance.is_inverted), notes=[note])
+        trained = learnable(self, self.settings)
+        if trained:
+            note = f"the whole matrix is materialised: {', '.join(trained)} is trained, and needs its gradient"
+            return Plan(MATERIALISED, "dense", self._spec(), score, notes=[note])
         reduction = reduction_of(self.reducer, ["loss"])
         if reduction.folds is None:
             notes = [self.words(), f"one loss a row comes out of the sweep and is reduced in torch: {reduction.reason}"]
@@ -83,7 +89,7 @@ class RowSoftmaxLoss(BaseMetricLossFunction):
             return self.zero_losses()
         assert labels is not None
         score = self.distance.engine_score()
-        if score is None:
+        if score is None or learnable(self, self.settings):
             mat = self.distance(part.rows, part.columns) * (self.scale() * (1 if self.distance.is_inverted else -1))
             losses = torch.nn.functional.cross_entropy(mat, part.target, reduction="none")
         else:

@@ -23,12 +23,9 @@ class SigLIPLoss(TwoTowerLoss):
     Args:
         scale: the factor of the similarities, or where it starts.
         bias: the summand of the logits, or where it starts.
-        learn_scale: train ``logit_scale = log(scale)``.
+        learn_scale: train ``logit_scale``, the logarithm of the factor.
         learn_bias: train ``logit_bias``.
     """
-
-    logit_scale: Tensor
-    logit_bias: Tensor
 
     def __init__(
         self, scale: float = 10.0, bias: float = -10.0, learn_scale: bool = True, learn_bias: bool = True, **kwargs: Any
@@ -37,17 +34,18 @@ class SigLIPLoss(TwoTowerLoss):
         if not scale > 0:
             raise ValueError(f"scale must be above 0, got {scale!r}")
         self.learn_scale, self.learn_bias = learn_scale, learn_bias
-        self._fixed = float(scale), float(bias)
-        for name, value, learned in (("logit_scale", math.log(scale), learn_scale), ("logit_bias", float(bias), learn_bias)):
-            if learned:
-                setattr(self, name, torch.nn.Parameter(torch.tensor(value)))
-            else:
-                self.register_buffer(name, torch.tensor(value))
+        self.scale, self.bias = float(scale), float(bias)
+        if learn_scale:
+            self.logit_scale = torch.nn.Parameter(torch.tensor(math.log(scale)))
+        if learn_bias:
+            self.logit_bias = torch.nn.Parameter(torch.tensor(float(bias)))
+        self.add_to_recordable_attributes(list_of_names=["scale", "bias"], is_stat=False)
 
     def spec(self, trained: bool) -> PairSpec:
-        return SigLIP(1.0, 0.0) if trained else SigLIP(*self._fixed)
+        return SigLIP(1.0, 0.0) if trained else SigLIP(self.scale, self.bias)
 
     def trained(self) -> tuple[Tensor, Tensor | None] | None:
         if not (self.learn_scale or self.learn_bias):
             return None
-        return self.logit_scale.exp(), self.logit_bias
+        scale = self.logit_scale.exp() if self.learn_scale else torch.tensor(self.scale, dtype=torch.float64)
+        return scale, self.logit_bias if self.learn_bias else torch.tensor(self.bias, dtype=torch.float64)

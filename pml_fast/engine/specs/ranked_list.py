@@ -21,22 +21,22 @@ FLOOR = 1e-5
 class RankedList(PairSpec):
     """Weighted means of ``d - (alpha - margin)`` over positives beyond that and of ``alpha - d`` over negatives within alpha.
 
-    The weights are ``exp(tp (d - (alpha - margin)))`` and ``exp(tn (alpha - d))``; pairs at a distance of 0 weigh nothing.
+    The weights are ``exp(Tp (d - (alpha - margin)))`` and ``exp(Tn (alpha - d))``; pairs at a distance of 0 weigh nothing.
     """
 
     margin: float = 0.4
-    tn: float = 10.0
+    Tn: float = 10.0
     imbalance: float = 0.5
     alpha: float = 1.2
-    tp: float = 0.0
+    Tp: float = 0.0
 
     name: ClassVar[str] = "ranked_list"
 
     def formula(self, view: View, score: Score) -> list[Tensor]:
         columns = view.pos.count() + view.neg.count() + int(view.itself)
         floor = FLOOR * columns.to(view.pos.s.dtype)
-        pos = _weighted_mean(view.pos, view.pos.s - (self.alpha - self.margin), self.tp, floor)
-        neg = _weighted_mean(view.neg, self.alpha - view.neg.s, self.tn, floor)
+        pos = _weighted_mean(view.pos, view.pos.s - (self.alpha - self.margin), self.Tp, floor)
+        neg = _weighted_mean(view.neg, self.alpha - view.neg.s, self.Tn, floor)
         return [(1 - self.imbalance) * pos + self.imbalance * neg]
 
 
