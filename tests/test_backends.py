@@ -458,7 +458,12 @@ _, peak = measure_peak(lambda: step(N))
 print(peak - 4 * N * D)
 """
 STEPS = {
-    **{name: (f"{name}()", "loss(x, labels)") for name in losses.__all__ if name.endswith("Loss")},
+    **{
+        name: (f"{name}()", "loss(x, labels)")
+        for name in losses.__all__
+        # These two take no labels.
+        if name.endswith("Loss") and name not in ("ManifoldLoss", "VICRegLoss")
+    },
     "mined": ("MultiSimilarityLoss()", "loss(x, labels, miners.MultiSimilarityMiner()(x, labels))"),
     "batch_hard": ("TripletMarginLoss()", "loss(x, labels, miners.BatchHardMiner()(x, labels))"),
 }
