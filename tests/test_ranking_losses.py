@@ -18,6 +18,7 @@ from torch import Tensor
 
 import pml_fast
 from pml_fast import distances, explain, losses, miners, reducers, use
+from pml_fast._bounded import measure_peak
 from pml_fast.engine import grad_sum
 
 MODULES = ("distances", "losses", "reducers", "regularizers")
@@ -844,3 +845,19 @@ LABELS = torch.arange(6) // 2
 def test_errors_name_the_argument(make: Callable[[], Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         make()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_memory_of_a_plan_is_a_bound(name: str) -> None:
+    torch.manual_seed(0)
+    n = 600 if name == "manifold" else 3000
+    x, y = torch.randn(n, 24, requires_grad=True), torch.randn(n, 24)
+    loss = losses.ManifoldLoss(24, K=20) if name == "manifold" else made(name)[0]
+    labels = torch.arange(n) // 4 if name in WITH_LABELS else None
+    ref_emb = y if name in ("vicreg", "soft_margin_rows") else None
+    loss(x, labels, ref_emb=ref_emb).backward()
+    _, peak = measure_peak(lambda: loss(x, labels, ref_emb=ref_emb).backward())
+    costs = explain(loss, x, labels, ref_emb=ref_emb).costs
+    assert costs is not None
+    # What the allocator keeps for itself varies by a little.
+    assert peak <= costs.memory_bytes + (4 << 20)
