@@ -497,7 +497,12 @@ SIZES = {
     "SubCenterArcFaceLoss": "N // (P + 1), D",
 }
 STEPS = {
-    **{name: (f"{name}({SIZES.get(name, '')})", "loss(x, labels)") for name in losses.__all__ if name.endswith("Loss")},
+    **{
+        name: (f"{name}({SIZES.get(name, '')})", "loss(x, labels)")
+        for name in losses.__all__
+        # These two take no labels.
+        if name.endswith("Loss") and name not in ("ManifoldLoss", "VICRegLoss")
+    },
     "RankedListLoss": ("RankedListLoss(0.4, 5)", "loss(x, labels)"),
     "CLIPLoss": ("CLIPLoss()", "loss(x, ref_emb=x.detach().clone())"),
     "MultiSupConLoss": ("MultiSupConLoss()", "loss(x, torch.nn.functional.one_hot(labels % 16))"),

@@ -68,6 +68,20 @@ def _weighed(problem: PairProblem, w: Tensor, view: View, losses: Losses, first:
     return total
 
 
+def _single_strip(problem: PairProblem) -> PairRows:
+    """All rows in one strip, whose graph is kept for the gradients that follow."""
+    base = strip_base(problem.score, problem.x, problem.y)
+    with autograd_enabled():
+        s = powered(problem.score, base).detach().requires_grad_()
+        view = _view(problem, 0, s.shape[0], s)
+        losses = problem.spec.formula(view, problem.score)
+        terms = zip(problem.spec.terms, problem.limits, losses, strict=True)
+        values, counts = (torch.stack(part) for part in zip(*(term_rows(*term, view) for term in terms), strict=True))
+    exists = torch.stack([view.pos.count().any(), view.neg.count().any()])
+    rows = torch.stack([values.detach(), counts.detach()], dim=1)
+    return PairRows(rows, exists, rows.new_zeros(0), (base, s, values))
+
+
 class ChunkedBackend:
     """Strips of rows with torch's own kernels; the derivative of a formula is taken by autograd, strip by strip."""
 
@@ -81,6 +95,8 @@ class ChunkedBackend:
 
     def pair_rows(self, problem: PairProblem, keep_scratch: bool) -> PairRows:
         n, m = problem.x.shape[0], problem.y.shape[0]
+        if keep_scratch and problem.spec.sweeps == 1 and 0 < problem.spec.width * n * m <= grad_sum.STRIP_ELEMENTS:
+            return _single_strip(problem)
         rows = problem.x.new_zeros(len(problem.spec.terms), 2, n)
         exists = torch.zeros(2, dtype=torch.bool, device=rows.device)
         swept = two_sweeps.first_sweep(problem, _view)
@@ -98,6 +114,11 @@ class ChunkedBackend:
         self, problem: PairProblem, state: PairRows, w: Tensor, need_x: bool, need_y: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         accumulate = GradSum(problem.x, problem.y, problem.shared, need_x, need_y)
+        if state.scratch is not None:
+            base, s, values = state.scratch
+            (c,) = torch.autograd.grad(values, s, torch.where(w != 0, w, 0.0))
+            accumulate.add(problem.score, 0, s.shape[0], base, c)
+            return accumulate.result()
         losses_of = two_sweeps.losses_of(problem, state.saved)
         back = two_sweeps.state_grads(problem, state.saved, _view, lambda *strip: _weighed(problem, w, *strip))
         for first, last in strips(problem.x.shape[0], problem.spec.width * problem.y.shape[0]):

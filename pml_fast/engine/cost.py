@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -277,10 +277,18 @@ def listed(size: Size) -> Cost:
 
 
 def histogram(size: Size) -> Cost:
-    """Histograms of all pairs or triplets: a sweep for the sums, a second one for the gradient."""
+    """A histogram of all triplets: a sweep for the sums, a second one for the gradient."""
     need = size.need_x or size.need_y
-    memory = _common_bytes(size, 2 + _half(size)) + size.item * STRIP_BUFFERS * min(_strip(size), 4 * max(size.m, 1 << 18))
+    memory = _common_bytes(size, 2 + _half(size)) + size.item * STRIP_BUFFERS * _strip(size)
     return _cost(size, size.gemm, (1 + need + size.gradients) * size.gemm, 1 + need, memory)
+
+
+def pair_histograms(size: Size) -> Cost:
+    """As :func:`histogram`, of pairs: those of a batch against itself are visited once."""
+    whole = histogram(size)
+    if not size.shared:
+        return whole
+    return replace(whole, forward_flops=whole.forward_flops // 2, step_flops=whole.step_flops // 2)
 
 
 def extremes(size: Size) -> Cost:
@@ -310,7 +318,8 @@ def manifold(proxies: int) -> Callable[[Size], Cost]:
         forward = products + 2 * rows**3
         # The derivative of an inverse is two products with it.
         step = forward + need * (2 * products + 4 * rows**3)
-        memory = size.item * DENSE_BUFFERS * rows * rows + _common_bytes(size, 2)
+        # The factors, the inverse and the matrices of its derivative are alive together.
+        memory = size.item * 2 * DENSE_BUFFERS * rows * rows + _common_bytes(size, 2)
         return _cost(size, forward, step, 1 + need, memory)
 
     return cost

@@ -71,7 +71,7 @@ class HistogramLoss(BaseMetricLossFunction):
             note = "index tensors: only the listed pairs are scored, each once; their histograms are taken in torch"
             return Plan(PARTLY, "indexed", score=score, notes=[note], cost=cost.listed)
         notes = ["all pairs", "two histograms are folded inside the sweep; no pair is named"]
-        return Plan(FUSED, "histogram", score=score, notes=notes, cost=cost.histogram, chunked_only=REFUSAL)
+        return Plan(FUSED, "histogram", score=score, notes=notes, cost=cost.pair_histograms, chunked_only=REFUSAL)
 
     def compute_loss(
         self, embeddings: Tensor, labels: Tensor | None, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor | None

@@ -34,7 +34,7 @@ class FastAP(PairSpec):
         largest = 2.0 if score.kind == "dot" else 2.0**score.power
         x = (1 - view.pos.s if score.inverted else view.pos.s) * (bins / largest)
         pos, neg = dense_mask(view.pos), dense_mask(view.neg)
-        pos_below, neg_below = _below(x, pos, bins + 1), _below(x, neg, bins + 1)
+        pos_below, neg_below = _below(x, pos, neg, bins + 1)
         hits = pos_below.diff(dim=1, prepend=torch.zeros_like(pos_below[:, :1]))
         product, total = hits * pos_below, pos_below + neg_below
         # Written so that a NaN stays; bins without a positive add nothing.
@@ -44,43 +44,43 @@ class FastAP(PairSpec):
         return [Some(1 - precision / count.clamp(min=1), count > 0)]
 
 
-def _below(x: Tensor, mask: Tensor, nodes: int) -> Tensor:
-    """``[rows, nodes]``: the sum over a row's marked pairs of ``clamp(k + 1 - x, 0, 1)``, the soft count up to node ``k``.
+def _below(x: Tensor, pos: Tensor, neg: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
+    """``[rows, nodes]`` a side: the sum over a row's pairs of ``clamp(k + 1 - x, 0, 1)``, the soft count up to node ``k``.
 
     It is the running sum of triangular pulses of width 1 at the nodes, so ``x`` counts in full from the node above it on.
     """
-    result: Tensor = _Below.apply(x, mask, nodes)
-    return result
+    below: Tensor = _Below.apply(x, pos, neg, nodes)
+    return below[:, 0], below[:, 1]
 
 
 class _Below(torch.autograd.Function):
+    """``[rows, 2, nodes]``."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, mask: Tensor, nodes: int) -> Tensor:
-        ctx.save_for_backward(x, mask)
-        if x.device.type == "cpu":
-            return _counted(x, mask, nodes)
-        # Pass by pass: adding up by keys would be atomic there, and in any order.
-        sums = [torch.where(mask, (k + 1 - x).clamp_(0, 1), 0.0).sum(dim=1) for k in range(nodes)]
-        return torch.stack(sums, dim=1)
+    def forward(ctx: Any, x: Tensor, pos: Tensor, neg: Tensor, nodes: int) -> Tensor:
+        n = x.shape[0]
+        node = x.floor().nan_to_num_().clamp_(0, nodes)
+        # The node of a pair's own row and side; the last key of a row takes what is no pair, the last of a side what is beyond.
+        width = 2 * (nodes + 1) + 1
+        key = torch.where(pos | neg, node + neg * (nodes + 1), width - 1).long()
+        key += torch.arange(0, n * width, width, device=x.device).unsqueeze(1)
+        ctx.save_for_backward(key, x > node)
+        if x.device.type != "cpu":
+            # Pass by pass: adding up by keys would be atomic there, and in any order.
+            sides = ([torch.where(mask, (k + 1 - x).clamp_(0, 1), 0.0).sum(dim=1) for k in range(nodes)] for mask in (pos, neg))
+            return torch.stack([torch.stack(sums, dim=1) for sums in sides], dim=1)
+        # One pass over the pairs: each adds 1 - a at the node below it and 1 from the next one on.
+        part, flat = (x - node).clamp_(0, 1), key.flatten()
+        count = torch.bincount(flat, minlength=n * width)
+        parts = torch.bincount(flat, weights=part.flatten(), minlength=n * width)
+        count, parts = (z.view(n, width)[:, :-1].view(n, 2, nodes + 1)[..., :-1] for z in (count, parts))
+        return (count.cumsum(dim=2) - parts).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, mask = ctx.saved_tensors
-        nodes = grad.shape[1]
-        node = x.floor().nan_to_num_().clamp_(0, nodes - 1)
+        key, above = ctx.saved_tensors
+        n, nodes = grad.shape[0], grad.shape[2]
         # Only the node at or below a pair moves with it; on a node itself the slope is 0, as autograd of the pulses has it.
-        moves = mask & (x > node) & (x < nodes)
-        return torch.where(moves, -grad.gather(1, node.long()), 0.0), None, None
-
-
-def _counted(x: Tensor, mask: Tensor, nodes: int) -> Tensor:
-    """One pass over the pairs: each adds ``1 - a`` at the node below it and 1 from the next one on."""
-    n = x.shape[0]
-    node = x.floor().nan_to_num_().clamp_(0, nodes)
-    part = torch.where(mask, (x - node).clamp_(0, 1), 0.0)
-    # The last key of each row takes what is not marked.
-    key = torch.where(mask, node, nodes + 1).long() + torch.arange(n).unsqueeze(1) * (nodes + 2)
-    size = n * (nodes + 2)
-    count = torch.bincount(key.flatten(), minlength=size).view(n, nodes + 2)[:, :nodes]
-    parts = torch.bincount(key.flatten(), weights=part.flatten(), minlength=size).view(n, nodes + 2)[:, :nodes]
-    return (count.cumsum(dim=1) - parts).to(x.dtype)
+        slopes = torch.nn.functional.pad(-grad, (0, 1)).view(n, 2 * (nodes + 1))
+        slopes = torch.nn.functional.pad(slopes, (0, 1)).flatten()
+        return torch.where(above, slopes[key], 0.0), None, None, None
