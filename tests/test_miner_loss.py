@@ -69,10 +69,10 @@ class OURS:
 
 def batch(refs: bool) -> tuple[Tensor, ...]:
     gen = torch.Generator().manual_seed(11)
-    rows = [torch.randn(size, D, generator=gen, dtype=torch.float64) for size in (36, 27)]
+    rows = [torch.randn(size, D, generator=gen, dtype=torch.float64) for size in (36, 39)]
     # In the order of classes, as many as a class has rows: the only batch that the peer's SmoothAPLoss groups as it should.
     first = rows[0].requires_grad_(), torch.arange(36) // CLASSES
-    return (*first, rows[1].requires_grad_(), torch.arange(27) % CLASSES) if refs else first
+    return (*first, rows[1].requires_grad_(), torch.arange(39) % CLASSES) if refs else first
 
 
 def outcome(loss: Any, data: tuple[Tensor, ...], indices: Any) -> list[Tensor]:
