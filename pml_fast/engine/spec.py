@@ -84,6 +84,7 @@ class TwoSweepSpec(PairSpec):
     """A loss whose pairs need numbers of other rows than their own: a first sweep leaves them, a second one uses them."""
 
     sweeps: ClassVar[int] = 2
+    takes_copies: ClassVar[bool] = False
 
     @abstractmethod
     def row_state(self, view: View, score: Score) -> Tensor:
