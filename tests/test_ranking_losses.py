@@ -19,7 +19,8 @@ from torch import Tensor
 import pml_fast
 from pml_fast import distances, explain, losses, miners, reducers, use
 from pml_fast._bounded import measure_peak
-from pml_fast.engine import grad_sum
+from pml_fast.engine import grad_sum, histogram
+from pml_fast.engine.specs import fast_ap
 
 MODULES = ("distances", "losses", "reducers", "regularizers")
 
@@ -861,3 +862,45 @@ def test_the_memory_of_a_plan_is_a_bound(name: str) -> None:
     assert costs is not None
     # What the allocator keeps for itself varies by a little.
     assert peak <= costs.memory_bytes + (4 << 20)
+
+
+# ---- what accelerators run ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an accelerator runs in the place of bincount."""
+
+    def refuse(*_: Any, **__: Any) -> Tensor:
+        raise AssertionError("bincount waits for an accelerator")
+
+    monkeypatch.setattr(histogram, "keyed_sums", histogram.scattered_sums)
+    monkeypatch.setattr(fast_ap._Below, "forward", staticmethod(forward_elsewhere))
+    monkeypatch.setattr(torch, "bincount", refuse)
+
+
+def forward_elsewhere(ctx: Any, x: Tensor, pos: Tensor, neg: Tensor, nodes: int) -> Tensor:
+    """The forward as it is, with the sums that a device other than the CPU takes."""
+    by_keys = fast_ap.by_keys
+    fast_ap.by_keys = lambda *_: fast_ap.by_passes(x, pos, neg, nodes)
+    try:
+        return BELOW_FORWARD(ctx, x, pos, neg, nodes)
+    finally:
+        fast_ap.by_keys = by_keys
+
+
+BELOW_FORWARD = fast_ap._Below.forward
+
+
+@pytest.mark.parametrize("name", ["fast_ap", "histogram", "soft_margin"])
+def test_sums_without_bincount_are_the_same(name: str, request: pytest.FixtureRequest) -> None:
+    results = []
+    for _ in range(2):
+        loss, call, x = made(name)
+        x = x.double().requires_grad_()
+        value = call(loss, x)
+        results.append((value.detach(), torch.autograd.grad(value, x)[0]))
+        if len(results) == 1:
+            request.getfixturevalue("elsewhere")
+    for one, other in zip(*results, strict=True):
+        close(other, one, rtol=1e-10)

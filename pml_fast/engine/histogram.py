@@ -69,8 +69,13 @@ def keyed_sums(key: Tensor, weight: Tensor | None, size: int) -> Tensor:
     if key.device.type == "cpu":
         # bincount reads its largest key on the host.
         return torch.bincount(key, None if weight is None else weight.flatten(), size).double()
+    return scattered_sums(key, weight, size)
+
+
+def scattered_sums(key: Tensor, weight: Tensor | None, size: int) -> Tensor:
+    """:func:`keyed_sums` without waiting for an accelerator."""
     values = torch.ones_like(key, dtype=torch.float64) if weight is None else weight.flatten().double()
-    return torch.zeros(size, dtype=torch.float64, device=key.device).scatter_add_(0, key, values)
+    return torch.zeros(size, dtype=torch.float64, device=key.device).scatter_add_(0, key.flatten(), values.flatten())
 
 
 def open_anchors(x_labels: Tensor, y_labels: Tensor, itself: bool) -> Tensor:

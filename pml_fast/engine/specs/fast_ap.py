@@ -65,16 +65,8 @@ class _Below(torch.autograd.Function):
         key = torch.where(pos | neg, node + neg * (nodes + 1), width - 1).long()
         key += torch.arange(0, n * width, width, device=x.device).unsqueeze(1)
         ctx.save_for_backward(key, x > node)
-        if x.device.type != "cpu":
-            # Pass by pass: adding up by keys would be atomic there, and in any order.
-            sides = ([torch.where(mask, (k + 1 - x).clamp_(0, 1), 0.0).sum(dim=1) for k in range(nodes)] for mask in (pos, neg))
-            return torch.stack([torch.stack(sums, dim=1) for sums in sides], dim=1)
-        # One pass over the pairs: each adds 1 - a at the node below it and 1 from the next one on.
-        part, flat = (x - node).clamp_(0, 1), key.flatten()
-        count = torch.bincount(flat, minlength=n * width)
-        parts = torch.bincount(flat, weights=part.flatten(), minlength=n * width)
-        count, parts = (z.view(n, width)[:, :-1].view(n, 2, nodes + 1)[..., :-1] for z in (count, parts))
-        return (count.cumsum(dim=2) - parts).to(x.dtype)
+        # Adding up by keys would be atomic on an accelerator, and in any order.
+        return by_keys(x - node, key, nodes) if x.device.type == "cpu" else by_passes(x, pos, neg, nodes)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -84,3 +76,18 @@ class _Below(torch.autograd.Function):
         slopes = torch.nn.functional.pad(-grad, (0, 1)).view(n, 2 * (nodes + 1))
         slopes = torch.nn.functional.pad(slopes, (0, 1)).flatten()
         return torch.where(above, slopes[key], 0.0), None, None, None
+
+
+def by_keys(part: Tensor, key: Tensor, nodes: int) -> Tensor:
+    """One pass over the pairs: each adds ``1 - part`` at the node below it and 1 from the next one on."""
+    n, width, flat = part.shape[0], 2 * (nodes + 1) + 1, key.flatten()
+    count = torch.bincount(flat, minlength=n * width)
+    parts = torch.bincount(flat, weights=part.clamp(0, 1).flatten(), minlength=n * width)
+    count, parts = (z.view(n, width)[:, :-1].view(n, 2, nodes + 1)[..., :-1] for z in (count, parts))
+    return (count.cumsum(dim=2) - parts).to(part.dtype)
+
+
+def by_passes(x: Tensor, pos: Tensor, neg: Tensor, nodes: int) -> Tensor:
+    """The same sums, with a pass over the pairs for every node."""
+    sides = ([torch.where(mask, (k + 1 - x).clamp_(0, 1), 0.0).sum(dim=1) for k in range(nodes)] for mask in (pos, neg))
+    return torch.stack([torch.stack(sums, dim=1) for sums in sides], dim=1)
