@@ -47,7 +47,7 @@ class RowSoftmaxLoss(BaseMetricLossFunction):
         raise NotImplementedError
 
     def _spec(self) -> SupCon:
-        scale = float(torch.as_tensor(self.scale()).detach())
+        scale = float(torch.as_tensor(self.scale(), dtype=torch.float64).detach())
         return SupCon(1 / scale if scale != 0 else float("inf"))
 
     def plan(self, call: Call) -> Plan:
