@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 _KEYS = ("AutogradFunctionality", "AutogradOther", "AutogradCPU", "AutogradCUDA")
 
@@ -17,5 +18,11 @@ def autograd_enabled() -> Iterator[None]:
     for name in _KEYS:
         hidden = hidden.remove(getattr(torch._C.DispatchKey, name))
     shown = torch._C._dispatch_tls_local_include_set()
-    with torch._C._ForceDispatchKeyGuard(shown, hidden), torch.enable_grad():
+    # Hooks on saved tensors (checkpoints, offloading) are for the graph outside: this one is gone when the operator returns.
+    unhooked = torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is)
+    with torch._C._ForceDispatchKeyGuard(shown, hidden), torch.enable_grad(), unhooked:
         yield
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor

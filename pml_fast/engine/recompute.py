@@ -73,11 +73,12 @@ class _OverRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         refuse_double_backward()
-        wanted = ctx.needs_input_grad[3:]
-        sums = [torch.zeros_like(part) if need else None for part, need in zip(ctx.saved_tensors, wanted, strict=True)]
+        # Read once: a checkpoint around the loss hands each tensor out one time.
+        wanted, tensors = ctx.needs_input_grad[3:], ctx.saved_tensors
+        sums = [torch.zeros_like(part) if need else None for part, need in zip(tensors, wanted, strict=True)]
         for first, last in ctx.ranges:
             with torch.enable_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-                leaves = [part.detach().requires_grad_(need) for part, need in zip(ctx.saved_tensors, wanted, strict=True)]
+                leaves = [part.detach().requires_grad_(need) for part, need in zip(tensors, wanted, strict=True)]
                 part = ctx.function(first, last, *leaves)
             own = [leaf for leaf in leaves if leaf.requires_grad]
             found = torch.autograd.grad(part, own, grad[..., first:last], allow_unused=True)

@@ -146,7 +146,7 @@ class TripletMarginLoss(BaseMetricLossFunction):
     def _run_listed(self, plan: Plan, call: Call, x: Tensor, y: Tensor) -> Tensor:
         assert plan.folds is not None and plan.score is not None
         a, p, n, keep = self._triplets(call)
-        if not self.swap and len(a) > 0:
+        if not self.swap and len(a) > 0 and len(y) > 0:
             return self._run_listed_at_once(plan, call, x, y, (a, p, n, keep))
         between = self._swap_scorer(plan.score, call.ref_emb, y)
         loss = self._losses(plan.score, listed.engine_scorer(x, y, plan.score), between, a, p, n)

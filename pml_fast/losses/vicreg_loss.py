@@ -72,6 +72,8 @@ class VICRegLoss(BaseMetricLossFunction):
                 f"ref_emb must have the shape of the embeddings, {tuple(embeddings.shape)}, a row for the other view of each, "
                 f"got {tuple(ref_emb.shape)}"
             )
+        if len(embeddings) == 0:
+            return self.zero_losses()
         with torch.autocast(embeddings.device.type, enabled=False):
             views = [z.to(compute_type(z.dtype)) for z in (embeddings, ref_emb)]
             invariance = self.invariance_lambda * self.invariance_loss(*views)
