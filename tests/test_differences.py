@@ -275,3 +275,16 @@ def test_the_sampler_covers_every_class() -> None:
     assert set(seen) == {10}
     peers = peer_samplers.MPerClassSampler(labels, 2, batch_size=8, length_before_new_iter=24)
     assert min(len({int(labels[i]) for i in peers}) for _ in range(20)) < 10
+
+
+def test_lifted_structure_counts_the_anchors_negatives_in_a_reference_set() -> None:
+    gen = torch.Generator().manual_seed(3)
+    x, y = (torch.randn(n, 4, generator=gen, dtype=torch.float64) for n in (6, 8))
+    labels, ref_labels = torch.arange(6) % 3, torch.arange(8) % 3
+    away = torch.cdist(*(torch.nn.functional.normalize(rows) for rows in (x, y)))
+    same = labels[:, None] == ref_labels
+    pull = torch.logsumexp((1 - away).masked_fill(same, -torch.inf), dim=1, keepdim=True)
+    want = (torch.relu(pull + away).square() / 2)[same].mean()
+    got = [m.LiftedStructureLoss()(x, labels, None, y, ref_labels).item() for m in (losses, peer_losses)]
+    assert got[0] == pytest.approx(want.item(), rel=1e-9)
+    assert got[1] != pytest.approx(want.item(), rel=1e-3)

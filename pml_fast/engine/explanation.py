@@ -26,8 +26,8 @@ class Explanation:
     Attributes:
         rows, columns, dimension: ``N``, ``M`` and ``D``.
         mode: ``fused``, ``partly fused`` or ``materialised``.
-        engine: ``pairwise``, ``triplet``, ``indexed``, ``histogram``, ``classes`` or ``dense``; ``extremes`` (closest rows, then
-            listed) and ``covariance`` (of features) where no rows are compared with all.
+        engine: ``pairwise``, ``triplet``, ``indexed``, ``histogram``, ``classes`` or ``dense``; ``extremes`` (closest rows,
+            then listed) and ``covariance`` (of features) where no rows are compared with all.
         backend: its name; ``None`` where no backend takes part, or where the one asked for refuses.
         candidates: every backend and what became of it.
         costs: ``None`` where the maths is not known (a loss of one's own) or the call would raise.
