@@ -788,7 +788,8 @@ def test_no_matrix_is_held(loss: str) -> None:
 
 # ---- errors ------------------------------------------------------------------------------------------------------------------
 
-X, Y = torch.randn(6, 4), torch.randn(6, 4)
+# Any two rows of X are more than 1 apart.
+X, Y = torch.cat([torch.eye(3, 4), -torch.eye(3, 4)]), torch.eye(4).repeat(2, 1)[:6]
 LABELS = torch.arange(6) // 2
 
 
