@@ -277,9 +277,9 @@ class Engine final : public TripletEngine {
 #pragma omp simd reduction(+ : active)
       for (int64_t j = 0; j < n; ++j) {
         const T violation = (own - v[j]) + margin;
-        const bool over = violation > T(0);
-        // Written so that a NaN is added, and seen.
-        loss[j] += violation <= T(0) ? T(0) : violation;
+        // Written so that a NaN is added and counted, and seen.
+        const bool over = !(violation <= T(0));
+        loss[j] += over ? violation : T(0);
         c[j] -= over ? T(1) : T(0);
         active += over ? 1 : 0;
       }
@@ -352,6 +352,8 @@ class Engine final : public TripletEngine {
     } else {
       for (int64_t j = 0; j < n; ++j) begin[j] = std::min(begin[j], p);
     }
+    // A NaN has no boundary: every triplet of it counts, and is seen.
+    for (int64_t j = 0; j < n; ++j) begin[j] = v[j] == v[j] ? begin[j] : (bounded ? std::min(low[j], high[j]) : 0);
     count_ends(begin, n, p, 1, work);
     if (bounded) count_ends(high, n, p, -1, work);
     double loss = 0;
