@@ -30,10 +30,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pml_fast._retrieval import Neighbors, PositiveRanks, nearest_neighbors, positive_ranks, retrieval
 from pml_fast.engine import listed
 from pml_fast.engine.fold import Fold
+from pml_fast.engine.knn.fold import Retrieval
 from pml_fast.engine.plan import Call
-from pml_fast.engine.score import Score
+from pml_fast.engine.score import NAMED_SCORES, Score, named_score
 from pml_fast.engine.spec import PairSpec, TripletSpec
 from pml_fast.engine.specs import Circle, Contrastive, MultiSimilarity, NTXent, SupCon
 from pml_fast.losses.base_metric_loss_function import prepare_call
@@ -42,23 +44,23 @@ from pml_fast.losses.triplet_margin_loss import fused_triplet_loss
 
 __all__ = [
     "HardestTriplets",
+    "Neighbors",
+    "PositiveRanks",
+    "Retrieval",
     "circle",
     "contrastive",
     "hardest_triplets",
     "listed_scores",
     "multi_similarity",
+    "nearest_neighbors",
     "ntxent",
+    "positive_ranks",
+    "retrieval",
     "row_extremes",
     "supcon",
     "triplet_margin",
 ]
 
-_DISTANCES = {
-    "cosine": Score("dot"),
-    "dot": Score("dot", normalize=False),
-    "l2": Score("l2", normalize=False, inverted=False),
-    "squared_l2": Score("l2", power=2.0, normalize=False, inverted=False),
-}
 _FOLDS = {"mean": Fold("mean"), "sum": Fold("sum"), "mean_nonzero": Fold("threshold", low=0.0)}
 
 
@@ -81,7 +83,7 @@ def supcon(
         temperature: ``t``, in the unit of the score, above 0.
     """
     call = _call(embeddings, labels, ref_embeddings, ref_labels)
-    return _pair_loss(SupCon(_number("temperature", temperature)), call, _score(distance), reduction)
+    return _pair_loss(SupCon(_number("temperature", temperature)), call, named_score(distance), reduction)
 
 
 def ntxent(
@@ -104,7 +106,7 @@ def ntxent(
         temperature: ``t``, in the unit of the score, above 0.
     """
     call = _call(embeddings, labels, ref_embeddings, ref_labels)
-    return _pair_loss(NTXent(_number("temperature", temperature)), call, _score(distance), reduction)
+    return _pair_loss(NTXent(_number("temperature", temperature)), call, named_score(distance), reduction)
 
 
 def multi_similarity(
@@ -132,7 +134,7 @@ def multi_similarity(
     """
     call = _call(embeddings, labels, ref_embeddings, ref_labels)
     spec = MultiSimilarity(_number("alpha", alpha), _number("beta", beta), _number("base", base))
-    return _pair_loss(spec, call, _score(distance), reduction)
+    return _pair_loss(spec, call, named_score(distance), reduction)
 
 
 def circle(
@@ -156,8 +158,8 @@ def circle(
         gamma: scale of the similarities, above 0.
         distance: must be ``"cosine"`` or a ``Score`` that equals it, else ``ValueError``: the optima are at 1 and 0.
     """
-    score = _score(distance)
-    if score != _DISTANCES["cosine"]:
+    score = named_score(distance)
+    if score != NAMED_SCORES["cosine"]:
         raise ValueError(f"distance must be 'cosine' for the circle loss, whose optima are at 1 and 0, got {distance!r}")
     call = _call(embeddings, labels, ref_embeddings, ref_labels)
     return _pair_loss(Circle(_number("m", m), _number("gamma", gamma)), call, score, reduction)
@@ -186,7 +188,7 @@ def contrastive(
     """
     call = _call(embeddings, labels, ref_embeddings, ref_labels)
     spec = Contrastive(_number("pos_margin", pos_margin), _number("neg_margin", neg_margin))
-    return _pair_loss(spec, call, _score(distance), reduction)
+    return _pair_loss(spec, call, named_score(distance), reduction)
 
 
 def triplet_margin(
@@ -219,7 +221,7 @@ def triplet_margin(
     """
     if reduction == "none":
         raise ValueError("reduction must be 'mean', 'sum' or 'mean_nonzero' for triplets, got 'none': no triplet is named")
-    fold, score = _fold(reduction), _score(distance)
+    fold, score = _fold(reduction), named_score(distance)
     if swap and not score.symmetric:
         raise ValueError(f"swap must be False for a distance that is not symmetric, got distance {distance!r}")
     spec = TripletSpec(_number("margin", margin), bool(smooth), bool(swap), select, _number("select_margin", select_margin))
@@ -253,7 +255,7 @@ def row_extremes(
     for name, bound in (("low", low), ("high", high)):
         if bound is not None and tuple(bound.shape) != (len(embeddings),):
             raise ValueError(f"{name} must have one bound a row, shape ({len(embeddings)},), got shape {tuple(bound.shape)}")
-    return _extremes(call, _score(distance), positive, largest, low, high)
+    return _extremes(call, named_score(distance), positive, largest, low, high)
 
 
 class HardestTriplets(NamedTuple):
@@ -277,7 +279,7 @@ def hardest_triplets(
 
     Hermans, Beyer and Leibe, "In Defense of the Triplet Loss for Person Re-Identification", 2017.
     """
-    call, score = _call(embeddings, labels, ref_embeddings, ref_labels), _score(distance)
+    call, score = _call(embeddings, labels, ref_embeddings, ref_labels), named_score(distance)
     far, positive = _extremes(call, score, True, not score.inverted, None, None)
     near, negative = _extremes(call, score, False, score.inverted, None, None)
     return HardestTriplets(positive, negative, far, near)
@@ -306,7 +308,7 @@ def listed_scores(
             raise TypeError(f"{name} must be a tensor of integers, got {got}")
         if index.ndim != 1 or index.shape != i.shape:
             raise ValueError(f"i and j must be 1-D and of one length, got shapes {tuple(i.shape)} and {tuple(j.shape)}")
-    scores = listed.engine_scorer(call.embeddings, call.ref_emb, _score(distance))
+    scores = listed.engine_scorer(call.embeddings, call.ref_emb, named_score(distance))
     device = embeddings.device
     return scores(i.to(device, torch.int64), j.to(device, torch.int64))
 
@@ -342,16 +344,6 @@ def _extremes(
         bool(positive), bool(largest),
     )  # fmt: skip
     return value, index
-
-
-def _score(distance: Any) -> Score:
-    if isinstance(distance, Score):
-        return distance
-    if not isinstance(distance, str):
-        raise TypeError(f"distance must be one of {', '.join(_DISTANCES)} or a Score, got {type(distance).__name__}")
-    if distance not in _DISTANCES:
-        raise ValueError(f"distance must be one of {', '.join(_DISTANCES)} or a Score, got {distance!r}")
-    return _DISTANCES[distance]
 
 
 def _fold(reduction: str) -> Fold:

@@ -14,6 +14,8 @@ from pml_fast.engine.classes import chunked as class_blocks
 from pml_fast.engine.classes.problem import ClassGrads, ClassProblem, ClassScores
 from pml_fast.engine.fold import inside
 from pml_fast.engine.grad_sum import GradSum, strips
+from pml_fast.engine.knn import chunked as knn_strips
+from pml_fast.engine.knn.problem import NearestProblem, RankProblem, RankStrip
 from pml_fast.engine.listed_sums import add_at
 from pml_fast.engine.problem import (
     ExtremeProblem,
@@ -166,6 +168,12 @@ class ChunkedBackend:
             value[first:last] = best
             index[first:last] = where.masked_fill(~mask.any(dim=1), -1)
         return value, index
+
+    def nearest(self, problem: NearestProblem) -> tuple[Tensor, Tensor]:
+        return knn_strips.nearest(problem)
+
+    def rank_strips(self, problem: RankProblem) -> Iterator[RankStrip]:
+        return knn_strips.rank_strips(problem)
 
     def listed_scores(self, score: Score, x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
         parts = [paired_scores(score, x[a], y[b]) for a, b in _list_chunks(i, j, x.shape[1])]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -166,6 +166,10 @@ class Backend(Protocol):
     ) -> tuple[Tensor | None, Tensor | None]:
         """Gradients of ``sum(grad * score)`` by ``x`` and by ``y`` (kept apart also when ``x`` is ``y``)."""
         ...
+
+    # The nearest-neighbour engine's problems and results are in engine/knn.
+    nearest: Callable[[Any], tuple[Tensor, Tensor]]
+    rank_strips: Callable[[Any], Iterator[Any]]
 
     # The class engine; only backends that do not refuse its problem have these.
     class_scores: Callable[..., Any]

@@ -7,7 +7,7 @@ memory. It computes in the dtype of its inputs; tests hand it float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from pml_fast.engine.autograd import autograd_enabled
 from pml_fast.engine.classes import reference as class_matrix
 from pml_fast.engine.classes.problem import ClassGrads, ClassProblem, ClassScores
 from pml_fast.engine.fold import inside
+from pml_fast.engine.knn import reference as sorted_rows
+from pml_fast.engine.knn.problem import NearestProblem, RankProblem, RankStrip
 from pml_fast.engine.problem import (
     ExtremeProblem,
     IndexedProblem,
@@ -106,6 +108,12 @@ class ReferenceBackend:
         s = torch.where(mask, s, worst)
         value, index = s.max(dim=1) if problem.largest else s.min(dim=1)
         return value, torch.where(mask.any(dim=1), index, -1)
+
+    def nearest(self, problem: NearestProblem) -> tuple[Tensor, Tensor]:
+        return sorted_rows.nearest(problem)
+
+    def rank_strips(self, problem: RankProblem) -> Iterator[RankStrip]:
+        return sorted_rows.rank_strips(problem)
 
     def listed_scores(self, score: Score, x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return paired_scores(score, x[i], y[j])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,6 +73,25 @@ class Score:
         """The inverse of :meth:`encode`."""
         kind, p, power, normalize, inverted, symmetric = text.split("|")
         return Score(kind, float(p), float(power), normalize == "1", inverted == "1", symmetric == "1")
+
+
+NAMED_SCORES = {
+    "cosine": Score("dot"),
+    "dot": Score("dot", normalize=False),
+    "l2": Score("l2", normalize=False, inverted=False),
+    "squared_l2": Score("l2", power=2.0, normalize=False, inverted=False),
+}
+
+
+def named_score(distance: Any) -> Score:
+    """A ``Score`` as it is, or the one of a name; raises ``TypeError`` or ``ValueError``."""
+    if isinstance(distance, Score):
+        return distance
+    if not isinstance(distance, str):
+        raise TypeError(f"distance must be one of {', '.join(NAMED_SCORES)} or a Score, got {type(distance).__name__}")
+    if distance not in NAMED_SCORES:
+        raise ValueError(f"distance must be one of {', '.join(NAMED_SCORES)} or a Score, got {distance!r}")
+    return NAMED_SCORES[distance]
 
 
 # Rows handled at a time where a temporary of the whole matrix would show in the peak memory.

@@ -16,7 +16,8 @@ def strip_base(score: Score, x: Tensor, y: Tensor) -> Tensor:
     if score.kind == "dot":
         return x @ y.T
     if score.kind == "l2":
-        return _l2(x, y)
+        # Data-dependent size: fine on the CPU, a host synchronisation on a GPU.
+        return strip_squares(x, y, exact=x.device.type == "cpu").sqrt_()
     return torch.cdist(x, y, p=score.p)
 
 
@@ -25,15 +26,15 @@ def powered(score: Score, base: Tensor) -> Tensor:
     return base if score.power == 1 else base**score.power
 
 
-def _l2(x: Tensor, y: Tensor) -> Tensor:
+def strip_squares(x: Tensor, y: Tensor, exact: bool) -> Tensor:
+    """Squared Euclidean distances ``[n, M]``; ``exact`` takes the small ones again by differences, whose number is read."""
     norms = x.square().sum(dim=1, keepdim=True) + y.square().sum(dim=1)
     square = torch.addmm(norms, x, y.T, alpha=-2.0).clamp_(min=0)
-    if x.device.type == "cpu":
-        # Data-dependent size: fine here, a host synchronisation on a GPU.
+    if exact:
         i, j = torch.nonzero(square < NEAR * norms, as_tuple=True)
         for part_i, part_j in zip(i.split(65536), j.split(65536), strict=True):
             square[part_i, part_j] = (x[part_i] - y[part_j]).square().sum(dim=1)
-    return square.sqrt_()
+    return square
 
 
 def strip_grads(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,10 +10,12 @@ from torch import Tensor
 
 from pml_fast import _extension
 from pml_fast.engine.classes.problem import ClassProblem
-from pml_fast.engine.cpu import small
+from pml_fast.engine.cpu import knn, small
 from pml_fast.engine.cpu.indexed import listed_grads, listed_scores
+from pml_fast.engine.cpu.knn import refuse_knn
 from pml_fast.engine.cpu.pairwise import COMPILED, Sweep
 from pml_fast.engine.cpu.triplet import refuse_triplet, triplet_grads, triplet_rows
+from pml_fast.engine.knn.problem import NearestProblem, RankProblem, RankStrip
 from pml_fast.engine.problem import ExtremeProblem, PairProblem, PairRows, TripletProblem
 from pml_fast.engine.score import Score
 
@@ -35,6 +38,8 @@ class CpuBackend:
         if isinstance(problem, ClassProblem):
             return "blocks of classes have no compiled kernel: their products are torch's own"
         score: Score = problem.score
+        if isinstance(problem, NearestProblem | RankProblem) and score.kind != "lp":
+            return refuse_knn(problem)
         if score.kind == "lp":
             return f"an L{score.p:g} distance is not an inner product; its tiles come from torch.cdist (backend chunked)"
         if score.kind == "dot" and score.power != 1:
@@ -87,6 +92,12 @@ class CpuBackend:
         out_value, out_index = torch.empty_like(value), torch.empty_like(index)
         out_value[order], out_index[order] = value, columns[index]
         return out_value, out_index
+
+    def nearest(self, problem: NearestProblem) -> tuple[Tensor, Tensor]:
+        return knn.nearest(problem)
+
+    def rank_strips(self, problem: RankProblem) -> Iterator[RankStrip]:
+        return knn.rank_strips(problem)
 
     def listed_scores(self, score: Score, x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return listed_scores(score, x, y, i, j)

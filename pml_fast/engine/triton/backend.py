@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pml_fast.engine.classes.problem import ClassProblem
+from pml_fast.engine.knn.problem import NearestProblem, RankProblem
 from pml_fast.engine.problem import ExtremeProblem, IndexedProblem, PairProblem, PairRows, TripletProblem
 from pml_fast.engine.score import Score
 
@@ -44,6 +45,8 @@ class TritonBackend:
     def refuse(self, problem: Any) -> str | None:
         if isinstance(problem, ClassProblem):
             return self.available() or "blocks of classes have no Triton kernel"
+        if isinstance(problem, NearestProblem | RankProblem):
+            return self.available() or "nearest neighbours and ranks have no Triton kernel"
         reason = self.available() or _refuse_tensors(problem)
         if reason is not None:
             return reason
