@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from .batches import Batches
+from .distributed_batch_sampler import DistributedBatchSampler
+from .fixed_set_of_triplets import FixedSetOfTriplets
+from .hierarchical_sampler import HierarchicalSampler
 from .m_per_class_sampler import MPerClassSampler
 
-__all__ = ["MPerClassSampler"]
+__all__ = ["Batches", "DistributedBatchSampler", "FixedSetOfTriplets", "HierarchicalSampler", "MPerClassSampler"]

@@ -26,6 +26,18 @@ class Deck:
             drawn += taken
         return drawn
 
+    def draw_other_than(self, member: int) -> int:
+        """The next member that is not `member`, which keeps its place; there must be another one."""
+        (drawn,) = self.draw(1)
+        if drawn != member:
+            return drawn
+        while drawn == member:
+            (drawn,) = self.draw(1)
+        # A deck that was shuffled meanwhile has it already.
+        if member not in self._left:
+            self._left.insert(0, member)
+        return drawn
+
     def _shuffle(self, last: list[int]) -> None:
         # Members already in the hand that is being drawn go to the end of the new deck, so that it cannot
         # repeat them.

@@ -7,14 +7,13 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import Sampler
 
 from ..utils import common_functions as c_f
 from .deck import Deck
+from .seeded_sampler import IndexSampler
 
 
-class MPerClassSampler(Sampler[int]):
+class MPerClassSampler(IndexSampler):
     """Yields `m` samples of a class, then `m` of another, and so on.
 
     An iterator holds `length_before_new_iter` indices, rounded down to whole batches, or without `batch_size`
@@ -24,9 +23,7 @@ class MPerClassSampler(Sampler[int]):
     `m` repeats a sample only if the class has fewer than `m`. With `batch_size`, each run of that many
     indices holds `batch_size // m` different classes.
 
-    `labels` is a 1D tensor, array or list with one label a sample. The order depends on (`seed`, epoch)
-    alone; the epoch goes up by one with each new iterator, or is set by `set_epoch`. The default seed is
-    `torch.initial_seed()`, so `torch.manual_seed` governs it; the global generators are never advanced.
+    `labels` is a 1D tensor, array or list with one label a sample; `seed`, epochs and state as in `SeededSampler`.
     """
 
     def __init__(
@@ -38,14 +35,13 @@ class MPerClassSampler(Sampler[int]):
         *,
         seed: int | None = None,
     ) -> None:
+        super().__init__(seed)
         self.m_per_class = int(m)
         self.batch_size = None if batch_size is None else int(batch_size)
         self.labels_to_indices = c_f.get_labels_to_indices(labels)
         self.labels = list(self.labels_to_indices)
         self.length_of_single_pass = self.m_per_class * len(self.labels)
         self.list_size = int(length_before_new_iter)
-        self.seed = torch.initial_seed() if seed is None else int(seed)
-        self.epoch = 0
         self._check()
         if self.batch_size is not None:
             self.list_size -= self.list_size % self.batch_size
@@ -59,8 +55,6 @@ class MPerClassSampler(Sampler[int]):
             raise ValueError("labels must not be empty: pass one label for each sample of the data set")
         if self.list_size < 1:
             raise ValueError(f"length_before_new_iter must be at least 1, got {self.list_size}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
         if self.batch_size is None:
             return
         if self.batch_size < 1 or self.batch_size % self.m_per_class != 0:
@@ -79,21 +73,13 @@ class MPerClassSampler(Sampler[int]):
     def __len__(self) -> int:
         return self.list_size
 
-    def __iter__(self) -> Iterator[int]:
-        generator = np.random.default_rng([self.seed, self.epoch])
-        self.epoch += 1
-        return islice(self._indices(generator), self.list_size)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Make the next iterator that of `epoch`."""
-        if epoch < 0:
-            raise ValueError(f"epoch must not be negative, got {epoch}")
-        self.epoch = int(epoch)
-
     def calculate_num_iters(self) -> int:
         """How many batches an iterator holds; without batch_size, how many passes over the classes."""
         divisor = self.length_of_single_pass if self.batch_size is None else self.batch_size
         return max(1, self.list_size // divisor)
+
+    def _items(self, generator: np.random.Generator, epoch: int) -> Iterator[int]:
+        return islice(self._indices(generator), self.list_size)
 
     def _indices(self, generator: np.random.Generator) -> Iterator[int]:
         """Indices without end."""
