@@ -19,7 +19,8 @@ from loss_table import LOSS_ARGUMENTS, REGULARIZER_ARGUMENTS, make_loss
 from pml_fast import losses, reducers
 
 API: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "data" / "pml_2_9_api.json").read_text())
-NAMES = [(module, name) for module, classes in API.items() for name in classes]
+NAMES = [(module, name) for module, entries in API.items() for name, entry in entries.items() if "function" not in entry]
+FUNCTIONS = [(module, name) for module, entries in API.items() for name, entry in entries.items() if "function" in entry]
 REDUCER_ARGUMENTS = {
     "ClassWeightedReducer": (torch.ones(3),),
     "MultipleReducers": ({"loss": reducers.MeanReducer()},),
@@ -115,7 +116,10 @@ def difference(function: Any, line: str) -> str | None:
 
 def test_the_list_is_whole() -> None:
     counts = {module: len(classes) for module, classes in API.items()}
-    assert counts == {"losses": 43, "distances": 6, "reducers": 10, "regularizers": 6, "miners": 11}
+    assert counts == {
+        "losses": 43, "distances": 6, "reducers": 10, "regularizers": 6, "miners": 11, "utils.accuracy_calculator": 14,
+        "utils.inference": 13,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("module", "name"), NAMES)
@@ -140,6 +144,13 @@ def test_every_method_has_the_same_signature(module: str, name: str) -> None:
             assert method not in common_methods(module, name), f"{method} is missing"
             continue
         assert difference(getattr(cls, method), line) is None, method
+
+
+@pytest.mark.parametrize(("module", "name"), FUNCTIONS)
+def test_every_function_has_the_same_signature(module: str, name: str) -> None:
+    function = getattr(importlib.import_module(f"pml_fast.{module}"), name)
+    assert name in importlib.import_module(f"pml_fast.{module}").__all__
+    assert difference(function, API[module][name]["function"]) is None
 
 
 def made(module: str, name: str) -> Any:

@@ -17,8 +17,7 @@ from pml_fast.engine.knn.fold import Retrieval
 from . import common_functions as c_f
 from .clustering import InstalledKMeans, mutual_information
 from .exact_search import Comparison, ExactKNN
-from .inference import FaissKMeans as FaissKMeans
-from .inference import FaissKNN as FaissKNN
+from .faiss_search import FaissKMeans, FaissKNN
 from .ranking_metrics import (
     EQUALITY,
     as_labels,
@@ -40,6 +39,8 @@ from .ranking_metrics import (
 __all__ = [
     "EQUALITY",
     "AccuracyCalculator",
+    "FaissKMeans",
+    "FaissKNN",
     "get_label_match_counts",
     "get_lone_query_labels",
     "get_relevance_mask",
