@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pml_fast.engine.classes.problem import ClassProblem
-from pml_fast.engine.knn.problem import NearestProblem, RankProblem
+from pml_fast.engine.knn.problem import NearestProblem, RankProblem, RankStrip
 from pml_fast.engine.problem import ExtremeProblem, IndexedProblem, PairProblem, PairRows, TripletProblem
 from pml_fast.engine.score import Score
 
@@ -45,8 +46,6 @@ class TritonBackend:
     def refuse(self, problem: Any) -> str | None:
         if isinstance(problem, ClassProblem):
             return self.available() or "blocks of classes have no Triton kernel"
-        if isinstance(problem, NearestProblem | RankProblem):
-            return self.available() or "nearest neighbours and ranks have no Triton kernel"
         reason = self.available() or _refuse_tensors(problem)
         if reason is not None:
             return reason
@@ -57,6 +56,8 @@ class TritonBackend:
             return reason
         if getattr(problem, "itself", False) and not problem.score.symmetric:
             return "rows and columns of one batch that are prepared differently have no kernel"
+        if isinstance(problem, NearestProblem | RankProblem):
+            return _module("knn").refuse_knn(problem)
         if isinstance(problem, PairProblem):
             return _refuse_spec(problem)
         if isinstance(problem, TripletProblem):
@@ -83,6 +84,12 @@ class TritonBackend:
         self, problem: TripletProblem, w: Tensor, need_x: bool, need_y: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         return _module("triplet").triplet_grads(problem, w, need_x, need_y)
+
+    def nearest(self, problem: NearestProblem) -> tuple[Tensor, Tensor]:
+        return _module("knn").nearest(problem)
+
+    def rank_strips(self, problem: RankProblem) -> Iterator[RankStrip]:
+        return _module("knn").rank_strips(problem)
 
     def listed_scores(self, score: Score, x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return _module("indexed").listed_scores(score, x, y, i, j)
