@@ -41,7 +41,8 @@ def retrieval_metrics(embeddings: Tensor, labels: Tensor) -> RetrievalMetrics:
         raise ValueError("labels must hold a class with at least two items, else there is nothing to retrieve")
     calculator = AccuracyCalculator(include=_NAMES, knn_func=ExactKNN("cosine"), device=embeddings.device)
     found = calculator.get_accuracy(embeddings, labels)
-    return RetrievalMetrics(*(found[name] for name in _NAMES), queries)
+    precision_at_1, r_precision, map_at_r = (float(found[name]) for name in _NAMES)
+    return RetrievalMetrics(precision_at_1, r_precision, map_at_r, queries)
 
 
 def nearest_neighbours(embeddings: Tensor, queries: Tensor, k: int) -> Tensor:
