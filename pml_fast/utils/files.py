@@ -19,7 +19,7 @@ def write_atomically(filename: str | os.PathLike[str], write: Callable[[str], ob
     os.close(handle)
     try:
         write(temporary)
-        _flush(temporary)
+        flush(temporary)
         # mkstemp makes files for the owner alone: the rights are those of any new file.
         umask = os.umask(0)
         os.umask(umask)
@@ -30,10 +30,11 @@ def write_atomically(filename: str | os.PathLike[str], write: Callable[[str], ob
             os.unlink(temporary)
         raise
     with suppress(OSError):  # not every system can open a folder
-        _flush(target.parent)
+        flush(target.parent)
 
 
-def _flush(path: str | os.PathLike[str]) -> None:
+def flush(path: str | os.PathLike[str]) -> None:
+    """Let a file, or the names in a folder, reach the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
