@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -10,14 +11,99 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checks import assert_distance_type as assert_distance_type
-from .checks import check_shapes as check_shapes
-from .checks import indices_tuple_not_supported as indices_tuple_not_supported
-from .checks import labels_not_supported as labels_not_supported
-from .checks import labels_or_indices_tuple_required as labels_or_indices_tuple_required
-from .checks import labels_required as labels_required
-from .checks import ref_not_supported as ref_not_supported
+from .checks import (
+    assert_distance_type,
+    check_shapes,
+    indices_tuple_not_supported,
+    labels_not_supported,
+    labels_or_indices_tuple_required,
+    labels_required,
+    ref_not_supported,
+)
 from .index_types import IndicesTuple, PairIndices, TripletIndices, named_indices
+from .loaders import (
+    EmbeddingDataset,
+    get_eval_dataloader,
+    get_train_dataloader,
+    set_layers_to_eval,
+    sqlite_obj_to_dict,
+    try_next_on_generator,
+    unslice_by_n,
+)
+from .model_files import (
+    delete_dict_of_models,
+    latest_version,
+    load_dict_of_models,
+    load_model,
+    modelpath_creator,
+    operate_on_dict_of_models,
+    save_dict_of_models,
+    save_model,
+)
+
+__all__ = [
+    "accumulation_dtype",
+    "add_to_recordable_attributes",
+    "append_map",
+    "assert_distance_type",
+    "check_shapes",
+    "COLLECT_STATS",
+    "concatenate_indices_tuples",
+    "delete_dict_of_models",
+    "EmbeddingDataset",
+    "exclude",
+    "get_eval_dataloader",
+    "get_hierarchy_label",
+    "get_label_map",
+    "get_labels_to_indices",
+    "get_train_dataloader",
+    "indices_tuple_not_supported",
+    "is_list_or_tuple",
+    "LabelMapper",
+    "labels_not_supported",
+    "labels_or_indices_tuple_required",
+    "labels_required",
+    "latest_version",
+    "list_of_recordable_attributes_list_names",
+    "load_dict_of_models",
+    "load_model",
+    "LOGGER",
+    "LOGGER_NAME",
+    "make_label_to_rank_dict",
+    "map_labels",
+    "modelpath_creator",
+    "neg_inf",
+    "NUMPY_RANDOM",
+    "numpy_to_torch",
+    "operate_on_dict_of_models",
+    "pos_inf",
+    "process_label",
+    "ref_not_supported",
+    "regex_replace",
+    "regex_wrapper",
+    "reset_stats",
+    "return_input",
+    "safe_random_choice",
+    "save_dict_of_models",
+    "save_model",
+    "set_layers_to_eval",
+    "set_logger_name",
+    "set_ref_emb",
+    "set_requires_grad",
+    "shift_indices_tuple",
+    "small_val",
+    "sqlite_obj_to_dict",
+    "to_device",
+    "to_dtype",
+    "to_numpy",
+    "torch_all_from_dim_to_end",
+    "torch_arange_from_size",
+    "torch_standard_scaler",
+    "TorchInitWrapper",
+    "try_next_on_generator",
+    "unslice_by_n",
+    "use_cuda_if_available",
+]
 
 T = TypeVar("T")
 
@@ -140,6 +226,16 @@ def exclude(it: Iterable[T], targets: Iterable[T]) -> list[T]:
 def append_map(it: Iterable[str], suf: str) -> list[str]:
     """Each string of `it` with `suf` at its end."""
     return [x + suf for x in it]
+
+
+def regex_wrapper(x: Any) -> Any:
+    """The compiled expression, or the list of those of a list."""
+    return [re.compile(z) for z in x] if isinstance(x, list) else re.compile(x)
+
+
+def regex_replace(search: str, replace: str, contents: str) -> str:
+    """`contents` with every match of `search` replaced."""
+    return re.sub(search, replace, contents)
 
 
 def set_requires_grad(model: torch.nn.Module, requires_grad: bool) -> None:

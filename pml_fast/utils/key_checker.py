@@ -58,7 +58,7 @@ class KeyCheckerDict:
             c_f.LOGGER.warning("%s is empty", name)
         if given is None:
             return
-        if not isinstance(given, Mapping):
+        if not hasattr(given, "keys"):  # a torch ModuleDict is no Mapping
             raise TypeError(f"{name} must be a dictionary, got {type(given).__name__}")
         allowed = self._told(checker.keys, checker)
         for key in given:

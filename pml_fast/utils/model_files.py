@@ -53,7 +53,9 @@ def plain(state: Any, where: str = "state") -> Any:
         return state
     if isinstance(state, Mapping):
         kept = {key: plain(value, f"{where}[{key!r}]") for key, value in state.items()}
-        return type(state)(kept) if type(state) in (OrderedDict, Counter) else kept
+        if isinstance(state, Counter):
+            return Counter(kept)
+        return OrderedDict(kept) if isinstance(state, OrderedDict) else kept
     if isinstance(state, (list, tuple)):
         items = [plain(value, f"{where}[{k}]") for k, value in enumerate(state)]
         return tuple(items) if isinstance(state, tuple) else items
@@ -89,11 +91,11 @@ def save_together(states: Mapping[str, Any], folder: PathLike) -> None:
     """
     root = Path(folder)
     finish_interrupted(root)
+    journal = root / _JOURNAL
     pending = {f".{name}.new": name for name in states}
-    for (temporary, name), state in zip(pending.items(), states.values()):
-        safe = plain(state, name)
-        write_atomically(root / temporary, lambda path, safe=safe: torch.save(safe, path))
-    write_atomically(root / _JOURNAL, lambda path: Path(path).write_text(json.dumps(pending)))
+    for temporary, name in pending.items():
+        save_state(states[name], root / temporary)
+    write_atomically(journal, lambda path: Path(path).write_text(json.dumps(pending)))
     finish_interrupted(root)
 
 
@@ -177,9 +179,7 @@ def load_dict_of_models(
     input_dict: Mapping[str, Any], suffix: Any, folder: PathLike, device: torch.device | str | None, **kwargs: Any
 ) -> None:
     """Load each from its file."""
-    operate_on_dict_of_models(
-        input_dict, suffix, folder, lambda obj, path: load_model(obj, path, device), "LOAD", **kwargs
-    )
+    operate_on_dict_of_models(input_dict, suffix, folder, lambda obj, path: load_model(obj, path, device), "LOAD", **kwargs)
 
 
 def delete_dict_of_models(input_dict: Mapping[str, Any], suffix: Any, folder: PathLike, **kwargs: Any) -> None:
