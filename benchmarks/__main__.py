@@ -17,18 +17,16 @@ from tqdm import tqdm
 
 from benchmarks import results
 from benchmarks.bounded import available_memory
-from benchmarks.cases import Case, quick_registry, registry, torch_dtype
+from benchmarks.cases import Case, torch_dtype
 from benchmarks.machine import REPOSITORY, describe_machine, describe_revision, describe_versions
-from benchmarks.peers import ON_CPU, ON_GPU, PEERS
+from benchmarks.peers import PEERS
 from benchmarks.plots import write_plots
 from benchmarks.probe import Setup
 from benchmarks.report import show, write_markdown
 from benchmarks.results import Report
 from benchmarks.runner import Limits, failures, run_cases
+from benchmarks.suites import QUICK, SUITES, Suite
 from benchmarks.timing import Plan
-
-FULL_BUDGET = 24 * 60.0
-QUICK_BUDGET = 150.0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,6 +34,8 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks",
         description="Times pml_fast and its peers in turn, once their answers agree with a float64 oracle.",
     )
+    about = "; ".join(f"{name}: {suite.about}" for name, suite in SUITES.items())
+    text.add_argument("--suite", choices=tuple(SUITES), default="core", help=f"which cases (core by default). {about}")
     text.add_argument("--quick", action="store_true", help="small cases without the compiled peer: two minutes")
     text.add_argument("--cases", metavar="REGEX", help="only cases whose name matches (see --list)")
     text.add_argument("--peers", nargs="+", metavar="PEER", help=f"only these peers, of: {', '.join(PEERS)}")
@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     console = Console(width=None if sys.stdout.isatty() else 200)
     try:
-        cases, peers, device = _selection(arguments)
+        suite = QUICK if arguments.quick else SUITES[arguments.suite]
+        cases, peers, device = _selection(arguments, suite)
     except ValueError as error:
         console.print(f"python -m benchmarks: {error}", style="red", highlight=False, markup=False)
         return 2
@@ -68,9 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print("\n".join(["peers:", *(f"  {name}" for name in peers)]), highlight=False)
         return 0
     command = shlex.join(["python", "-m", "benchmarks", *(sys.argv[1:] if argv is None else argv)])
-    report = _measure(arguments, cases, peers, device, command)
+    report = _measure(arguments, suite, cases, peers, device, command)
     show(report, console)
-    folder, stem = _write(report, arguments)
+    folder, stem = _write(report, arguments, suite)
     console.print(f"written to {folder}/{stem}.json, .md and plots", highlight=False)
     failed = failures(report.cases)
     for line in failed:
@@ -78,14 +79,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def _selection(arguments: argparse.Namespace) -> tuple[list[Case], list[str], str]:
+def _selection(arguments: argparse.Namespace, suite: Suite) -> tuple[list[Case], list[str], str]:
     """Cases, peers and device that the arguments ask for; ValueError says what cannot be had."""
     if arguments.gpu and not torch.cuda.is_available():
         raise ValueError("--gpu needs a CUDA device and a CUDA build of torch, found none; leave --gpu out to use the CPU")
     dtypes = tuple(arguments.dtypes or (("float32", "bfloat16") if arguments.gpu else ("float32",)))
     for name in dtypes:
         torch_dtype(name)
-    cases = quick_registry(dtypes) if arguments.quick else registry(dtypes)
+    cases = suite.registry(dtypes)
     if arguments.cases:
         try:
             pattern = re.compile(arguments.cases)
@@ -94,20 +95,20 @@ def _selection(arguments: argparse.Namespace) -> tuple[list[Case], list[str], st
         cases = [case for case in cases if pattern.search(case.name)]
         if not cases:
             raise ValueError(f"--cases {arguments.cases!r} matches no case; --list prints their names")
-    peers = list(arguments.peers or (ON_GPU if arguments.gpu else ON_CPU))
-    if arguments.quick and not arguments.peers:
-        peers.remove("compile")  # compiling alone would take longer than all the rest
+    peers = list(arguments.peers or suite.peers(arguments.gpu))
     unknown = [name for name in peers if name not in PEERS]
     if unknown:
         raise ValueError(f"--peers got {', '.join(unknown)}, expected some of {', '.join(PEERS)}")
     return cases, peers, "cuda:0" if arguments.gpu else "cpu"
 
 
-def _measure(arguments: argparse.Namespace, cases: list[Case], peers: list[str], device: str, command: str) -> Report:
+def _measure(
+    arguments: argparse.Namespace, suite: Suite, cases: list[Case], peers: list[str], device: str, command: str
+) -> Report:
     limits = Limits(
         memory_bytes=_memory_limit(arguments, device),
-        seconds=arguments.limit or (15.0 if arguments.quick else 90.0),
-        budget=arguments.budget or (QUICK_BUDGET if arguments.quick else FULL_BUDGET),
+        seconds=arguments.limit or suite.limit,
+        budget=arguments.budget or suite.budget,
     )
     setup = Setup(
         device=device,
@@ -129,6 +130,7 @@ def _measure(arguments: argparse.Namespace, cases: list[Case], peers: list[str],
         matmul_precision=arguments.matmul_precision,
         memory_limit_bytes=limits.memory_bytes,
         seconds_limit=limits.seconds,
+        suite="core" if arguments.quick else arguments.suite,
     )
     began = time.monotonic()
     with tqdm(total=len(cases), unit="case", dynamic_ncols=True) as bar:
@@ -139,15 +141,15 @@ def _measure(arguments: argparse.Namespace, cases: list[Case], peers: list[str],
             else:
                 bar.update()
 
-        report.cases = run_cases(cases, peers, setup, _plan(arguments), limits, progress)
+        report.cases = run_cases(cases, peers, setup, _plan(arguments, suite), limits, progress)
     report.wall_seconds = time.monotonic() - began
     return report
 
 
-def _plan(arguments: argparse.Namespace) -> Plan:
+def _plan(arguments: argparse.Namespace, suite: Suite) -> Plan:
     if arguments.rounds:
         return Plan(seconds=0.0, min_rounds=arguments.rounds, max_rounds=arguments.rounds)
-    return Plan(seconds=0.7, max_rounds=25) if arguments.quick else Plan()
+    return suite.plan
 
 
 def _memory_limit(arguments: argparse.Namespace, device: str) -> int | None:
@@ -159,10 +161,12 @@ def _memory_limit(arguments: argparse.Namespace, device: str) -> int | None:
     return None if available is None else int(0.85 * available)
 
 
-def _write(report: Report, arguments: argparse.Namespace) -> tuple[Path, str]:
+def _write(report: Report, arguments: argparse.Namespace, suite: Suite) -> tuple[Path, str]:
     """Write JSON, Markdown and plots; a run of some cases or peers does not overwrite that of all."""
     folder = arguments.out or REPOSITORY / "benchmarks" / "results" / report.machine.slug
-    stem = "partial" if arguments.cases or arguments.peers else "quick" if arguments.quick else "full"
+    stem = suite.stem
+    if arguments.cases or arguments.peers:
+        stem = "partial" if suite.stem in ("full", "quick") else f"{suite.stem}-partial"
     results.write(report, folder / f"{stem}.json")
     write_markdown(report, folder / f"{stem}.md")
     write_plots(report, folder, stem)

@@ -1,7 +1,8 @@
 """The operations by hand in plain PyTorch over the full N x N matrix: the "eager" and "compile" peers.
 
-Each function takes embeddings [N, D] and labels [N] and returns the scalar loss with the default settings of
-the class of the same name. No shape depends on data, so each compiles with ``torch.compile(fullgraph=True)``.
+Each function takes embeddings [N, D], labels [N] (or a second set of rows) and the loss's parameters, and returns the scalar
+loss with the default settings of the class of the same name. No shape depends on data, so that each compiles with
+``torch.compile(fullgraph=True)``; but for multi_supcon, whose label sets have as many columns as there are classes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from benchmarks.operations import label_sets
 
 NEGATIVE_INFINITY = float("-inf")
 
@@ -112,3 +115,63 @@ def multi_similarity_mined(embeddings: Tensor, labels: Tensor, epsilon: float = 
     kept_positive = positive & (fixed - epsilon < strongest_negative)
     kept_negative = negative & (fixed + epsilon > weakest_positive)
     return _multi_similarity(scores, kept_positive, kept_negative)
+
+
+def nca(embeddings: Tensor, labels: Tensor) -> Tensor:
+    scores = 2 * _cosine(embeddings) - 2  # minus the squared distance of unit vectors
+    positive, negative = _pair_masks(labels)
+    row = _masked_logsumexp(scores, positive | negative) - _masked_logsumexp(scores, positive)
+    return _mean_of_positive(torch.where(positive.any(dim=1), row, 0.0))
+
+
+def generalized_lifted(embeddings: Tensor, labels: Tensor, neg_margin: float = 1.0) -> Tensor:
+    distances = _euclidean(embeddings)
+    positive, negative = _pair_masks(labels)
+    pull, push = _masked_logsumexp(distances, positive), _masked_logsumexp(neg_margin - distances, negative)
+    return F.relu(pull + push).mean()
+
+
+def multi_supcon(embeddings: Tensor, labels: Tensor, temperature: float = 0.1, threshold: float = 0.5) -> Tensor:
+    sets = label_sets(labels).to(embeddings.dtype)
+    common = sets @ sets.T
+    size = sets.sum(dim=1)
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    similarity = common / (size[:, None] + size[None, :] - common)
+    positive = (similarity >= threshold) & ~itself
+    scores = _cosine(embeddings) / temperature
+    losses = similarity * (_masked_logsumexp(scores, ~itself)[:, None] - scores)
+    row = torch.where(positive, losses, 0.0).sum(dim=1) / positive.sum(dim=1).clamp(min=1)
+    return _mean_of_positive(row)
+
+
+def clip(embeddings: Tensor, other: Tensor, logit_scale: Tensor) -> Tensor:
+    scores = logit_scale.exp().clamp(max=100) * (F.normalize(embeddings) @ F.normalize(other).T)
+    target = torch.arange(len(embeddings), device=embeddings.device)
+    return (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)) / 2
+
+
+def siglip(embeddings: Tensor, other: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
+    logits = logit_scale.exp() * (F.normalize(embeddings) @ F.normalize(other).T) + logit_bias
+    sign = 2 * torch.eye(len(embeddings), dtype=logits.dtype, device=logits.device) - 1
+    return F.softplus(-sign * logits).sum(dim=1).mean()
+
+
+def cosface(embeddings: Tensor, labels: Tensor, weight: Tensor, margin: float = 0.35, scale: float = 64.0) -> Tensor:
+    """weight is [D, C]."""
+    cosines = F.normalize(embeddings) @ F.normalize(weight, dim=0)
+    target = F.one_hot(labels, weight.shape[1]).to(cosines.dtype)
+    return F.cross_entropy(scale * (cosines - margin * target), labels)
+
+
+def normalized_softmax(embeddings: Tensor, labels: Tensor, weight: Tensor, temperature: float = 0.05) -> Tensor:
+    """weight is [D, C]."""
+    return F.cross_entropy(F.normalize(embeddings) @ F.normalize(weight, dim=0) / temperature, labels)
+
+
+def proxy_anchor(embeddings: Tensor, labels: Tensor, proxies: Tensor, margin: float = 0.1, alpha: float = 32.0) -> Tensor:
+    """proxies are [C, D]; the classes that a batch has are counted in a sum over all."""
+    scores = F.normalize(proxies) @ F.normalize(embeddings).T
+    positive = torch.arange(len(proxies), device=labels.device)[:, None] == labels[None, :]
+    pull = F.softplus(_masked_logsumexp(alpha * (margin - scores), positive))
+    push = F.softplus(_masked_logsumexp(alpha * (scores + margin), ~positive))
+    return pull.sum() / positive.any(dim=1).sum() + push.mean()

@@ -28,8 +28,8 @@ EDGE = 4 * float(np.finfo(np.float32).eps)
 class Answer:
     """A loss and its gradient; rows names the rows of the gradient that are given (None: all of them).
 
-    moved_value and moved_gradient are by how much (relatively) the answer changes where rounding in float32 decides which terms
-    are above zero.
+    others are the gradients of a second set of rows and of the loss's parameters. moved_value and moved_gradient are by how
+    much (relatively) the answer changes where rounding in float32 decides which terms take part. source: what computed it.
     """
 
     value: float
@@ -37,16 +37,22 @@ class Answer:
     rows: np.ndarray | None = None
     moved_value: float = 0.0
     moved_gradient: float = 0.0
+    others: tuple[np.ndarray, ...] = ()
+    source: str = "float64 by strips"
 
-    def errors(self, value: float, gradient: np.ndarray) -> tuple[float, float]:
-        """Relative error of a value and relative L2 error of a gradient; infinity for anything not finite."""
+    def errors(self, value: float, gradient: np.ndarray, others: tuple[np.ndarray, ...] = ()) -> tuple[float, float]:
+        """Relative error of a value and the largest relative L2 error of a gradient; infinity for anything not finite."""
         gradient = gradient if self.rows is None else gradient[self.rows]
-        if not (math.isfinite(value) and np.isfinite(gradient).all()):
+        if not (math.isfinite(value) and all(np.isfinite(found).all() for found in (gradient, *others))):
             return math.inf, math.inf
-        tiny = np.finfo(np.float64).tiny
-        difference = np.linalg.norm(gradient.astype(np.float64) - self.gradient)
-        value_error = abs(value - self.value) / max(abs(self.value), tiny)
-        return value_error, float(difference / max(float(np.linalg.norm(self.gradient)), tiny))
+        value_error = abs(value - self.value) / max(abs(self.value), float(np.finfo(np.float64).tiny))
+        pairs = zip((gradient, *others), (self.gradient, *self.others), strict=True)
+        return value_error, max(_relative(found, exact) for found, exact in pairs)
+
+
+def _relative(found: np.ndarray, exact: np.ndarray) -> float:
+    difference = np.linalg.norm(found.astype(np.float64) - exact)
+    return float(difference / max(float(np.linalg.norm(exact)), float(np.finfo(np.float64).tiny)))
 
 
 @dataclass(frozen=True)

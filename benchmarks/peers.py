@@ -1,4 +1,4 @@
-"""The peers: everything that can run an operation, each as a step (embeddings, labels) -> loss."""
+"""The peers: everything that can run an operation, each as a step: a call for the loss and the leaves of its gradient."""
 
 from __future__ import annotations
 
@@ -9,15 +9,30 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks import dense
-from benchmarks.cases import OPERATIONS, Case
+from benchmarks.cases import Case
+from benchmarks.inputs import Inputs
+from benchmarks.operations import CORE, QUEUE
 
-Step = Callable[[Tensor, Tensor], Tensor]
 OURS = "pml_fast/"
+PML = "pytorch_metric_learning"
+# Parameters are the same for all peers, and other numbers than the inputs.
+PARAMETER_SEED = 1000
+
+
+@dataclass(frozen=True)
+class Step:
+    """call() computes the loss; leaves are what it is differentiated by, the embeddings first."""
+
+    call: Callable[[], Tensor]
+    leaves: tuple[Tensor, ...]
+
 
 # Compile workers would outlive their case and take memory and cores from the next.
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
@@ -25,10 +40,10 @@ os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
 @dataclass(frozen=True)
 class Peer:
-    """name: as in tables; build: makes the step of a case; context: what the step runs inside of."""
+    """name: as in tables; build: makes the step of a case on its inputs; context: what the step runs inside of."""
 
     name: str
-    build: Callable[[Case], Step]
+    build: Callable[[Case, Inputs], Step]
     context: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
     compiles: bool = False
 
@@ -37,24 +52,78 @@ class Peer:
         return self.name.startswith(OURS)
 
     def runs(self, case: Case) -> bool:
-        return self.is_ours or not case.only_ours
+        """Whether the peer has the operation."""
+        if self.is_ours:
+            return True
+        if self.name == "pml":
+            return case.what.in_peer and not case.only_ours
+        if self.compiles and case.operation not in CORE and case.what.in_peer:
+            return False  # compiling takes longer than all the rest of such a case
+        return hasattr(dense, case.operation) and not case.only_ours
 
 
-def _library_step(package: str, case: Case) -> Step:
-    losses = importlib.import_module(f"{package}.losses")
-    miners = importlib.import_module(f"{package}.miners")
-    return OPERATIONS[case.operation].build(losses, miners)
+def library(package: str) -> SimpleNamespace:
+    """A package's modules of losses and miners."""
+    return SimpleNamespace(**{name: importlib.import_module(f"{package}.{name}") for name in ("losses", "miners")})
 
 
-def _dense_step(case: Case) -> Step:
+def made_loss(package: str, case: Case, inputs: Inputs) -> Any:
+    """The loss of a library with the parameters that all peers have, its queue filled."""
+    loss = case.what.make(library(package), case.columns, PARAMETER_SEED)
+    loss = loss.to(device=inputs.embeddings.device, dtype=inputs.embeddings.dtype)
+    if case.what.against == QUEUE:
+        loss.embedding_memory = inputs.queue.clone()
+        loss.label_memory = inputs.queue_labels.clone()
+        loss.has_been_filled = True
+    return loss
+
+
+def library_step(package: str, case: Case, inputs: Inputs) -> Step:
+    what, modules = case.what, library(package)
+    loss, miner = made_loss(package, case, inputs), what.make_miner(modules)
+
+    def call() -> Tensor:
+        if what.drawn:
+            torch.manual_seed(PARAMETER_SEED)
+        return what.call(loss, inputs, miner)
+
+    return Step(call, (*inputs.leaves, *_trained(loss)))
+
+
+def step_of_tuple(package: str, case: Case, inputs: Inputs, indices: tuple[Tensor, ...]) -> Step:
+    """The loss of a miner's tuple that is given."""
+    loss = made_loss(package, case, inputs)
+    return Step(lambda: loss(inputs.embeddings, inputs.labels, indices), (*inputs.leaves, *_trained(loss)))
+
+
+def drawn_tuple(package: str, case: Case, inputs: Inputs) -> tuple[Tensor, ...]:
+    """What a library's miner draws in :func:`library_step`."""
+    torch.manual_seed(PARAMETER_SEED)
+    return tuple(case.what.make_miner(library(package))(inputs.embeddings, inputs.labels))
+
+
+def _trained(loss: Any) -> list[Tensor]:
+    return [parameter for parameter in loss.parameters() if parameter.requires_grad]
+
+
+def _formula(case: Case) -> Callable[..., Tensor]:
     function: Callable[..., Tensor] = getattr(dense, case.operation)
     if case.operation == "triplet_all":
         return functools.partial(function, max_positives=case.positives)
     return function
 
 
-def _compiled_step(case: Case) -> Step:
-    return torch.compile(_dense_step(case), fullgraph=True, dynamic=False)
+def _dense_step(case: Case, inputs: Inputs, compiled: bool = False) -> Step:
+    function = _formula(case)
+    if compiled:
+        function = torch.compile(function, fullgraph=True, dynamic=False)
+    other = inputs.labels if inputs.other is None else inputs.other
+    parameters = _trained(made_loss("pml_fast", case, inputs))
+    return Step(lambda: function(inputs.embeddings, other, *parameters), (*inputs.leaves, *parameters))
+
+
+def _compiled_step(case: Case, inputs: Inputs) -> Step:
+    return _dense_step(case, inputs, compiled=True)
 
 
 def _backend(name: str) -> AbstractContextManager[object]:
@@ -65,7 +134,7 @@ def _backend(name: str) -> AbstractContextManager[object]:
 def _ours(backend: str) -> Peer:
     return Peer(
         OURS + backend,
-        functools.partial(_library_step, "pml_fast"),
+        functools.partial(library_step, "pml_fast"),
         functools.partial(_backend, backend),
     )
 
@@ -73,15 +142,17 @@ def _ours(backend: str) -> Peer:
 PEERS = {
     peer.name: peer
     for peer in (
+        _ours("auto"),
         _ours("cpu"),
         _ours("chunked"),
         _ours("triton"),
-        Peer("pml", functools.partial(_library_step, "pytorch_metric_learning")),
+        Peer("pml", functools.partial(library_step, PML)),
         Peer("eager", _dense_step),
         Peer("compile", _compiled_step, compiles=True),
     )
 }
 ON_CPU = ("pml_fast/cpu", "pml_fast/chunked", "pml", "eager", "compile")
+DEFAULTS_ON_CPU = ("pml_fast/auto", "pml", "eager", "compile")
 ON_GPU = ("pml_fast/triton", "pml_fast/chunked", "pml", "eager", "compile")
 
 
@@ -90,8 +161,7 @@ def headline(names: list[str]) -> str | None:
     return next((name for name in names if name.startswith(OURS)), None)
 
 
-def forward_backward(step: Step, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """One training step's work: the loss and its gradient with respect to the embeddings."""
-    loss = step(embeddings, labels)
-    (gradient,) = torch.autograd.grad(loss, embeddings)
-    return loss.detach(), gradient
+def forward_backward(step: Step) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """One training step's work: the loss and its gradients by the step's leaves."""
+    loss = step.call()
+    return loss.detach(), torch.autograd.grad(loss, step.leaves)

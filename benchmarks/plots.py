@@ -1,4 +1,4 @@
-"""Plots time and peak extra memory against the batch size: a panel an operation, a curve a peer."""
+"""Plots: time and peak extra memory against the batch size, a panel an operation; speed-ups of many operations as a map."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from benchmarks import results
@@ -14,6 +16,7 @@ from benchmarks.cases import MEBIBYTE
 from benchmarks.results import CaseResult, PeerResult, Report
 
 COLOURS = {
+    "pml_fast/auto": "#c1272d",
     "pml_fast/cpu": "#c1272d",
     "pml_fast/triton": "#c1272d",
     "pml_fast/chunked": "#f2914a",
@@ -21,6 +24,8 @@ COLOURS = {
     "eager": "#3a923a",
     "compile": "#7b4ea3",
 }
+# The suites whose cases differ in what the rows meet, and not in the rows.
+_AXIS = {"classes": "classes C, 512 rows", "queues": "rows of the queue, 512 rows in the batch"}
 REFERENCE_COLOUR = "#555555"
 PANELS_A_ROW = 3
 
@@ -29,7 +34,14 @@ CaseFigure = Callable[[CaseResult], "float | None"]
 
 
 def write_plots(report: Report, folder: Path, prefix: str) -> list[Path]:
-    """Write PREFIX-time.png and PREFIX-memory.png of the operations that have at least two sizes."""
+    """Write PREFIX-time.png and PREFIX-memory.png of the core's operations that have at least two sizes.
+
+    Of the suites of many operations, PREFIX-speedup.png: by how much this library is faster than PML, operation x size.
+    """
+    if report.suite != "core":
+        path = folder / f"{prefix}-speedup.png"
+        _map(report).savefig(path, dpi=120)
+        return [path]
     curves = _curves(report)
     if not curves:
         return []
@@ -48,6 +60,46 @@ def write_plots(report: Report, folder: Path, prefix: str) -> list[Path]:
         ("bound", lambda case: case.memory_bound_bytes / MEBIBYTE),
     ).savefig(memory_path, dpi=120)
     return [time_path, memory_path]
+
+
+def _map(report: Report) -> Figure:
+    """Operations by sizes; colours in the logarithm of the speed-up, red below 1, white at 1."""
+    operations = list(dict.fromkeys(case.operation for case in report.cases))
+    sizes = list(dict.fromkeys((case.columns if _of_columns(report) else 0) or case.size for case in report.cases))
+    figure = Figure(figsize=(3.2 + 1.3 * len(sizes), 1.4 + 0.27 * len(operations)), layout="constrained")
+    axes = figure.add_subplot()
+    grid = np.full((len(operations), len(sizes)), np.nan)
+    for case in report.cases:
+        row = operations.index(case.operation)
+        column = sizes.index((case.columns if _of_columns(report) else 0) or case.size)
+        speedup, text = _speedup(case)
+        if speedup is not None:
+            grid[row, column] = np.clip(math.log10(speedup), -1, 2)
+        axes.text(column, row, text, ha="center", va="center", fontsize=8)
+    norm = TwoSlopeNorm(0.0, -1.0, 2.0)
+    image = axes.imshow(grid, cmap="RdYlGn", norm=norm, aspect="auto")
+    axes.set_facecolor("#dddddd")
+    axes.set_xticks(range(len(sizes)), [f"{size:,}" for size in sizes])
+    axes.set_yticks(range(len(operations)), operations)
+    axes.set(title=f"{report.suite}: times faster than PML", xlabel=_AXIS.get(report.suite, "batch size N"))
+    bar = figure.colorbar(image, ax=axes, ticks=[-1, 0, 1, 2])
+    bar.ax.set_yticklabels(["0.1", "1", "10", "100"])
+    figure.text(0.01, 0.002, "* than dense PyTorch, where PML has no such loss; grey: PML did not finish", fontsize=7)
+    return figure
+
+
+def _of_columns(report: Report) -> bool:
+    return report.suite in _AXIS
+
+
+def _speedup(case: CaseResult) -> tuple[float | None, str]:
+    """By how much this library is faster, and what the cell says."""
+    pml, eager = case.peer("pml"), case.peer("eager")
+    if pml is not None:
+        found = pml.ours_is_faster_by
+        return found, pml.status if found is None else f"{found:.3g}"
+    found = None if eager is None else eager.ours_is_faster_by
+    return found, "" if found is None else f"{found:.3g}*"
 
 
 def _curves(report: Report) -> dict[str, list[CaseResult]]:

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from benchmarks import oracle
+from benchmarks import library_oracle, oracle
 from benchmarks.cases import Case
 from benchmarks.floor import floor
+from benchmarks.inputs import Inputs
+from benchmarks.operations import CLASSES, FEATURES
 from benchmarks.peers import PEERS, forward_backward
 from benchmarks.timing import Entrant, Plan, Quantiles, clock, time_in_turn
 from pml_fast._bounded import is_out_of_memory, measure_peak
 
-Outputs = tuple[torch.Tensor, torch.Tensor]
+Outputs = tuple[torch.Tensor, tuple[torch.Tensor, ...]]
 FLOOR = "floor"
 SMALL_SIZE = 32
 STREAMED_ORACLE_LIMIT = 16_384
@@ -50,12 +52,13 @@ class Setup:
 
 @dataclass(frozen=True)
 class Probe:
-    """One step of a peer: its loss, gradient, peak extra bytes and seconds."""
+    """One step of a peer: its loss, gradients (others: all but the embeddings'), peak extra bytes and seconds."""
 
     value: float
     gradient: np.ndarray
     peak_bytes: int | None
     seconds: float
+    others: tuple[np.ndarray, ...] = ()
 
 
 def run_probe(case: Case, peer_name: str, setup: Setup) -> Probe:
@@ -64,18 +67,18 @@ def run_probe(case: Case, peer_name: str, setup: Setup) -> Probe:
     peer = PEERS[peer_name]
     small = case.smaller(min(SMALL_SIZE, case.size))
     with peer.context():
-        step = peer.build(case)
-        embeddings, labels = case.inputs(setup.seed, setup.device)
+        step = peer.build(case, case.inputs(setup.seed, setup.device))
         if peer.compiles:  # only the step itself loads and compiles what it needs, and that memory is not the step's
-            forward_backward(step, embeddings, labels)
+            forward_backward(step)
         else:
-            warm_step, warm_inputs = peer.build(small), small.inputs(setup.seed, setup.device)
+            warm_step = peer.build(small, small.inputs(setup.seed, setup.device))
             for _ in range(2):
-                forward_backward(warm_step, *warm_inputs)
+                forward_backward(warm_step)
         began = time.perf_counter()
-        (loss, gradient), peak = _measure(lambda: forward_backward(step, embeddings, labels), setup)
+        (loss, gradients), peak = _measure(lambda: forward_backward(step), setup)
         seconds = time.perf_counter() - began
-    return Probe(float(loss), gradient.float().cpu().numpy(), peak, seconds)
+    first, *others = (library_oracle.digest(gradient) for gradient in gradients)
+    return Probe(float(loss), first, peak, seconds, tuple(others))
 
 
 def _measure(call: Callable[[], Outputs], setup: Setup) -> tuple[Outputs, int | None]:
@@ -92,10 +95,13 @@ def _measure(call: Callable[[], Outputs], setup: Setup) -> tuple[Outputs, int | 
     return outputs, torch.cuda.max_memory_allocated() - before
 
 
-def run_oracle(case: Case, setup: Setup) -> oracle.Answer:
-    """The float64 answer of a case, computed on the CPU."""
+def run_oracle(case: Case, setup: Setup, source: str | None = None, drawn_by: str | None = None) -> oracle.Answer:
+    """The float64 answer of a case, computed on the CPU: by strips where there is a formula, else by the package ``source``."""
     torch.set_num_threads(setup.threads)
-    embeddings, labels = case.inputs(setup.seed)
+    inputs = case.inputs(setup.seed)
+    if source is not None:
+        return library_oracle.answer(case, inputs, source, drawn_by)
+    embeddings, labels = inputs.embeddings, inputs.labels
     if case.size <= STREAMED_ORACLE_LIMIT:
         compute = oracle.answer_with_movement if case.counts else oracle.answer
         return compute(case.operation, embeddings, labels)
@@ -109,7 +115,14 @@ def run_oracle(case: Case, setup: Setup) -> oracle.Answer:
 
 def compare(probe: Probe, answer: oracle.Answer) -> tuple[float, float]:
     """Relative error of the value and relative L2 error of the gradient; infinity for anything not finite."""
-    return answer.errors(probe.value, probe.gradient)
+    return answer.errors(probe.value, probe.gradient, probe.others)
+
+
+def _columns(case: Case, inputs: Inputs) -> torch.Tensor | None:
+    """What the rows are multiplied with in the floor; None for the rows themselves."""
+    if case.what.against in (CLASSES, FEATURES):
+        return torch.randn(case.width, inputs.embeddings.shape[1]).to(inputs.embeddings)
+    return inputs.other if inputs.queue is None else inputs.queue
 
 
 @dataclass(frozen=True)
@@ -124,21 +137,21 @@ class Timing:
 def run_timing(case: Case, expected: dict[str, float], plan: Plan, setup: Setup) -> dict[str, Timing]:
     """Time the peers named in expected (with their probe's seconds) and the floor of a case, in turn."""
     setup.enter()
-    embeddings, labels = case.inputs(setup.seed, setup.device)
+    inputs = case.inputs(setup.seed, setup.device)
 
     def entrant(name: str) -> Entrant:
         peer = PEERS[name]
         with peer.context():
-            step = peer.build(case)
+            step = peer.build(case, inputs)
         return Entrant(
             name,
-            lambda: forward_backward(step, embeddings, labels),
+            lambda: forward_backward(step),
             peer.context,
             expected[name],
             peer.compiles,
         )
 
-    entrants = [Entrant(FLOOR, floor(embeddings)), *(entrant(name) for name in expected)]
+    entrants = [Entrant(FLOOR, floor(inputs.embeddings, _columns(case, inputs))), *(entrant(name) for name in expected)]
     results: dict[str, Timing] = {}
     for name, result in time_in_turn(entrants, plan, clock(setup.device)).items():
         if isinstance(result, Quantiles):

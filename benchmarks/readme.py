@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import results
-from benchmarks.cases import PAIR_OPERATIONS
 from benchmarks.machine import REPOSITORY
 from benchmarks.peers import headline
 from benchmarks.report import _markdown, _size, _time, totals
 from benchmarks.results import CaseResult, PeerResult, Report
+from benchmarks.suites import PAIR_OPERATIONS
 
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
 RIVALS = {"pml": "PML", "eager": "dense PyTorch", "compile": "torch.compile"}

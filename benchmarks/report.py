@@ -11,7 +11,7 @@ from rich.table import Table
 
 from benchmarks import results
 from benchmarks.cases import MEBIBYTE
-from benchmarks.peers import OURS
+from benchmarks.peers import OURS, headline
 from benchmarks.results import CaseResult, PeerResult, Report
 
 COLUMNS = (
@@ -25,25 +25,62 @@ COLUMNS = (
     "grad error",
     "status",
 )
+SUMMARY = ("case", "pml_fast", "x floor", "faster than pml", "than eager", "than compile", "peak extra", "of pml", "checked by")
 TARGET_COLUMNS = ("case", "target", "reached", "")
 NOTHING = ""
 
 
 def show(report: Report, console: Console) -> None:
     """Print the results, then the targets, then a line of totals."""
-    table = Table(*COLUMNS, title=_title(report))
-    table.columns[0].no_wrap = True
-    for case in report.cases:
-        for row in _case_rows(case):
-            table.add_row(*map(escape, row), style="bold" if row[1].startswith(OURS) else None)
-        table.add_section()
-    console.print(table)
+    console.print(_peers_table(report) if report.suite == "core" else _summary_table(report))
     targets = Table(*TARGET_COLUMNS, title="Targets")
     for row in _target_rows(report):
         targets.add_row(*map(escape, row), style={"missed": "red", "met": "green"}.get(row[-1]))
     if targets.row_count:
         console.print(targets)
     console.print(totals(report), highlight=False)
+
+
+def _peers_table(report: Report) -> Table:
+    table = Table(*COLUMNS, title=_title(report))
+    table.columns[0].no_wrap = True
+    for case in report.cases:
+        for row in _case_rows(case):
+            table.add_row(*map(escape, row), style="bold" if row[1].startswith(OURS) else None)
+        table.add_section()
+    return table
+
+
+def _summary_table(report: Report) -> Table:
+    table = Table(*SUMMARY, title=_title(report))
+    table.columns[0].no_wrap = True
+    for case in report.cases:
+        table.add_row(*map(escape, summary_row(case)))
+    return table
+
+
+def summary_row(case: CaseResult) -> tuple[str, ...]:
+    """A case in one row: this library's time and memory, and by how much it is faster than each peer or what became of it."""
+    ours = case.peer(headline([peer.peer for peer in case.peers if peer.status == results.OK]) or "")
+    ours = ours or case.peer(headline([peer.peer for peer in case.peers]) or "")
+    pml = case.peer("pml")
+    return (
+        case.case,
+        NOTHING if ours is None else _time(ours.seconds.p50) if ours.seconds else ours.status,
+        f"{ours.ratio_to_floor:.2f}" if ours and ours.ratio_to_floor is not None else NOTHING,
+        *(_faster(case.peer(name)) for name in ("pml", "eager", "compile")),
+        _size(ours.peak_extra_bytes if ours else None),
+        _size(pml.peak_extra_bytes if pml else None),
+        case.oracle,
+    )
+
+
+def _faster(peer: PeerResult | None) -> str:
+    if peer is None:
+        return NOTHING
+    if peer.ours_is_faster_by is None:
+        return peer.status if peer.status != results.OK else NOTHING
+    return f"{peer.ours_is_faster_by:.2f} x" if peer.ours_is_faster_by < 100 else f"{peer.ours_is_faster_by:.0f} x"
 
 
 def write_markdown(report: Report, path: Path) -> None:
@@ -59,7 +96,13 @@ def write_markdown(report: Report, path: Path) -> None:
         f"- Python {report.versions.python}, {packages}",
         f"- {totals(report)}",
         "",
+        *_markdown(SUMMARY, [summary_row(case) for case in report.cases]),
+        "",
+        "## Every peer",
+        "",
         *_markdown(COLUMNS, [row for case in report.cases for row in _case_rows(case)]),
+        "",
+        "## Targets",
         "",
         *_markdown(("case", "target", "reached", "met"), list(_target_rows(report))),
     ]
@@ -78,7 +121,7 @@ def totals(report: Report) -> str:
 
 def _title(report: Report) -> str:
     device = report.machine.gpu or report.machine.cpu
-    return f"forward + backward, {device}, {report.threads} thread{'s' if report.threads > 1 else ''}"
+    return f"{report.suite}: forward + backward, {device}, {report.threads} thread{'s' if report.threads > 1 else ''}"
 
 
 def _case_rows(case: CaseResult) -> Iterator[tuple[str, ...]]:

@@ -51,7 +51,10 @@ class TargetResult:
 
 @dataclass
 class CaseResult:
-    """All peers on one case, the floor's time and the memory bound."""
+    """All peers on one case, the floor's time and the memory bound.
+
+    columns: classes of a class loss or rows of a queue, else 0; oracle: what computed the float64 answer.
+    """
 
     case: str
     operation: str
@@ -63,6 +66,8 @@ class CaseResult:
     floor_seconds: Quantiles | None = None
     peers: list[PeerResult] = field(default_factory=list)
     targets: list[TargetResult] = field(default_factory=list)
+    columns: int = 0
+    oracle: str = ""
 
     def peer(self, name: str) -> PeerResult | None:
         return next((result for result in self.peers if result.peer == name), None)
@@ -85,6 +90,7 @@ class Report:
     seconds_limit: float
     wall_seconds: float = 0.0
     cases: list[CaseResult] = field(default_factory=list)
+    suite: str = "core"
     schema_version: int = SCHEMA_VERSION
 
 

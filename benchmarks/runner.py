@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks import results
+from benchmarks import library_oracle, results
 from benchmarks.bounded import OUT_OF_MEMORY, Outcome, run
-from benchmarks.cases import DIM, Case
+from benchmarks.cases import Case
+from benchmarks.operations import DIM
 from benchmarks.oracle import Answer
 from benchmarks.peers import OURS, PEERS, Peer, headline
 from benchmarks.probe import FLOOR, Probe, Setup, Timing, compare, run_oracle, run_probe, run_timing
@@ -58,6 +59,7 @@ def run_cases(
     done = []
     for case in cases:
         result = CaseResult(case.name, case.operation, case.size, DIM, case.per_class, case.dtype, case.memory_bound)
+        result.columns = case.columns
         entered = [name for name in peers if PEERS[name].runs(case)]
         spent = time.monotonic() - began
         if limits.budget is not None and spent > limits.budget:
@@ -89,6 +91,8 @@ def why_unavailable(peer: Peer) -> str | None:
             importlib.import_module("pytorch_metric_learning.losses")
         if peer.is_ours:
             importlib.import_module("pml_fast.losses")
+            if peer.name == OURS + "auto":
+                return None
             backend = importlib.import_module("pml_fast.engine.dispatch").backend(peer.name.removeprefix(OURS))
             reason: str | None = backend.available()
             return reason
@@ -110,14 +114,17 @@ def _run_case(
     result.peers = [PeerResult(name, results.UNAVAILABLE, missing[name]) for name in entered if name in missing]
     present = [name for name in entered if name not in missing]
     if present:
-        on_progress(f"{case.name}: oracle")
-        truth = run(run_oracle, case, setup, seconds=ORACLE_SECONDS, preload=PRELOAD)
-        if not truth.ok:
-            reason = f"no answer to compare with: {truth.status}, {_first_line(truth, case.name)}"
-            result.peers += [PeerResult(name, results.NOT_RUN, reason) for name in present]
-            return
         expected = {}
+        truth: Outcome | None = None
         for name in present:
+            if truth is None or case.what.drawn:  # what is drawn differs from peer to peer, and so does its loss
+                on_progress(f"{case.name}: oracle")
+                truth = _truth(case, PEERS[name], setup, limits)
+            if not truth.ok:
+                reason = f"no answer to compare with: {truth.status}, {_first_line(truth, case.name)}"
+                result.peers.append(PeerResult(name, results.NOT_RUN, reason))
+                continue
+            result.oracle = truth.value.source
             on_progress(f"{case.name}: checking {name}")
             entry, seconds = _probe(case, PEERS[name], truth.value, setup, limits)
             result.peers.append(entry)
@@ -126,6 +133,21 @@ def _run_case(
         on_progress(f"{case.name}: timing")
         _time(case, result, expected, setup, plan, limits)
     result.peers.sort(key=lambda entry: entered.index(entry.peer))
+
+
+def _truth(case: Case, peer: Peer, setup: Setup, limits: Limits) -> Outcome:
+    """The float64 answer: by strips, or of the first library that gives one within the bounds."""
+    if library_oracle.has_formula(case):
+        return run(run_oracle, case, setup, seconds=ORACLE_SECONDS, preload=PRELOAD)
+    drawn_by = (library_oracle.OURS if peer.is_ours else library_oracle.PML) if case.what.drawn else None
+    *bounded, last = library_oracle.sources(case)
+    memory = _process_memory(setup, limits)
+    for source in bounded:
+        outcome = run(run_oracle, case, setup, source, drawn_by, memory_bytes=memory, seconds=limits.seconds, preload=PRELOAD)
+        if outcome.ok:
+            return outcome
+        LOGGER.info("%s: %s gives no float64 answer: %s", case.name, source, outcome.error)
+    return run(run_oracle, case, setup, last, drawn_by, memory_bytes=memory, seconds=ORACLE_SECONDS, preload=PRELOAD)
 
 
 def _probe(case: Case, peer: Peer, truth: Answer, setup: Setup, limits: Limits) -> tuple[PeerResult, float]:

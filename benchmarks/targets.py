@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from benchmarks import results
-from benchmarks.cases import FLOOR_RATIO, MEBIBYTE, NOT_SLOWER, SPEEDUP_OVER_PML, Case, Target
+from benchmarks.cases import FLOOR_RATIO, MEBIBYTE, NOT_SLOWER, NOT_SLOWER_THAN_PML, SPEEDUP_OVER_PML, Case, Target
 from benchmarks.peers import OURS, headline
 from benchmarks.results import CaseResult, PeerResult, TargetResult
 
-RIVALS = ("pml", "eager")
+RIVALS = {NOT_SLOWER: ("pml", "eager"), NOT_SLOWER_THAN_PML: ("pml",)}
 
 
 def judge(case: Case, result: CaseResult, on_gpu: bool) -> None:
@@ -19,7 +19,8 @@ def judge(case: Case, result: CaseResult, on_gpu: bool) -> None:
     ours = result.peer(headline(usable) or "")
     if not on_gpu and case.dtype == "float32":
         result.targets += [_judge_one(target, ours, result) for target in case.targets]
-    result.targets.append(_judge_memory(case, ours, result))
+    if case.what.streams:
+        result.targets.append(_judge_memory(case, ours, result))
 
 
 def _judge_one(target: Target, ours: PeerResult | None, result: CaseResult) -> TargetResult:
@@ -36,15 +37,15 @@ def _judge_one(target: Target, ours: PeerResult | None, result: CaseResult) -> T
         return TargetResult(
             str(target), f"{pml.ours_is_faster_by:.0f} x ({ours.peer})", pml.ours_is_faster_by >= (target.bound or 0)
         )
-    if target.kind == NOT_SLOWER:
+    if target.kind in RIVALS:
         return _judge_not_slower(target, result)
     return TargetResult(str(target), f"{ours.seconds.p50:.2f} s ({ours.peer})", True)
 
 
 def _judge_not_slower(target: Target, result: CaseResult) -> TargetResult:
-    rivals = [entry for name in RIVALS if (entry := result.peer(name)) and entry.ours_is_faster_by is not None]
+    rivals = [entry for name in RIVALS[target.kind] if (entry := result.peer(name)) and entry.ours_is_faster_by is not None]
     if not rivals:
-        return TargetResult(str(target), "neither was timed", None)
+        return TargetResult(str(target), "none was timed", None)
     reached = ", ".join(f"{entry.ours_is_faster_by:.2f} x faster than {entry.peer}" for entry in rivals)
     return TargetResult(str(target), reached, all((entry.ours_is_faster_by or 0) >= 1 for entry in rivals))
 

@@ -1,0 +1,176 @@
+"""The suites: which cases are run, with which peers, and for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from benchmarks.cases import (
+    FLOOR_RATIO,
+    NOT_SLOWER,
+    NOT_SLOWER_THAN_PML,
+    RUNS,
+    SPEEDUP_OVER_PML,
+    Case,
+    Target,
+)
+from benchmarks.operations import (
+    BATCH,
+    CLASS_LOSSES,
+    CLASSES,
+    CORE,
+    MINED,
+    OPERATIONS,
+    OTHER,
+    PAIRS,
+    QUEUE,
+    QUEUED,
+    RANKS,
+    TWO_SETS,
+)
+from benchmarks.peers import DEFAULTS_ON_CPU, ON_CPU, ON_GPU
+from benchmarks.timing import Plan
+
+PAIR_OPERATIONS = ("supcon", "ntxent", "multi_similarity", "circle", "contrastive")
+PAIR_SIZES = (32, 64, 128, 256, 1024, 4096, 8192)
+SMALL_SIZES = (32, 64, 128, 256)
+LARGE_SIZES = (1024, 4096)
+BATCH_CLASSES = 1000  # of a class loss in the suites that vary the batch
+CLASS_COUNTS = (10_000, 100_000, 1_000_000)
+CLASS_ROWS = 512
+QUEUE_ROWS = 512
+QUEUE_SIZES = (4096, 65_536)
+
+# The products of N M D that a forward and backward takes: three for a batch compared with itself or with a queue; five for two
+# sets that both get a gradient, as scores are computed again where the matrix is not kept. The measured floor has three.
+FLOOR_PRODUCTS = {BATCH: 3, QUEUE: 3, OTHER: 5, CLASSES: 5}
+WITHIN_FLOOR = 1.6
+
+
+@dataclass(frozen=True)
+class Suite:
+    """cases: all of them; budget: seconds after which none is started; limit: seconds of one step that is checked."""
+
+    about: str
+    cases: Callable[[], list[Case]]
+    peers_on_cpu: tuple[str, ...]
+    budget: float
+    limit: float
+    plan: Plan
+    stem: str
+
+    def registry(self, dtypes: tuple[str, ...] = ("float32",)) -> list[Case]:
+        """Every case in every dtype; targets are those of the CPU in float32."""
+        return [replace(case, dtype=dtype) for dtype in dtypes for case in self.cases()]
+
+    def peers(self, on_gpu: bool) -> list[str]:
+        return list(ON_GPU if on_gpu else self.peers_on_cpu)
+
+
+def _pair_targets(operation: str, size: int) -> tuple[Target, ...]:
+    if size <= 256:
+        return (Target(NOT_SLOWER),)
+    if size >= 4096:
+        bound, aim = (1.0, 0.6) if operation == "contrastive" else (1.15, 0.8)
+        return (Target(FLOOR_RATIO, bound, aim),)
+    return ()
+
+
+def core_cases() -> list[Case]:
+    """Single cases first, the longest last."""
+    return [
+        Case("ntxent", 1024, 2, (Target(SPEEDUP_OVER_PML, 2000),)),
+        Case("triplet_all", 1024, 32, (Target(SPEEDUP_OVER_PML, 100),)),
+        Case("triplet_all", 8192, 820, (Target(FLOOR_RATIO, 4.0),)),
+        Case("batch_hard_triplet", 4096, 4, (Target(FLOOR_RATIO, 0.5, 0.25),)),
+        Case("multi_similarity_mined", 4096, 4, (Target(FLOOR_RATIO, 1.3),)),
+        *(Case(operation, size, 4, _pair_targets(operation, size)) for operation in PAIR_OPERATIONS for size in PAIR_SIZES),
+        Case("supcon", 65_536, 4, (Target(RUNS),), only_ours=True),
+    ]
+
+
+def quick_cases() -> list[Case]:
+    """Every operation of the core suite, and one of each other kind, at sizes that finish in about two minutes."""
+    return [
+        *(Case(operation, size, 4) for operation in PAIR_OPERATIONS for size in (64, 256, 2048)),
+        Case("ntxent", 256, 2),
+        Case("triplet_all", 256, 32),
+        Case("batch_hard_triplet", 1024, 4),
+        Case("multi_similarity_mined", 1024, 4),
+        *(loss_case(operation, 256) for operation in ("nca", "fast_ap", "clip", "hdc_mined")),
+        Case("arcface", CLASS_ROWS, 4, columns=10_000),
+        Case("queue_contrastive", QUEUE_ROWS, 4, columns=4096),
+    ]
+
+
+def loss_case(operation: str, size: int) -> Case:
+    """An operation at a batch size: never slower than PML, and near the floor of its products when large."""
+    what = OPERATIONS[operation]
+    targets = [Target(NOT_SLOWER_THAN_PML if what.in_peer else NOT_SLOWER)]
+    if what.compared and size >= max(LARGE_SIZES):
+        targets.append(Target(FLOOR_RATIO, WITHIN_FLOOR * FLOOR_PRODUCTS[what.against] / 3))
+    per_class = round(size**0.5) if what.square else 4
+    return Case(operation, size, per_class, tuple(targets), columns=BATCH_CLASSES if what.against == CLASSES else 0)
+
+
+def _by_size(names: Iterable[str], sizes: Iterable[int]) -> list[Case]:
+    """Small sizes first, so that a spent budget leaves out the largest; a square number of rows where classes need it."""
+    return [loss_case(name, size) for size in sizes for name in names if not OPERATIONS[name].square or _is_square(size)]
+
+
+def _is_square(size: int) -> bool:
+    return round(size**0.5) ** 2 == size
+
+
+BATCH_LOSSES = (*CORE, *PAIRS, *RANKS, *TWO_SETS, *CLASS_LOSSES)
+
+
+def large_cases() -> list[Case]:
+    return _by_size(BATCH_LOSSES, LARGE_SIZES)
+
+
+def small_cases() -> list[Case]:
+    return _by_size((*BATCH_LOSSES, *MINED), SMALL_SIZES)
+
+
+def miner_cases() -> list[Case]:
+    """Each miner with a loss for it; the core's two are part of all suites over losses."""
+    return _by_size(("batch_hard_triplet", "multi_similarity_mined", *MINED), LARGE_SIZES)
+
+
+def class_cases() -> list[Case]:
+    def case(operation: str, classes: int) -> Case:
+        targets = [Target(NOT_SLOWER_THAN_PML)]
+        if classes >= 100_000:
+            targets.append(Target(FLOOR_RATIO, WITHIN_FLOOR * FLOOR_PRODUCTS[CLASSES] / 3))
+        return Case(operation, CLASS_ROWS, 4, tuple(targets), columns=classes)
+
+    return [case(name, classes) for classes in CLASS_COUNTS for name in CLASS_LOSSES]
+
+
+def queue_cases() -> list[Case]:
+    targets = (Target(NOT_SLOWER_THAN_PML), Target(FLOOR_RATIO, WITHIN_FLOOR * FLOOR_PRODUCTS[QUEUE] / 3))
+    return [Case(name, QUEUE_ROWS, 4, targets, columns=rows) for rows in QUEUE_SIZES for name in QUEUED]
+
+
+# One step of a peer that takes seconds says enough after two samples.
+BOUNDED = Plan(seconds=0.5, min_rounds=2, max_rounds=15)
+BRIEF = Plan(seconds=0.25, min_rounds=5, max_rounds=25)
+
+SUITES = {
+    "core": Suite("the pair and triplet losses with compiled kernels", core_cases, ON_CPU, 24 * 60, 90, Plan(), "full"),
+    "losses": Suite("every loss at N = 1024 and 4096", large_cases, DEFAULTS_ON_CPU, 18 * 60, 20, BOUNDED, "losses"),
+    "small": Suite("every loss and miner at N = 32 to 256", small_cases, DEFAULTS_ON_CPU, 18 * 60, 20, BRIEF, "small"),
+    "miners": Suite("each miner with a loss", miner_cases, DEFAULTS_ON_CPU, 10 * 60, 20, BOUNDED, "miners"),
+    "classes": Suite("512 rows against 10^4 to 10^6 classes", class_cases, DEFAULTS_ON_CPU, 18 * 60, 30, BOUNDED, "classes"),
+    "queues": Suite("512 rows against a queue of up to 65,536", queue_cases, DEFAULTS_ON_CPU, 6 * 60, 30, BOUNDED, "queues"),
+}
+QUICK = Suite(
+    about="a choice of two minutes",
+    cases=quick_cases,
+    peers_on_cpu=tuple(name for name in ON_CPU if name != "compile"),  # compiling alone would take longer than all the rest
+    budget=150,
+    limit=15,
+    plan=Plan(seconds=0.7, max_rounds=25),
+    stem="quick",
+)
