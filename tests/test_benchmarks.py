@@ -6,6 +6,7 @@ import json
 import math
 import re
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,25 +15,32 @@ import torch
 pytest.importorskip("rich", reason="the benchmarks need the bench extra")
 pytest.importorskip("matplotlib", reason="the benchmarks need the bench extra")
 
+import pml_fast.losses
+import pml_fast.miners
 from benchmarks import __main__ as command
-from benchmarks import bounded, dense, oracle, peers, results, runner
-from benchmarks.cases import (
-    FLOOR_RATIO,
-    OPERATIONS,
-    PAIR_OPERATIONS,
-    PAIR_SIZES,
-    Case,
-    Target,
-    quick_registry,
-    registry,
-)
+from benchmarks import bounded, library_oracle, oracle, peers, results, runner
+from benchmarks.cases import FLOOR_RATIO, NOT_SLOWER, NOT_SLOWER_THAN_PML, Case, Target
 from benchmarks.floor import floor
+from benchmarks.inputs import Inputs
 from benchmarks.machine import Machine, describe_machine, describe_revision, describe_versions
+from benchmarks.operations import CLASS_LOSSES, CLASSES, CORE, OPERATIONS, QUEUE, QUEUED, Tolerance
+from benchmarks.peers import Step, forward_backward
 from benchmarks.plots import write_plots
 from benchmarks.probe import Probe, Setup, compare, run_oracle, run_probe, run_timing
 from benchmarks.report import write_markdown
 from benchmarks.results import CaseResult, PeerResult, Report
 from benchmarks.runner import Limits, failures, run_cases
+from benchmarks.suites import (
+    BATCH_LOSSES,
+    CLASS_COUNTS,
+    LARGE_SIZES,
+    PAIR_OPERATIONS,
+    PAIR_SIZES,
+    QUICK,
+    SMALL_SIZES,
+    SUITES,
+    loss_case,
+)
 from benchmarks.targets import judge
 from benchmarks.timing import CpuClock, Entrant, Plan, Quantiles, quantiles, time_in_turn
 
@@ -40,7 +48,16 @@ MEBIBYTE = 2**20
 SETUP = Setup(device="cpu", threads=1, seed=3)
 LIMITS = Limits(memory_bytes=2**31, seconds=60.0)
 PLAN = Plan(seconds=0.01, min_rounds=2, max_rounds=3)
-CASES = [Case(operation, 96, 8) for operation in OPERATIONS]
+CASES = [Case(operation, 96, 8) for operation in CORE]
+
+
+def tiny(operation: str) -> Case:
+    """A case of an operation that takes milliseconds."""
+    case = loss_case(operation, 64)
+    return replace(case, columns={CLASSES: 40, QUEUE: 256}.get(case.what.against, 0))
+
+
+TINY = [tiny(operation) for operation in OPERATIONS]
 
 pml_losses = pytest.importorskip("pytorch_metric_learning.losses", reason="the benchmarks need the bench extra")
 
@@ -48,33 +65,86 @@ pml_losses = pytest.importorskip("pytorch_metric_learning.losses", reason="the b
 # ---- registry ----
 
 
-def test_registry_covers_what_the_targets_name() -> None:
-    cases = registry()
-    assert len({case.name for case in cases}) == len(cases)
+def test_core_suite_covers_what_its_targets_name() -> None:
+    cases = SUITES["core"].registry()
     pairs = {(case.operation, case.size) for case in cases if case.per_class == 4}
     assert pairs >= {(operation, size) for operation in PAIR_OPERATIONS for size in PAIR_SIZES}
-    assert {case.operation for case in cases} == set(OPERATIONS)
+    assert {case.operation for case in cases} == set(CORE)
     assert any(case.size == 65_536 and case.only_ours for case in cases)
     huge = next(case for case in cases if case.operation == "triplet_all" and case.size == 8192)
-    counts = torch.bincount(huge.inputs(0)[1])
+    counts = torch.bincount(huge.inputs(0).labels)
     assert len(counts) == 10
     assert int((counts * (counts - 1) * (8192 - counts)).sum()) > 4.9e10
 
 
-def test_quick_registry_has_every_operation() -> None:
-    assert {case.operation for case in quick_registry()} == set(OPERATIONS)
+@pytest.mark.parametrize("module", [pml_fast.losses, pml_fast.miners], ids=["losses", "miners"])
+def test_every_loss_and_every_miner_is_benchmarked(module) -> None:
+    public = {getattr(module, name) for name in module.__all__}
+    bases = {kind for kind in public if kind.__name__.startswith("Base") or kind.__name__.endswith("Mixin")}
+    bases.add(pml_fast.losses.GenericPairLoss)
+    benchmarked = {name for what in OPERATIONS.values() for name in (what.loss, what.miner)}
+    assert {kind.__name__ for kind in public - bases} <= benchmarked
+
+
+@pytest.mark.parametrize("suite", SUITES.values(), ids=SUITES)
+def test_names_of_cases_are_unique(suite) -> None:
+    names = [case.name for case in suite.registry(("float32", "bfloat16"))]
+    assert len(set(names)) == len(names) == 2 * len(suite.cases())
+
+
+def test_suites_of_losses_hold_every_loss_at_every_size() -> None:
+    def held(name: str) -> set[tuple[str, int]]:
+        return {(case.operation, case.columns if name in ("classes", "queues") else case.size) for case in SUITES[name].cases()}
+
+    assert held("losses") == {(operation, size) for operation in BATCH_LOSSES for size in LARGE_SIZES}
+    assert {operation for operation, _ in held("small")} == set(OPERATIONS) - set(QUEUED)
+    assert {size for _, size in held("small")} == set(SMALL_SIZES)
+    assert held("classes") == {(operation, classes) for operation in CLASS_LOSSES for classes in CLASS_COUNTS}
+    assert {operation for operation, _ in held("queues")} == set(QUEUED)
+    assert {case.operation for suite in SUITES.values() for case in suite.cases()} == set(OPERATIONS)
+
+
+def test_every_small_case_must_not_be_slower_than_pml() -> None:
+    for case in SUITES["small"].cases():
+        assert case.targets[0].kind == (NOT_SLOWER_THAN_PML if case.what.in_peer else NOT_SLOWER)
+
+
+def test_quick_suite_has_every_core_operation_and_some_of_each_other_suite() -> None:
+    operations = {case.operation for case in QUICK.cases()}
+    assert operations >= set(CORE)
+    for suite in SUITES.values():
+        assert operations & {case.operation for case in suite.cases()}
 
 
 def test_memory_bound_is_gradients_and_row_state_and_64_mebibytes() -> None:
     assert Case("supcon", 4096, 4).memory_bound == 4096 * 128 * 4 + 8 * 4096 * (3 + 8) + 64 * MEBIBYTE
+    arcface = Case("arcface", 512, 4, columns=1_000_000)
+    assert arcface.gradient_bytes == (512 + 1_000_000) * 128 * 4
+    assert arcface.memory_bound == arcface.gradient_bytes + 8 * 512 * 9 + 64 * 1_000_000 + 64 * MEBIBYTE
+    assert arcface.memory_bound - arcface.gradient_bytes < 4 * 512 * 1_000_000 / 10
 
 
 def test_inputs_are_seeded_and_labels_have_the_classes_asked_for() -> None:
     case = Case("supcon", 64, 4)
     first, second, other = case.inputs(5), case.inputs(5), case.inputs(6)
-    assert torch.equal(first[0], second[0])
-    assert not torch.equal(first[0], other[0])
-    assert torch.bincount(first[1]).tolist() == [4] * 16
+    assert torch.equal(first.embeddings, second.embeddings)
+    assert not torch.equal(first.embeddings, other.embeddings)
+    assert torch.bincount(first.labels).tolist() == [4] * 16
+
+
+def test_all_of_a_million_classes_are_met() -> None:
+    labels = Case("arcface", 512, 4, columns=1_000_000).inputs(0).labels
+    assert labels.min() == 0
+    assert labels.max() == 999_999
+    assert labels.unique(return_counts=True)[1].tolist() == [4] * 128
+
+
+def test_a_queue_holds_classes_of_the_batch_and_others() -> None:
+    inputs = Case("queue_contrastive", 512, 4, columns=4096).inputs(0)
+    assert inputs.queue.shape == (4096, 128)
+    of_the_batch = torch.isin(inputs.queue_labels, inputs.labels)
+    assert of_the_batch.any()
+    assert not of_the_batch.all()
 
 
 # ---- oracle and agreement ----
@@ -82,43 +152,87 @@ def test_inputs_are_seeded_and_labels_have_the_classes_asked_for() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.operation)
 def test_oracle_equals_float64_autograd_of_the_dense_formula(case: Case) -> None:
-    embeddings, labels = case.inputs(1)
-    leaf = embeddings.detach().double().requires_grad_()
-    keywords = {"max_positives": case.positives} if case.operation == "triplet_all" else {}
-    value, gradient = peers.forward_backward(
-        lambda rows, classes: getattr(dense, case.operation)(rows, classes, **keywords), leaf, labels
-    )
-    answer = oracle.answer(case.operation, embeddings, labels)
+    inputs = case.inputs(1)
+    value, (gradient,) = forward_backward(peers.PEERS["eager"].build(case, inputs.double()))
+    answer = oracle.answer(case.operation, inputs.embeddings, inputs.labels)
     assert answer.value == pytest.approx(value.item(), rel=1e-12)
     np.testing.assert_allclose(answer.gradient, gradient.numpy(), rtol=1e-9, atol=1e-14)
 
 
 def test_oracle_does_not_depend_on_its_strips(monkeypatch: pytest.MonkeyPatch) -> None:
-    embeddings, labels = Case("contrastive", 96, 8).inputs(1)
-    whole = oracle.answer("contrastive", embeddings, labels)
+    inputs = Case("contrastive", 96, 8).inputs(1)
+    whole = oracle.answer("contrastive", inputs.embeddings, inputs.labels)
     monkeypatch.setattr(oracle, "STRIP_ELEMENTS", 96 * 7)
-    strips = oracle.answer("contrastive", embeddings, labels)
+    strips = oracle.answer("contrastive", inputs.embeddings, inputs.labels)
     assert strips.value == pytest.approx(whole.value, rel=1e-12)
     np.testing.assert_allclose(strips.gradient, whole.gradient, rtol=1e-10)
 
 
 def test_sampled_oracle_equals_the_full_one() -> None:
-    embeddings, labels = Case("supcon", 512, 4).inputs(1)
-    full, sampled = oracle.answer("supcon", embeddings, labels), oracle.supcon_sampled(embeddings, labels)
+    inputs = Case("supcon", 512, 4).inputs(1)
+    rows = (inputs.embeddings, inputs.labels)
+    full, sampled = oracle.answer("supcon", *rows), oracle.supcon_sampled(*rows)
     assert sampled.value == pytest.approx(full.value, rel=1e-6)
     assert len(sampled.rows) == oracle.SAMPLED_ROWS
     np.testing.assert_allclose(sampled.gradient, full.gradient[sampled.rows], rtol=1e-3, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["pml", "eager"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.operation)
+@pytest.mark.parametrize("name", ["pml_fast/auto", "pml", "eager"])
+@pytest.mark.parametrize("case", TINY, ids=lambda case: case.operation)
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
 def test_peers_agree_with_the_oracle(case: Case, name: str) -> None:
-    embeddings, labels = case.inputs(2)
-    loss, gradient = peers.forward_backward(peers.PEERS[name].build(case), embeddings, labels)
-    errors = compare(Probe(loss.item(), gradient.numpy(), None, 0.0), oracle.answer(case.operation, embeddings, labels))
-    tolerance = case.tolerance()
+    peer = peers.PEERS[name]
+    if not peer.runs(case):
+        assert not peer.is_ours
+        return
+    probe = run_probe(case, name, replace(SETUP, measure_memory=False))
+    truth = oracle_of(case, peer)
+    errors = compare(probe, truth)
+    tolerance = case.tolerance().beyond(truth.moved_value, truth.moved_gradient)
     assert errors[0] <= tolerance.value
     assert errors[1] <= tolerance.gradient
+
+
+def oracle_of(case: Case, peer: peers.Peer) -> oracle.Answer:
+    if library_oracle.has_formula(case):
+        return run_oracle(case, SETUP)
+    drawn_by = (library_oracle.OURS if peer.is_ours else library_oracle.PML) if case.what.drawn else None
+    return run_oracle(case, SETUP, library_oracle.sources(case)[0], drawn_by)
+
+
+@pytest.mark.parametrize("operation", ["nca", "arcface", "margin", "queue_contrastive", "vicreg"])
+def test_both_libraries_give_the_same_float64_answer(operation: str) -> None:
+    case = tiny(operation)
+    theirs, mine = (run_oracle(case, SETUP, source) for source in (library_oracle.PML, library_oracle.OURS))
+    assert theirs.source == "PML in float64"
+    assert mine.source == "pml_fast's reference in float64"
+    value, gradient = theirs.errors(mine.value, mine.gradient, mine.others)
+    assert value < 1e-9
+    assert gradient < 1e-7
+
+
+def test_gradients_of_parameters_are_compared() -> None:
+    case = tiny("arcface")
+    truth, probe = run_oracle(case, SETUP, library_oracle.PML), run_probe(case, "pml_fast/auto", SETUP)
+    assert [other.shape for other in probe.others] == [(128, 40)]
+    assert compare(probe, truth)[1] < 1e-5
+    wrong = replace(probe, others=(1.01 * probe.others[0],))
+    assert compare(wrong, truth)[1] == pytest.approx(0.01, rel=0.01)
+
+
+def test_a_sketch_keeps_the_length_of_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library_oracle, "WHOLE_NUMBERS", 1000)
+    monkeypatch.setattr(library_oracle, "SKETCH_ROWS", 64)
+    gen = torch.Generator().manual_seed(1)
+    rows, change = torch.randn(2000, 32, generator=gen), 1e-3 * torch.randn(2000, 32, generator=gen)
+    for first, second in ((rows, rows + change), (rows.T, (rows + change).T)):
+        found = library_oracle.digest(second) - library_oracle.digest(first)
+        assert found.shape == (64, 32)
+        assert np.linalg.norm(found) == pytest.approx(change.norm().item(), rel=0.1)
+
+
+def test_a_term_at_the_edge_widens_the_tolerance() -> None:
+    assert Tolerance(1e-4, 1e-3).beyond(0.0, 0.01) == Tolerance(1e-4, 0.02)
 
 
 def test_compare_sees_wrong_values_wrong_gradients_and_nan() -> None:
@@ -129,14 +243,19 @@ def test_compare_sees_wrong_values_wrong_gradients_and_nan() -> None:
     assert compare(Probe(2.0, np.array([[3.0, math.nan]]), None, 0.0), truth) == (math.inf, math.inf)
 
 
-def wrong_gradient(embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    loss = dense.supcon(embeddings, labels)
-    return loss.detach() + 1.01 * (loss - loss.detach())
+def wrong_gradient(case: Case, inputs: Inputs) -> Step:
+    right = peers.PEERS["eager"].build(case, inputs)
+
+    def call() -> torch.Tensor:
+        loss = right.call()
+        return loss.detach() + 1.01 * (loss - loss.detach())
+
+    return Step(call, right.leaves)
 
 
 def test_a_wrong_answer_is_reported_and_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "run", _in_this_process)
-    monkeypatch.setitem(peers.PEERS, "pml_fast/cpu", peers.Peer("pml_fast/cpu", lambda case: wrong_gradient))
+    monkeypatch.setitem(peers.PEERS, "pml_fast/cpu", peers.Peer("pml_fast/cpu", wrong_gradient))
     monkeypatch.setattr(runner, "why_unavailable", lambda peer: None)
     (result,) = run_cases([Case("supcon", 64, 4)], ["pml_fast/cpu", "eager"], SETUP, PLAN, LIMITS)
     wrong, right = result.peer("pml_fast/cpu"), result.peer("eager")
@@ -167,7 +286,7 @@ def test_a_case_without_an_oracle_is_not_run(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_backend_that_has_no_kernel_is_unavailable_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(case: Case) -> None:
+    def refuse(case: Case, inputs: Inputs) -> None:
         raise ValueError("backend 'cpu' cannot run this: no kernel; choose another, or backend='auto'")
 
     monkeypatch.setitem(peers.PEERS, "pml_fast/cpu", peers.Peer("pml_fast/cpu", refuse))
@@ -308,7 +427,7 @@ def test_targets_are_met_and_missed() -> None:
 
 
 def test_small_batches_must_beat_every_rival_that_was_timed() -> None:
-    case = next(case for case in registry() if case.size == 32)
+    case = next(case for case in SUITES["core"].cases() if case.size == 32)
     result = _result(case, 1.0, 0.5, pml=3.0, eager=0.9)
     judge(case, result, on_gpu=False)
     assert result.targets[0].met is False
@@ -318,7 +437,8 @@ def test_small_batches_must_beat_every_rival_that_was_timed() -> None:
 
 
 def test_speed_up_over_a_peer_that_did_not_finish_is_not_judged() -> None:
-    case = next(case for case in registry() if case.operation == "ntxent" and case.per_class == 2)
+    case = SUITES["core"].cases()[0]
+    assert case.operation == "ntxent"
     result = _result(case, 1.0, 1.0)
     result.peers.append(PeerResult("pml", bounded.OUT_OF_MEMORY, "18 GiB"))
     judge(case, result, on_gpu=False)
@@ -381,6 +501,8 @@ def test_plots_and_markdown_are_written(tmp_path) -> None:
 def test_command_line_lists_and_refuses(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--list"]) == 0
     assert "supcon/n65536/k4/float32" in capsys.readouterr().out
+    assert command.main(["--suite", "classes", "--list"]) == 0
+    assert "arcface/n512/c1000000/float32" in capsys.readouterr().out
     assert command.main(["--cases", "no such case"]) == 2
     assert "--list" in capsys.readouterr().out
     assert command.main(["--peers", "nobody"]) == 2
@@ -402,3 +524,16 @@ def test_command_runs_a_case_end_to_end(tmp_path, capsys: pytest.CaptureFixture[
         assert case.peer(name).seconds.p50 > 0
         assert case.peer(name).gradient_error < 1e-4
     assert "supcon/n64/k4/float32" in capsys.readouterr().out
+
+
+def test_a_suite_writes_files_of_its_own(tmp_path) -> None:
+    arguments = ["--suite", "small", "--cases", "^(nca|arcface)/n32/", "--peers", "pml_fast/auto", "pml", "--rounds", "2"]
+    assert command.main([*arguments, "--threads", "1", "--limit", "120", "--out", str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {f"small-partial{end}" for end in (".json", ".md", "-speedup.png")}
+    report = results.read(tmp_path / "small-partial.json")
+    assert report.suite == "small"
+    for case in report.cases:
+        assert case.oracle == "PML in float64"
+        assert case.targets[0].target == NOT_SLOWER_THAN_PML
+        assert {peer.status for peer in case.peers} == {results.OK}
+    assert "| nca/n32/k4/float32 |" in (tmp_path / "small-partial.md").read_text()
