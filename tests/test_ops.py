@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
@@ -89,11 +90,17 @@ def op_calls(itself: bool, score: Score) -> Iterator[tuple[str, tuple[Any, ...]]
         yield "pairwise_rows", (*args, rule, name, params, s, itself)
         w = torch.rand(len(folds), 20)
         yield "pairwise_rows_grad", (a, b, labels, ref_labels, None, name, params, s, itself, w, True, True)
+        unlimited = [-math.inf, math.inf] * len(folds)
+        yield "anchor_pairs", (*args, rule, name, params, s, itself, unlimited)
+        yield "anchor_pairs_grad", (a, b, labels, ref_labels, None, name, params, s, itself, unlimited, w, True, True)
     yield "row_extremes", (a, b, labels, ref_labels, low, None, s, itself, True, False)
     yield "hardest_rule", (a, b, labels, ref_labels, s, itself, 0.4)
     for options, select in (([0.1, 0.0, 0.0, 0.0], "every"), ([0.1, 1.0, 0.0, 0.2], "semihard")):
         yield "triplet_loss", (x, y, labels, ref_labels, None, None, options, select, s, itself, MEAN, True, True)
     yield "triplet_loss", (a, b, labels, ref_labels, rule, None, options, select, s, itself, MEAN, False, False)
+    own_anchors = (labels, ref_labels, rule, options, select, s, itself, [-1.0, 1.0])
+    yield "anchor_triplets", (x, y, *own_anchors)
+    yield "anchor_triplets_grad", (a, b, *own_anchors, torch.rand(20, dtype=torch.float64), True, True)
     for triplets, shape in ((False, (2, 2, 7)), (True, (1, 3, 7))):
         bins = (-20.0, 6.0, 7, s, itself, triplets)
         yield "histogram", (x, y, labels, ref_labels, *bins)

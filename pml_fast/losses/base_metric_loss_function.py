@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from pml_fast.engine.lazy import LazyIndices
 from pml_fast.engine.plan import MATERIALISED, Call, Plan
+from pml_fast.losses.joined import all_pairs, joined_losses
 from pml_fast.losses.mixins import EmbeddingRegularizerMixin
 from pml_fast.utils import common_functions as c_f
 from pml_fast.utils.index_types import named_indices
@@ -74,6 +75,25 @@ class BaseMetricLossFunction(EmbeddingRegularizerMixin, ModuleWithRecordsReducer
         loss_dict = self.compute_loss(call.embeddings, call.labels, call.indices, call.ref_emb, call.ref_labels)
         self.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)
         return self.reducer(loss_dict, embeddings, self.reduction_labels(call))
+
+    # Why the anchors of a batch cannot be computed apart from each other; empty where they can.
+    joint_anchors: ClassVar[str] = ""
+    # Whether anchors are compared with other embeddings, rather than with weights of the loss alone.
+    meets_references: ClassVar[bool] = True
+
+    def joined_loss(self, call: Call, copies: bool, everyone: Any) -> Tensor:
+        """The loss over the anchors of all processes, of which this call holds some.
+
+        ``copies`` says that the reference set begins with the call's rows, which are no pairs with themselves; ``everyone``
+        (:class:`pml_fast.losses.joined.Everyone`) brings the processes together. Embedding regularizers are left out.
+        """
+        indices = all_pairs(call, copies) if call.indices is None else call.indices
+        losses = self.compute_loss(call.embeddings, call.labels, indices, call.ref_emb, call.ref_labels)
+        losses = joined_losses(losses, self.all_regularization_loss_names(), call, everyone)
+        for name in self.sub_loss_names():
+            losses.setdefault(name, self.zero_loss())
+        loss = self.reducer(losses, everyone.embeddings, everyone.labels)
+        return loss + call.embeddings[:0].sum() if torch.is_tensor(loss) else loss
 
     def reduction_labels(self, call: Call) -> Tensor | None:
         """The labels of what the loss dictionary's indices name: by default the batch."""

@@ -18,6 +18,7 @@ from pml_fast.engine.plan import FUSED, MATERIALISED, Call, Plan, learnable, ove
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.views import softplus
 from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction, LossDict
+from pml_fast.losses.joined import refuse_row_weights
 from pml_fast.losses.mixins import WeightRegularizerMixin
 from pml_fast.utils import common_functions as c_f
 from pml_fast.utils import loss_and_miner_utils as lmu
@@ -96,6 +97,8 @@ class ClassLoss(BaseMetricLossFunction):
     # Methods that act on the rows' own classes alone, or on no score: replacing them leaves the sweep as it is.
     outside_the_sweep: ClassVar[frozenset[str]] = frozenset({"get_default_weight_init_func", "reduction_labels"})
 
+    meets_references: ClassVar[bool] = False
+
     def class_weights(self) -> Tensor:
         """The weights, a row a class (or centre): a view of the parameter."""
         raise NotImplementedError
@@ -167,6 +170,10 @@ class ClassLoss(BaseMetricLossFunction):
         labels = self.targets(call.embeddings, call.labels)
         loss_dict = self.loss_terms(call.embeddings, labels, call.indices, plan.spec)
         return self.reducer(loss_dict, call.embeddings, self.reduction_labels(call))
+
+    def joined_loss(self, call: Call, copies: bool, everyone: Any) -> Tensor:
+        refuse_row_weights(self, call)
+        return super().joined_loss(call, False, everyone)
 
     def targets(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Each row's class, int64; brings the weights to the embeddings' type and device."""

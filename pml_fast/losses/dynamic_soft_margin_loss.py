@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,8 @@ class DynamicSoftMarginLoss(BaseMetricLossFunction):
     """
 
     hist_: Tensor
+
+    joint_anchors: ClassVar[str] = "weights are the histogram of all triplets"
 
     def __init__(self, min_val: float = -2.0, num_bins: int = 10, momentum: float = 0.01, **kwargs: Any) -> None:
         super().__init__(**kwargs)

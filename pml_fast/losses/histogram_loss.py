@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ class HistogramLoss(BaseMetricLossFunction):
     Raises:
         ValueError: both are given and ``delta != 2 / n_bins``; or (when called) a distance gives values outside of [-1, 1].
     """
+
+    joint_anchors: ClassVar[str] = "the loss compares histograms of all pairs"
 
     def __init__(self, n_bins: int | None = None, delta: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -25,6 +25,8 @@ class InstanceLoss(RowSoftmaxLoss):
         gamma: the factor of the similarities.
     """
 
+    joint_anchors: ClassVar[str] = "targets are ranks of labels among those of the batch"
+
     def __init__(self, gamma: float = 64, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         c_f.assert_distance_type(self, CosineSimilarity)

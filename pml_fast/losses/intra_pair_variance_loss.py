@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pml_fast.distances import CosineSimilarity
 from pml_fast.engine.specs import IntraPairVariance
@@ -19,6 +19,8 @@ class IntraPairVarianceLoss(SpecPairLoss):
         pos_eps: how far below the mean a positive may be, as a share of the mean.
         neg_eps: how far above the mean a negative may be, as a share of the mean.
     """
+
+    joint_anchors: ClassVar[str] = "pairs are compared with the means over all pairs"
 
     def __init__(self, pos_eps: float = 0.01, neg_eps: float = 0.01, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pml_fast.engine.specs import GeneralizedLiftedStructure, LiftedStructure
 from pml_fast.losses.spec_pair_loss import SpecPairLoss
@@ -18,6 +18,8 @@ class LiftedStructureLoss(SpecPairLoss):
         neg_margin: how far negatives should be.
         pos_margin: how close positives should be.
     """
+
+    joint_anchors: ClassVar[str] = "a pair counts the negatives of both of its ends"
 
     def __init__(self, neg_margin: float = 1, pos_margin: float = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -41,6 +41,8 @@ class ManifoldLoss(BaseMetricLossFunction):
     """
 
     drawn: Tensor
+
+    joint_anchors: ClassVar[str] = "the random walk goes over the whole batch"
 
     def __init__(
         self,

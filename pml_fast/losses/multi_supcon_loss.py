@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ class MultiSupConLoss(BaseMetricLossFunction):
         threshold: the similarity from which on two rows are positives, from 0 to 1.
         num_classes: how many classes there are; ``None`` to read it from the labels.
     """
+
+    joint_anchors: ClassVar[str] = "label similarities are not shared"
 
     def __init__(self, temperature: float = 0.1, threshold: float = 0.5, num_classes: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)

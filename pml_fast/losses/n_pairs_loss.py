@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ class NPairsLoss(RowSoftmaxLoss):
     Sohn, "Improved Deep Metric Learning with Multi-class N-pair Loss Objective", NIPS 2016. The pair of a class is its first
     positive pair. A reference set is not supported.
     """
+
+    joint_anchors: ClassVar[str] = "the pair of a class is the first of the batch"
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -12,6 +12,7 @@ from pml_fast.engine.lazy import LazyIndices
 from pml_fast.engine.plan import PARTLY, Call, Plan
 from pml_fast.engine.specs import NCA
 from pml_fast.losses.base_metric_loss_function import LossDict
+from pml_fast.losses.joined import refuse_row_weights
 from pml_fast.losses.spec_pair_loss import SpecPairLoss, pair_rows
 from pml_fast.utils import common_functions as c_f
 from pml_fast.utils import loss_and_miner_utils as lmu
@@ -54,6 +55,10 @@ class NCALoss(SpecPairLoss):
         weighed = values[0] * _weights(call, values.dtype)
         fold = plan.folds[0]
         return reduce_rows(fold, spec.terms[0], weighed, counts[0], fold.row_weights(call.labels, values.dtype))[0]
+
+    def joined_loss(self, call: Call, copies: bool, everyone: Any) -> Tensor:
+        refuse_row_weights(self, call)
+        return super().joined_loss(call, copies, everyone)
 
     def compute_loss(
         self, embeddings: Tensor, labels: Tensor | None, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor | None

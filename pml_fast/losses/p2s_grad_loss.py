@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pml_fast.engine.classes.spec import ClassSpec
+from pml_fast.engine.plan import Call
 from pml_fast.engine.score import NORM_EPS, Score
 from pml_fast.losses.base_metric_loss_function import LossDict
 from pml_fast.losses.class_loss import ClassLoss, Comparison, check_count, follow, sweep
@@ -63,10 +64,22 @@ class P2SGradLoss(ClassLoss):
         super().check_call(labels, indices_tuple, itself)
         c_f.indices_tuple_not_supported(indices_tuple)
 
-    def loss_terms(self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, spec: ClassSpec | str) -> LossDict:
-        """The mean squared error, one number."""
+    def row_sums(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Each row's squared errors, summed over classes."""
         self._make_unit()
         found = sweep(COSINE, embeddings, self.class_weights(), labels, COSINE.spec(fold="row_squares"))
-        total = (found.others + (found.target.clamp(-1, 1) - 1).square()).sum()
-        loss = total / max(len(labels) * self.num_classes, 1)
+        return found.others + (found.target.clamp(-1, 1) - 1).square()
+
+    def mean_loss(self, sums: Tensor) -> LossDict:
+        """The mean squared error, one number."""
+        loss = sums.sum() / max(len(sums) * self.num_classes, 1)
         return {"loss": {"losses": loss, "indices": None, "reduction_type": "already_reduced"}}
+
+    def loss_terms(self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, spec: ClassSpec | str) -> LossDict:
+        return self.mean_loss(self.row_sums(embeddings, labels))
+
+    def joined_loss(self, call: Call, copies: bool, everyone: Any) -> Tensor:
+        self.check_call(call.labels, call.indices, call.itself)
+        assert call.labels is not None
+        sums = everyone.rows(self.row_sums(call.embeddings, self.targets(call.embeddings, call.labels)))
+        return self.reducer(self.mean_loss(sums), everyone.embeddings, everyone.labels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ class ProxyAnchorLoss(WeightRegularizerMixin, ClassLoss):
     """
 
     swept_settings = ("alpha", "margin")
+
+    joint_anchors: ClassVar[str] = "each proxy compares all rows"
 
     def __init__(self, num_classes: int, embedding_size: int, margin: float = 0.1, alpha: float = 32, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -28,6 +28,8 @@ class RankedListLoss(SpecPairLoss):
         alpha: the negatives' boundary; ``None`` for ``1 + margin / 2``.
         Tp: temperature of the positives' weights; 0 weighs them alike.
     """
+
+    joint_anchors: ClassVar[str] = "it takes no reference set"
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.spec import PairSpec, Some
 from pml_fast.engine.views import dense_view
 from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction, LossDict
+from pml_fast.losses.joined import joined_pairs, refuse_row_weights
 from pml_fast.losses.spec_pair_loss import engine_labels, fused_pair_loss
 from pml_fast.utils import common_functions as c_f
 from pml_fast.utils import loss_and_miner_utils as lmu
@@ -54,6 +56,16 @@ class RankingLoss(BaseMetricLossFunction):
             return None
         x, y = self.distance.engine_rows(call.embeddings, call.ref_emb)
         return fused_pair_loss(plan.spec, plan.score, plan.folds, None, call, x, y)
+
+    def joined_loss(self, call: Call, copies: bool, everyone: Any) -> Tensor:
+        refuse_row_weights(self, call)
+        plan = self.plan(call)
+        if plan.folds is None or plan.score is None:
+            raise ValueError(f"{type(self).__name__} needs all anchors at once here, use objective='global': {plan.notes[0]}")
+        assert call.labels is not None and call.ref_labels is not None
+        plan.copies = copies
+        rows = self.distance.engine_rows(call.embeddings, call.ref_emb)
+        return joined_pairs(plan, call, rows, engine_labels(call.labels, call.ref_labels, False), everyone)
 
     def compute_loss(
         self, embeddings: Tensor, labels: Tensor | None, indices_tuple: object, ref_emb: Tensor, ref_labels: Tensor | None

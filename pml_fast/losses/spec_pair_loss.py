@@ -28,6 +28,7 @@ from pml_fast.engine.plan import (
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.spec import PairSpec
 from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction, LossDict
+from pml_fast.losses.joined import joined_pairs
 from pml_fast.utils import common_functions as c_f
 
 
@@ -144,6 +145,15 @@ class SpecPairLoss(BaseMetricLossFunction):
             return listed.folded_loss(plan.spec, plan.score, view, plan.folds, call.labels)
         call, score = with_copies(call, plan.score, plan.copies)
         return fused_pair_loss(plan.spec, score, plan.folds, plan.rule, call, x, y)
+
+    def joined_loss(self, call: Call, copies: bool, everyone: Any) -> Tensor:
+        plan = self.plan(call)
+        if plan.engine != "pairwise" or plan.folds is None:
+            return super().joined_loss(call, copies, everyone)
+        assert call.labels is not None and call.ref_labels is not None
+        plan.copies = plan.copies or (copies and call.indices is None)
+        rows = self.distance.engine_rows(call.embeddings, call.ref_emb)
+        return joined_pairs(plan, call, rows, engine_labels(call.labels, call.ref_labels, False), everyone)
 
     def _listed(self, plan: Plan, call: Call, x: Tensor, y: Tensor) -> tuple[Any, listed.PairLists]:
         """The view over listed pairs, scored by the indexed engine."""

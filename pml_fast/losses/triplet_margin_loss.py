@@ -27,6 +27,7 @@ from pml_fast.engine.plan import (
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.spec import Term, TripletSpec
 from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction, LossDict
+from pml_fast.losses.joined import joined_triplets
 from pml_fast.losses.spec_pair_loss import engine_labels
 from pml_fast.reducers import AvgNonZeroReducer, BaseReducer
 from pml_fast.utils import common_functions as c_f
@@ -142,6 +143,15 @@ class TripletMarginLoss(BaseMetricLossFunction):
             return self._run_listed(plan, call, x, y)
         call, score = with_copies(call, plan.score, plan.copies)
         return fused_triplet_loss(plan.spec, score, plan.folds[0], plan.rule, call, x, y)
+
+    def joined_loss(self, call: Call, copies: bool, everyone: Any) -> Tensor:
+        plan = self.plan(call)
+        if plan.engine != "triplet" or plan.folds is None:
+            return super().joined_loss(call, copies, everyone)
+        assert call.labels is not None and call.ref_labels is not None
+        plan.copies = plan.copies or (copies and call.indices is None)
+        rows = self.distance.engine_rows(call.embeddings, call.ref_emb)
+        return joined_triplets(plan, call, rows, engine_labels(call.labels, call.ref_labels, False), everyone)
 
     def _run_listed(self, plan: Plan, call: Call, x: Tensor, y: Tensor) -> Tensor:
         assert plan.folds is not None and plan.score is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ class TwoTowerLoss(BaseMetricLossFunction):
     A factor and a summand of the scores that are trained go into the rows: ``scale x`` and a further feature ``bias`` against
     1. The engines then give their gradients as parts of those of the rows.
     """
+
+    joint_anchors: ClassVar[str] = "both sets are anchors"
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ class VICRegLoss(BaseMetricLossFunction):
         ValueError: a ``distance`` or a regularizer is given; when called, labels or an ``indices_tuple``, or views of different
             sizes.
     """
+
+    joint_anchors: ClassVar[str] = "variances and covariances are those of the batch"
 
     def __init__(
         self,
