@@ -1,0 +1,36 @@
+"""Progress bars, where tqdm is installed and a person looks on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# Seconds between two looks at the losses: reading one waits for the device.
+_SECONDS = 0.25
+
+
+class Progress(Iterable[T]):
+    """The items of an iterable under a bar; without tqdm, or where the output is no terminal, the items alone."""
+
+    def __init__(self, items: Iterable[T], description: str, total: int | None = None, unit: str = "batch") -> None:
+        self._bar: Any = None
+        self.items: Iterable[T] = items
+        self._last = 0.0
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            return
+        self.items = self._bar = tqdm(items, desc=description, total=total, unit=unit, disable=None)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self.items)
+
+    def show(self, values: Mapping[str, Any]) -> None:
+        """Numbers beside the bar, now and then."""
+        if self._bar is None or self._bar.disable or time.monotonic() - self._last < _SECONDS:
+            return
+        self._last = time.monotonic()
+        self._bar.set_postfix({name: f"{float(value):.5f}" for name, value in values.items()}, refresh=False)
