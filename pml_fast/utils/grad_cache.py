@@ -129,8 +129,9 @@ class GradCache:
         """Within it, parallel modules exchange gradients only if wanted."""
         stack = ExitStack()
         for module in self.modules:
-            if not wanted and hasattr(module, "no_sync"):
-                stack.enter_context(module.no_sync())
+            no_sync: Any = getattr(module, "no_sync", None)
+            if not wanted and no_sync is not None:
+                stack.enter_context(no_sync())
         return stack
 
 
