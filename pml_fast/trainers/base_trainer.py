@@ -100,7 +100,7 @@ class BaseTrainer(Checkpoints):
         self.data_device: Any = data_device
         self.dtype = dtype
         self.loss_weights: Any = loss_weights
-        self.sampler = sampler
+        self.sampler: Any = sampler
         self.collate_fn = collate_fn
         self.lr_schedulers = lr_schedulers
         self.gradient_clippers = gradient_clippers
@@ -114,7 +114,7 @@ class BaseTrainer(Checkpoints):
         self.end_of_iteration_hook: Any = end_of_iteration_hook
         self.end_of_epoch_hook: Any = end_of_epoch_hook
         self.autocast_dtype = autocast_dtype
-        self.grad_scaler = grad_scaler
+        self.grad_scaler: Any = grad_scaler
         self.accumulation_steps = _positive("accumulation_steps", accumulation_steps)
         self.encoder_chunk_size = None if encoder_chunk_size is None else _positive("encoder_chunk_size", encoder_chunk_size)
         self._cache: GradCache | None = None
@@ -194,7 +194,7 @@ class BaseTrainer(Checkpoints):
         if self.accumulation_steps == 1:
             self._accumulate(exchange=True)
         else:
-            means = dict.fromkeys(self.losses, 0.0)
+            means: dict[str, Any] = dict.fromkeys(self.losses, 0.0)
             for k in range(self.accumulation_steps):
                 self.zero_losses()
                 self._accumulate(exchange=k == self.accumulation_steps - 1)

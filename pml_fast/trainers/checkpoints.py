@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -41,6 +41,14 @@ class Checkpoints:
     _resumed: dict[str, Any] | None = None
     epoch = 0
     iteration = 0
+    # The trainer's own.
+    sampler: Any
+    grad_scaler: Any
+    data_device: Any
+    if TYPE_CHECKING:
+
+        def initialize_dataloader(self) -> None: ...
+        def step_lr_schedulers(self, end_of_epoch: bool = False) -> None: ...
 
     def save_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Write :meth:`state_dict` to a file; one that is there stays whole until it is replaced."""
@@ -67,8 +75,7 @@ class Checkpoints:
         for name in _DICTIONARIES:
             state[name] = {key: unwrapped(obj).state_dict() for key, obj in self._stateful(name)}
         state["hooks"] = {name: hook.state_dict() for name, hook in self._stateful_hooks()}
-        scaler = getattr(self, "grad_scaler", None)
-        state["grad_scaler"] = None if scaler is None else scaler.state_dict()
+        state["grad_scaler"] = None if self.grad_scaler is None else self.grad_scaler.state_dict()
         state["ranks"] = ranks
         return state
 
@@ -81,11 +88,10 @@ class Checkpoints:
         for name, hook in self._stateful_hooks():
             if name in state["hooks"]:
                 hook.load_state_dict(state["hooks"][name])
-        scaler = getattr(self, "grad_scaler", None)
-        if scaler is not None:
-            scaler.load_state_dict(state["grad_scaler"])
+        if self.grad_scaler is not None:
+            self.grad_scaler.load_state_dict(state["grad_scaler"])
         mine = state["ranks"][rank()]
-        set_generators(self._drawing(), mine["generators"], getattr(self, "data_device", "cpu"))
+        set_generators(self._drawing(), mine["generators"], self.data_device)
         self._phase, self.epoch, self.iteration = state["phase"], state["epoch"], state["iteration"]
         self._resumed = mine
 
@@ -97,16 +103,16 @@ class Checkpoints:
         if resumed is not None and resumed["loader"] is None:
             # The checkpoint is from between two calls of `train`: the next one makes its iterator anew.
             if resumed["sampler"] is not None:
-                getattr(self, "sampler").load_state_dict(resumed["sampler"])  # noqa: B009
+                self.sampler.load_state_dict(resumed["sampler"])
             set_random_state(resumed["random_state"])
-        getattr(self, "initialize_dataloader")()  # noqa: B009
+        self.initialize_dataloader()
         self._running, self._resumed = True, None
         if resumed is None:
             return start_epoch, 0
         if resumed["loader"] is not None:
             set_random_state(resumed["random_state"])
         if self._phase == "iteration":
-            getattr(self, "step_lr_schedulers")(end_of_epoch=False)  # noqa: B009
+            self.step_lr_schedulers(end_of_epoch=False)
             return self.epoch, self.iteration + 1
         return (start_epoch if self._phase == "start" else self.epoch + 1), 0
 
@@ -118,13 +124,13 @@ class Checkpoints:
         return iter(loader)
 
     def _state_of_rank(self) -> dict[str, Any]:
-        iterator, sampler = getattr(self, "dataloader_iter", None), getattr(self, "sampler", None)
+        iterator: Any = getattr(self, "dataloader_iter", None)
         loader = iterator.state_dict() if self._running and hasattr(iterator, "state_dict") else None
-        has_state = loader is None and hasattr(sampler, "state_dict")
+        has_state = loader is None and hasattr(self.sampler, "state_dict")
         return {
             "random_state": get_random_state(),
             "loader": loader,
-            "sampler": sampler.state_dict() if sampler is not None and has_state else None,
+            "sampler": self.sampler.state_dict() if has_state else None,
             "generators": get_generators(self._drawing()),
         }
 
@@ -151,7 +157,7 @@ class Checkpoints:
                     _check_shapes(f"{name}[{key!r}]", unwrapped(obj).state_dict(), state[name][key])
         if len(state["ranks"]) != (torch.distributed.get_world_size() if _in_group() else 1):
             raise ValueError(f"the checkpoint is of {len(state['ranks'])} processes: resume it with as many")
-        if (state["grad_scaler"] is None) != (getattr(self, "grad_scaler", None) is None):
+        if (state["grad_scaler"] is None) != (self.grad_scaler is None):
             raise ValueError("the checkpoint and this trainer must both have a grad scaler, or neither: make it alike")
         if self._lacks_order(state):
             c_f.LOGGER.warning("The checkpoint does not hold the place in the data, which begins anew")

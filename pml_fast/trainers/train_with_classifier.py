@@ -29,9 +29,8 @@ class TrainWithClassifier(MetricLossOnly):
 
     def maybe_get_logits(self, embeddings: Any) -> Any:
         """What the classifier makes of the embeddings; None without one, or where its loss has no weight."""
-        classifier = self.models["classifier"] if "classifier" in self.models else None
-        if classifier is not None and self.loss_weights.get("classifier_loss", 0) > 0:
-            return classifier(embeddings)
+        if "classifier" in self.models and self.loss_weights.get("classifier_loss", 0) > 0:
+            return self.models["classifier"](embeddings)
         return None
 
     def modify_schema(self) -> None:

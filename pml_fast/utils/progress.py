@@ -15,7 +15,9 @@ _SECONDS = 0.25
 class Progress(Iterable[T]):
     """The items of an iterable under a bar; without tqdm, or where the output is no terminal, the items alone."""
 
-    def __init__(self, items: Iterable[T], description: str, total: int | None = None, unit: str = "batch", hidden: bool = False) -> None:
+    def __init__(
+        self, items: Iterable[T], description: str, total: int | None = None, unit: str = "batch", hidden: bool = False
+    ) -> None:
         self._bar: Any = None
         self.items: Iterable[T] = items
         self._last = 0.0
@@ -23,7 +25,7 @@ class Progress(Iterable[T]):
             from tqdm import tqdm
         except ImportError:
             return
-        self.items = self._bar = tqdm(items, desc=description, total=total, unit=unit, disable=True if hidden else None)
+        self.items = self._bar = tqdm(items, desc=description, unit=unit, disable=True if hidden else None)
 
     def __iter__(self) -> Iterator[T]:
         return iter(self.items)
