@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -67,13 +68,20 @@ class Run:
         }
 
     def record(self, trainer: Any) -> None:
-        self.seen.append({name: float(value) for name, value in trainer.losses.items()})
+        self.seen.append({name: float(torch.as_tensor(value).detach()) for name, value in trainer.losses.items()})
 
     def train(self, cls: Any, *first: Any, epochs: int = 2, **more: Any) -> list[dict[str, float]]:
         torch.manual_seed(1)
         np.random.seed(1)
         cls(*first, **{**self.arguments, **more}).train(num_epochs=epochs)
         return self.seen
+
+    def beside_the_peer(self, cls: Any, *first: Any, **options: Any) -> Run:
+        """Trains in float64, in which two libraries' sums do not drift apart."""
+        for model in self.models.values():
+            model.double()
+        self.train(cls, *first, dtype=torch.float64, **options)
+        return self
 
     def weights(self) -> dict[str, torch.Tensor]:
         return {f"{name}.{key}": value for name, model in self.models.items() for key, value in model.state_dict().items()}
@@ -112,13 +120,15 @@ def test_metric_loss_only_has_the_peers_numbers(mined: bool) -> None:
         options["gradient_clippers"] = {
             "trunk_grad_clipper": lambda trunk=trunk: nn.utils.clip_grad_norm_(trunk.parameters(), 0.01)
         }
-        run.train(cls, **options)
+        run.beside_the_peer(cls, **options)
         runs.append(run)
     assert_same_numbers(runs[0].seen, runs[1].seen)
     assert_same_weights(*runs)
 
 
-@pytest.mark.parametrize("options", [{}, {"freeze_these": ["trunk"]}, {"label_hierarchy_level": 0, "set_min_label_to_zero": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"freeze_these": ["trunk"]}, {"label_hierarchy_level": 0, "set_min_label_to_zero": True}]
+)
 def test_train_with_classifier_has_the_peers_numbers(options: dict[str, Any]) -> None:
     runs = []
     labels = digits().tensors[1].numpy()
@@ -126,7 +136,7 @@ def test_train_with_classifier_has_the_peers_numbers(options: dict[str, Any]) ->
     for cls, module in ((trainers.TrainWithClassifier, losses), (peer_trainers.TrainWithClassifier, peer_losses)):
         loss_funcs = {"metric_loss": module.TripletMarginLoss(margin=0.2), "classifier_loss": nn.CrossEntropyLoss()}
         run = Run(("trunk", "embedder", "classifier"), loss_funcs=loss_funcs)
-        run.train(cls, **options, **mapped)
+        run.beside_the_peer(cls, **options, **mapped)
         runs.append(run)
     assert_same_numbers(runs[0].seen, runs[1].seen)
     assert_same_weights(*runs)
@@ -136,7 +146,7 @@ def test_two_streams_have_the_peers_numbers() -> None:
     runs = []
     for cls, module in ((trainers.TwoStreamMetricLoss, losses), (peer_trainers.TwoStreamMetricLoss, peer_losses)):
         run = Run(loss_funcs={"metric_loss": module.TripletMarginLoss()}, dataset=TwoViews(), batch_size=24)
-        run.train(cls)
+        run.beside_the_peer(cls)
         runs.append(run)
     assert_same_numbers(runs[0].seen, runs[1].seen)
 
@@ -148,7 +158,7 @@ def test_two_streams_with_a_miner_have_the_peers_numbers() -> None:
         (peer_trainers.TwoStreamMetricLoss, peer_losses, peer_miners.BatchHardMiner()),
     ):
         run = Run(loss_funcs={"metric_loss": module.TripletMarginLoss()}, dataset=TwoViews(), batch_size=24)
-        run.train(cls, mining_funcs={"tuple_miner": miner})
+        run.beside_the_peer(cls, mining_funcs={"tuple_miner": miner})
         runs.append(run)
     assert_same_numbers(runs[0].seen, runs[1].seen)
 
@@ -166,13 +176,13 @@ def test_cascaded_embeddings_have_the_peers_numbers() -> None:
         run = Run(loss_funcs=loss_funcs)
         run.models["classifier_1"] = nn.Linear(10, 10)
         mining = {"tuple_miner_0": mined.PairMarginMiner(), "tuple_miner_1": mined.HDCMiner(0.3)}
-        run.train(cls, [6, 10], mining_funcs=mining)
+        run.beside_the_peer(cls, [6, 10], mining_funcs=mining)
         runs.append(run)
     assert_same_numbers(runs[0].seen, runs[1].seen)
 
 
 def test_adversarial_training_has_the_peers_numbers() -> None:
-    """Three epochs: the metric alone, the generator alone, both."""
+    """Three epochs: the metric alone, the generator alone, both. The peer's synthetic rows are float32 always."""
     runs = []
     for cls, module in (
         (trainers.DeepAdversarialMetricLearning, losses),
@@ -192,19 +202,14 @@ def test_adversarial_training_has_the_peers_numbers() -> None:
 
 
 def test_a_subset_batch_miner_has_the_peers_numbers() -> None:
-    runs = [
-        Run(loss_funcs={"metric_loss": module.ContrastiveLoss()}).train(
-            cls, mining_funcs={"subset_batch_miner": module_miners.BatchHardMiner.__mro__ and first_half}
-        )
-        for cls, module, module_miners in (
-            (trainers.MetricLossOnly, losses, miners),
-            (peer_trainers.MetricLossOnly, peer_losses, peer_miners),
-        )
-    ]
-    assert_same_numbers(*runs)
+    runs = []
+    for cls, module in ((trainers.MetricLossOnly, losses), (peer_trainers.MetricLossOnly, peer_losses)):
+        run = Run(loss_funcs={"metric_loss": module.ContrastiveLoss()})
+        runs.append(run.beside_the_peer(cls, mining_funcs={"subset_batch_miner": nearest_half}))
+    assert_same_numbers(runs[0].seen, runs[1].seen)
 
 
-def first_half(embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def nearest_half(embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The rows nearest to the mean."""
     return (embeddings - embeddings.mean(0)).norm(dim=1).argsort()[: len(embeddings) // 2]
 
@@ -293,7 +298,8 @@ def test_mixed_precision_trains(dtype: torch.dtype) -> None:
     exact = Run(iterations_per_epoch=10).train(trainers.MetricLossOnly)
     assert seen[0]["total_loss"] == pytest.approx(exact[0]["total_loss"], rel=0.02)
     assert seen[-1]["total_loss"] < seen[0]["total_loss"] * 0.9 or seen[-1]["total_loss"] < 0.08
-    assert max(norms) < 10 and trunk[0].weight.dtype is torch.float32
+    # The first scales may be too large; such steps are left out.
+    assert max(filter(math.isfinite, norms)) < 10 and trunk[0].weight.dtype is torch.float32
 
 
 def test_gradients_beyond_half_precision_leave_the_weights_alone() -> None:
@@ -338,7 +344,10 @@ def resumable(kind: str) -> Run:
     options: dict[str, Any] = {"dataset": Noisy(), "iterations_per_epoch": 4}
     if kind == "sampler":
         labels = digits().tensors[1][:300]
-        options |= {"sampler": samplers.MPerClassSampler(labels, 4, batch_size=40, length_before_new_iter=200), "batch_size": 40}
+        options |= {
+            "sampler": samplers.MPerClassSampler(labels, 4, batch_size=40, length_before_new_iter=200),
+            "batch_size": 40,
+        }
     if kind == "batches":
         options["sampler"] = samplers.MPerClassSampler(digits().tensors[1][:300], 4, batch_size=40).batched()
     if kind == "workers":

@@ -12,6 +12,8 @@ from pml_fast.utils import common_functions as c_f
 from pml_fast.utils.model_files import load_into, load_state, save_state, unwrapped
 from pml_fast.utils.random_state import get_generators, get_random_state, set_generators, set_random_state
 
+from .resumable_loader import sampler_state
+
 FORMAT = "pml_fast trainer 1"
 _DICTIONARIES = ("models", "optimizers", "lr_schedulers", "loss_funcs", "mining_funcs")
 _HOOKS = ("end_of_iteration_hook", "end_of_epoch_hook")
@@ -126,11 +128,10 @@ class Checkpoints:
     def _state_of_rank(self) -> dict[str, Any]:
         iterator: Any = getattr(self, "dataloader_iter", None)
         loader = iterator.state_dict() if self._running and hasattr(iterator, "state_dict") else None
-        has_state = loader is None and hasattr(self.sampler, "state_dict")
         return {
             "random_state": get_random_state(),
             "loader": loader,
-            "sampler": self.sampler.state_dict() if has_state else None,
+            "sampler": sampler_state(self.sampler, ended=True) if loader is None else None,
             "generators": get_generators(self._drawing()),
         }
 

@@ -8,7 +8,7 @@ from .base_trainer import BaseTrainer
 
 
 class MetricLossOnly(BaseTrainer):
-    """Trains trunk and embedder with `loss_funcs["metric_loss"]`, on what `mining_funcs["tuple_miner"]` finds if it is there."""
+    """Trains trunk and embedder with `loss_funcs["metric_loss"]`, on what `mining_funcs["tuple_miner"]` finds if there."""
 
     def calculate_loss(self, curr_batch: Any) -> None:
         """The metric loss of the batch."""

@@ -8,9 +8,23 @@ from typing import Any
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
+from pml_fast.samplers import Batches, DistributedBatchSampler
+from pml_fast.samplers.seeded_sampler import SeededSampler
 from pml_fast.utils.loaders import yields_batches
 from pml_fast.utils.progress import Progress
 from pml_fast.utils.random_state import get_random_state, set_random_state
+
+# More than any epoch holds: the state of a sampler whose epoch has ended.
+_BEYOND = 1 << 40
+
+
+def sampler_state(sampler: Any, ended: bool) -> Any:
+    """What the next iterator of a sampler depends on, if its newest one has `ended`; None for one without a state."""
+    if not (hasattr(sampler, "state_dict") and hasattr(sampler, "load_state_dict")):
+        return None
+    if ended and isinstance(sampler, (SeededSampler, Batches, DistributedBatchSampler)):
+        return sampler.state_dict(position=_BEYOND)
+    return sampler.state_dict()
 
 
 class ResumableLoader:
@@ -65,15 +79,11 @@ class CountingIterator(Iterator[Any]):
 
     def __init__(self, loader: ResumableLoader) -> None:
         self._loader = loader
-        self._sampler_state = self._state_of_sampler()
+        self._sampler_state = sampler_state(loader.order, ended=True)
         self._random_state = get_random_state()
         self._first_random_state: dict[str, Any] | None = None
         self.position = 0
         self._batches = iter(loader.loader)
-
-    def _state_of_sampler(self) -> Any:
-        order = self._loader.order
-        return order.state_dict() if hasattr(order, "state_dict") and hasattr(order, "load_state_dict") else None
 
     def __next__(self) -> Any:
         if self._first_random_state is None:
@@ -92,7 +102,7 @@ class CountingIterator(Iterator[Any]):
             "position": self.position,
             "passes": self._loader.passes,
             "exhausted": exhausted,
-            "sampler": self._state_of_sampler() if exhausted else self._sampler_state,
+            "sampler": sampler_state(self._loader.order, ended=True) if exhausted else self._sampler_state,
             "random_state": self._random_state,
             "first_random_state": self._first_random_state,
         }
