@@ -121,6 +121,7 @@ def test_the_list_is_whole() -> None:
         "utils.inference": 13, "utils.key_checker": 3, "utils.loss_tracker": 1, "utils.common_functions": 56,
         "utils.distributed": 10,
         "trainers": 6,
+        "testers": 4,
     }  # fmt: skip
 
 
