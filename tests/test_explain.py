@@ -138,7 +138,7 @@ def test_the_backend_named_is_the_one_that_runs(monkeypatch: pytest.MonkeyPatch)
                 monkeypatch.setattr(dispatch, "select", select)
             # The one-call step of the compiled backend asks nobody.
             assert set(ran) <= {said.backend}
-            assert {c.name for c in said.candidates} == {"cpu", "triton", "chunked", "reference"}
+            assert {c.name for c in said.candidates} == {"cpu", "triton", "cuda", "chunked", "reference"}
             assert [c.name for c in said.candidates if c.status == "chosen"] == [said.backend]
             assert all(c.reason for c in said.candidates)
 

@@ -6,12 +6,11 @@
 #include <string>
 #include <vector>
 
+#include "../engine/kinds.h"
 #include "../engine/limits.h"
 #include "isa.h"
 
 namespace pml_fast {
-
-enum class Distance { kDot, kL2, kL2Squared };
 
 // Sorted rows and columns of a problem. Rows and columns are in the order of their class, so that the positives of row i are
 // the columns start[i] .. end[i] and everything else is a negative. Pointers are owned by the caller and outlive the engine.

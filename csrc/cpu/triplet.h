@@ -9,8 +9,6 @@
 
 namespace pml_fast {
 
-enum class Select { kEvery, kAll, kHard, kSemihard, kEasy };
-
 struct TripletOptions {
   double margin, select_margin;
   bool smooth;

@@ -262,6 +262,15 @@ def _triton_triplet(size: Size, _: PairSpec | TripletSpec, __: Score, ___: bool)
     return _cost(size, chunks * size.gemm, (chunks + 2 * sides) * size.gemm, chunks + sides, memory)
 
 
+def _cuda_triplet(size: Size, _: PairSpec | TripletSpec, __: Score, ___: bool) -> Cost:
+    from pml_fast.engine.cuda.strips import FEWEST_ROWS, STRIP_BYTES
+
+    strip = min(4 * size.n * size.m, max(STRIP_BYTES, 4 * FEWEST_ROWS * size.m))
+    sides = 2 if size.shared and size.need_x else size.need_x + size.need_y
+    memory = _common_bytes(size, 3 + _half(size)) + strip + 64 * (size.n + size.m)
+    return _cost(size, size.gemm, (1 + sides) * size.gemm, 1, memory)
+
+
 # ---- what no engine covers
 # -----------------------------------------------------------------------------------------------------------
 
@@ -334,6 +343,7 @@ _ENGINES: dict[tuple[str, str], Estimate] = {
     ("triplet", "chunked"): _chunked_triplet,
     ("triplet", "reference"): _reference(lambda size: size.n * size.m * size.m),
     ("triplet", "triton"): _triton_triplet,
+    ("triplet", "cuda"): _cuda_triplet,
 }
 
 

@@ -14,10 +14,11 @@ from pml_fast.engine.settings import current
 _CLASSES = {
     "cpu": ("pml_fast.engine.cpu.backend", "CpuBackend"),
     "triton": ("pml_fast.engine.triton.backend", "TritonBackend"),
+    "cuda": ("pml_fast.engine.cuda.backend", "CudaBackend"),
     "chunked": ("pml_fast.engine.chunked", "ChunkedBackend"),
     "reference": ("pml_fast.engine.reference", "ReferenceBackend"),
 }
-_ORDER = {"cpu": ("cpu", "chunked"), "cuda": ("triton", "chunked")}
+_ORDER = {"cpu": ("cpu", "chunked"), "cuda": ("triton", "cuda", "chunked")}
 
 
 @cache

@@ -10,6 +10,7 @@ from torch import Tensor
 from pml_fast.engine.grad_sum import STRIP_ELEMENTS, strips
 from pml_fast.engine.problem import comparable_mask, same_labels
 from pml_fast.engine.score import Score, compute_type, unit_rows
+from pml_fast.engine.settings import current
 from pml_fast.engine.strips import powered, strip_base
 from pml_fast.utils.index_types import PairIndices, TripletIndices
 
@@ -39,6 +40,10 @@ def rule_pairs(
     labels: Tensor, ref_labels: Tensor, rows: tuple[Tensor, Tensor], score: Score, rule: Tensor, itself: bool
 ) -> PairIndices:
     """Pairs whose score lies in the closed intervals ``rule [4, N]`` of their anchor, row by row."""
+    if current().backend == "cuda" and labels.is_cuda:
+        from pml_fast.engine.cuda import pairs
+
+        return pairs.rule_pairs(labels, ref_labels, prepared_rows(rows, score), score, rule, itself)
     empty = torch.empty(0, dtype=torch.int64, device=labels.device)
     parts: list[list[Tensor]] = [[empty], [empty], [empty], [empty]]
     for first, last, s, pos, neg in masked_strips(labels, ref_labels, rows, score, itself):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-BACKENDS = ("auto", "cpu", "triton", "chunked", "reference")
+BACKENDS = ("auto", "cpu", "triton", "cuda", "chunked", "reference")
 PRECISIONS = ("highest", "high", "medium")
 
 

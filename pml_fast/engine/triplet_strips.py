@@ -47,14 +47,14 @@ def rows_and_grads(
     on an accelerator.
     """
     wanted = uniform or w is not None
-    problem, order_x, order_y = _by_class(problem)
+    problem, order_x, order_y = by_class(problem)
     weight = problem.x.new_ones(len(order_x)) if w is None else w[order_x].to(problem.x.dtype)
     grads = GradSum(problem.x, problem.y, problem.shared, need_x and wanted, need_y and wanted)
     rows = torch.zeros(2, len(order_x), dtype=torch.float64, device=problem.x.device)
     start = torch.searchsorted(problem.y_labels, problem.x_labels)
     stop = torch.searchsorted(problem.y_labels, problem.x_labels, right=True)
     ranges = torch.stack([start, stop]).cpu()
-    own = _places(order_y)[order_x] if problem.itself else None
+    own = places(order_y)[order_x] if problem.itself else None
     for first, last in strips(problem.x.shape[0], problem.y.shape[0]):
         sizes = ranges[1, first:last] - ranges[0, first:last]
         most = int(sizes.max())
@@ -73,9 +73,9 @@ def rows_and_grads(
             grads.add(problem.score, first, last, strip.base, c)
     dx, dy = grads.result()
     return (
-        _unsorted(rows, order_x, 1),
-        _unsorted(dx, order_x, 0) if dx is not None else None,
-        _unsorted(dy, order_y, 0) if dy is not None else None,
+        unsorted(rows, order_x, 1),
+        unsorted(dx, order_x, 0) if dx is not None else None,
+        unsorted(dy, order_y, 0) if dy is not None else None,
     )
 
 
@@ -101,7 +101,7 @@ def _separable(problem: TripletProblem) -> bool:
     return not spec.smooth and not spec.swap and high == INF and low <= 0
 
 
-def _by_class(problem: TripletProblem) -> tuple[TripletProblem, Tensor, Tensor]:
+def by_class(problem: TripletProblem) -> tuple[TripletProblem, Tensor, Tensor]:
     """The same problem with rows and columns in the order of their labels, and the two orders."""
     order_x = torch.argsort(problem.x_labels, stable=True)
     # A set that begins with the batch may be larger than it.
@@ -120,12 +120,12 @@ def _by_class(problem: TripletProblem) -> tuple[TripletProblem, Tensor, Tensor]:
     return ordered, order_x, order_y
 
 
-def _places(order: Tensor) -> Tensor:
+def places(order: Tensor) -> Tensor:
     """Where each one stands in an order."""
     return torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
 
 
-def _unsorted(values: Tensor, order: Tensor, dim: int) -> Tensor:
+def unsorted(values: Tensor, order: Tensor, dim: int) -> Tensor:
     return torch.empty_like(values).index_copy_(dim, order, values)
 
 

@@ -1,0 +1,1 @@
+"""The CUDA C++ kernels and what drives them: what Triton does badly."""
