@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import pml_fast.engine.knn.ops  # noqa: F401  (defines its operators)
 from pml_fast import distances, losses, miners, reducers, use
 from pml_fast.engine import hardest, ops
 from pml_fast.engine.classes.spec import ClassSpec
@@ -115,6 +116,8 @@ def op_calls(itself: bool, score: Score) -> Iterator[tuple[str, tuple[Any, ...]]
     yield "listed_grads", (a, b, i, j, s, torch.rand(14), True, False)
     yield "strip_base", (x, y, s)
     yield "strip_base_grad", (a, b, torch.rand(len(a), len(b)), torch.rand(len(a), len(b)), s, True, False)
+    yield "nearest", (a, b, 3, s, itself)
+    yield "retrieval", (a, b, labels, ref_labels, s, itself, None, [1, 2])
     yield from class_calls(score, x, y)
 
 
