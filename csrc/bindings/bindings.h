@@ -55,5 +55,6 @@ void bind_indexed(pybind11::module_& m);
 void bind_small(pybind11::module_& m);
 void bind_row_functions(pybind11::module_& m);
 void bind_knn(pybind11::module_& m);
+void bind_classes(pybind11::module_& m);
 
 }  // namespace pml_fast

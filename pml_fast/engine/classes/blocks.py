@@ -15,6 +15,8 @@ from pml_fast.engine.strips import strip_base, strip_grads
 
 # Rows scored at a time: with more of them a strip would hold too few classes for a product to be fast.
 ROWS = 4096
+# Scores that the compiled backend keeps for the backward.
+KEPT_BYTES = 32 << 20
 
 
 def class_ranges(problem: ClassProblem) -> Iterator[tuple[int, int]]:
@@ -38,6 +40,16 @@ def row_ranges(n: int) -> Iterator[tuple[int, int]]:
 def is_one_block(n: int, m: int, d: int, centers: int) -> bool:
     """Whether all scores are one block, which is then kept for the backward."""
     return 0 < n <= ROWS and m <= centers * classes_a_block(n, d, centers)
+
+
+def kept_classes(problem: ClassProblem) -> int:
+    """How many classes' scores the compiled backend keeps: those of the first whole blocks."""
+    (n, d), centers = (problem.x.shape[0], problem.y.shape[1]), problem.spec.centers
+    fitting = KEPT_BYTES // max(problem.x.element_size() * n * centers, 1)
+    if n == 0 or fitting >= problem.classes:
+        return problem.classes
+    step = classes_a_block(n, d, centers)
+    return fitting // step * step
 
 
 class Block:

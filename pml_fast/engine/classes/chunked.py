@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pml_fast.engine.classes.blocks import block_of, class_ranges, is_one_block, row_ranges
-from pml_fast.engine.classes.problem import ClassGrads, ClassProblem, ClassScores, own_columns
+from pml_fast.engine.classes.problem import ClassGrads, ClassProblem, ClassScores, add_norm_grads, own_columns, own_norms
 from pml_fast.engine.strips import powered
 
 INF = float("inf")
@@ -31,12 +31,6 @@ def class_scores(problem: ClassProblem, keep: bool) -> ClassScores:
             _fold(problem, others, (first, last), (a, b), pooled, column, own)
     norms = own_norms(problem)[1] if spec.norms else x.new_empty(0)
     return ClassScores(others, target, norms, kept)
-
-
-def own_norms(problem: ClassProblem) -> tuple[Tensor, Tensor]:
-    """Each row's own class weight ``[N, D]`` and its norm."""
-    own = problem.y[problem.target].to(problem.x.dtype)
-    return own, torch.linalg.vector_norm(own, dim=1)
 
 
 def _logits(problem: ClassProblem, a: int, b: int, pooled: Tensor) -> Tensor:
@@ -90,9 +84,7 @@ def class_grads(
         if dy is not None:
             block.write()
     if dy is not None and grads.norms is not None:
-        weights, norm = own_norms(problem)
-        share = torch.where(norm > 0, grads.norms / norm, 0.0).unsqueeze(1)
-        dy.index_add_(0, problem.target, (weights * share).to(dy.dtype))
+        add_norm_grads(problem, grads.norms, dy)
     return dx, dy
 
 

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pml_fast.engine import grad_sum
-from pml_fast.engine.classes.blocks import ROWS, classes_a_block, is_one_block
+from pml_fast.engine.classes.blocks import ROWS, classes_a_block, is_one_block, kept_classes
 from pml_fast.engine.classes.problem import ClassProblem
 from pml_fast.engine.classes.small import is_small
 from pml_fast.engine.classes.spec import ClassSpec
@@ -75,16 +74,25 @@ class ClassExplainer(WeightsExplainer):
         n, m, d, g = size.n, size.m, size.d, size.gemm
         dense = backend == "reference"
         plain = dense or self.small()
-        one = plain or is_one_block(n, m, d, self.spec.centers)
+        kept = 1.0 if plain else self._kept_share(backend)
         columns = m if plain else min(m, self.spec.centers * classes_a_block(n, d, self.spec.centers))
         scores = columns * (n if plain else min(n, ROWS))
         gradients = n * d * size.need_x * item + m * d * size.need_y * stored
         memory = gradients + item * (5 * n * d + SCORE_BUFFERS * scores + WEIGHT_BUFFERS * columns * d + 16 * n)
         memory += item * 16 * (m if self.spec.fold == "class_lse" else 0)
-        sweeps = 1 + (not one or dense)
-        read = (2 * m * d * stored + sweeps * n * d * item) + 2 * n * 8
-        step = g * (sweeps + size.need_x + size.need_y)
+        memory += 0 if plain else int(kept * n * m * item)
+        again = 1.0 if dense else 1.0 - kept
+        read = (2 * m * d * stored + int((1 + again) * n * d * item)) + 2 * n * 8
+        step = int(g * (1 + again + size.need_x + size.need_y))
         return Cost(g, step, read, gradients + item * n, memory)
+
+    def _kept_share(self, backend: str) -> float:
+        """The share of the scores that the forward keeps for the backward."""
+        if backend == "cpu":
+            problem = self._problem()
+            assert problem is not None
+            return kept_classes(problem) / problem.classes
+        return float(is_one_block(len(self.x), len(self.y), self.x.shape[1], self.spec.centers))
 
     def _deterministic(self, backend: str | None) -> bool:
         sums_by_class = self.spec.norms or self.spec.fold == "class_lse"
@@ -99,8 +107,15 @@ class ClassExplainer(WeightsExplainer):
         notes = [f"scores are {what}{raised}{how[spec.lift]}{unit}"]
         if self.small():
             notes.append("the matrix of scores is smaller than a block: plain torch, without an operator")
-        elif is_one_block(len(self.x), len(self.y), self.x.shape[1], spec.centers):
-            notes.append(f"all scores are one block of at most {grad_sum.STRIP_ELEMENTS} numbers, kept for the backward")
-        else:
+            return notes
+        chosen = next((c.name for c in self._candidates()[0] if c.status == "chosen"), None)
+        if chosen is None:
+            return notes
+        share = self._kept_share(chosen)
+        if share == 1:
+            notes.append("all scores are kept for the backward")
+        elif share == 0:
             notes.append("the backward scores the blocks again")
+        else:
+            notes.append(f"{share:.0%} of the scores are kept for the backward, which computes the others again")
         return notes

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pml_fast.engine import dispatch
 from pml_fast.engine.classes import small
-from pml_fast.engine.classes.blocks import is_one_block
+from pml_fast.engine.classes.blocks import is_one_block, kept_classes
 from pml_fast.engine.classes.problem import ClassGrads, ClassProblem, ClassScores
 from pml_fast.engine.classes.spec import ClassSpec
 from pml_fast.engine.operator import define, differentiable, refuse_double_backward
@@ -34,12 +34,16 @@ def _class_scores_fake(x: Tensor, y: Tensor, target: Tensor, bias: Tensor | None
     problem = ClassProblem(ClassSpec.decode(spec), x, y, target, bias)
     n, m, centers = x.shape[0], y.shape[0], problem.spec.centers
     chosen = dispatch.select(problem).name
-    kept = keep and chosen == "chunked" and is_one_block(n, m, y.shape[1], centers)
+    kept: int | tuple[int, int] = 0
+    if keep and chosen == "cpu":
+        kept = n * centers * kept_classes(problem)
+    elif keep and chosen == "chunked" and is_one_block(n, m, y.shape[1], centers):
+        kept = (n, m)
     return (
         x.new_empty(problem.folded),
         x.new_empty(n),
         x.new_empty(n if problem.spec.norms else 0),
-        x.new_empty((n, m) if kept else 0),
+        x.new_empty(kept),
     )
 
 

@@ -47,7 +47,7 @@ class ClassProblem:
 @dataclass
 class ClassScores:
     """What a sweep leaves: ``others``, the fold (:class:`ClassSpec`); ``target [N]``, the pooled score of each row's class;
-    ``norms [N]`` of its weight (empty unless asked for); ``kept``, the unpowered scores where they are one small block."""
+    ``norms [N]`` of its weight (empty unless asked for); ``kept``, what a backend keeps of the scores for the backward."""
 
     others: Tensor
     target: Tensor
@@ -62,6 +62,19 @@ class ClassGrads:
     others: Tensor
     target: Tensor
     norms: Tensor | None
+
+
+def own_norms(problem: ClassProblem) -> tuple[Tensor, Tensor]:
+    """Each row's own class weight ``[N, D]`` and its norm."""
+    own = problem.y[problem.target].to(problem.x.dtype)
+    return own, torch.linalg.vector_norm(own, dim=1)
+
+
+def add_norm_grads(problem: ClassProblem, grad: Tensor, dy: Tensor) -> None:
+    """Add the derivative by the norms of the rows' own weights to that by the weights."""
+    weights, norm = own_norms(problem)
+    share = torch.where(norm > 0, grad / norm, 0.0).unsqueeze(1)
+    dy.index_add_(0, problem.target, (weights * share).to(dy.dtype))
 
 
 def own_columns(target: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from pml_fast import _extension
-from pml_fast.engine.classes.problem import ClassProblem
-from pml_fast.engine.cpu import knn, small
+from pml_fast.engine.classes.problem import ClassGrads, ClassProblem, ClassScores
+from pml_fast.engine.cpu import classes, knn, small
+from pml_fast.engine.cpu.classes import refuse_classes
 from pml_fast.engine.cpu.indexed import listed_grads, listed_scores
 from pml_fast.engine.cpu.knn import refuse_knn
 from pml_fast.engine.cpu.pairwise import COMPILED, Sweep
@@ -36,7 +37,7 @@ class CpuBackend:
         if problem.x.device.type != "cpu":
             return f"the embeddings are on {problem.x.device.type}, the compiled kernels run on the cpu"
         if isinstance(problem, ClassProblem):
-            return "blocks of classes have no compiled kernel: their products are torch's own"
+            return refuse_classes(problem)
         score: Score = problem.score
         if isinstance(problem, NearestProblem | RankProblem) and score.kind != "lp":
             return refuse_knn(problem)
@@ -92,6 +93,14 @@ class CpuBackend:
         out_value, out_index = torch.empty_like(value), torch.empty_like(index)
         out_value[order], out_index[order] = value, columns[index]
         return out_value, out_index
+
+    def class_scores(self, problem: ClassProblem, keep: bool) -> ClassScores:
+        return classes.class_scores(problem, keep)
+
+    def class_grads(
+        self, problem: ClassProblem, state: ClassScores, grads: ClassGrads, need_x: bool, need_y: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        return classes.class_grads(problem, state, grads, need_x, need_y)
 
     def nearest(self, problem: NearestProblem) -> tuple[Tensor, Tensor]:
         return knn.nearest(problem)
