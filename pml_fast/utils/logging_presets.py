@@ -1,0 +1,407 @@
+"""Hooks for trainers and testers: records, checkpoints of the newest and the best epoch, patience.
+
+    record_keeper, _, _ = get_record_keeper("logs")
+    hooks = get_hook_container(record_keeper)
+    tester = GlobalEmbeddingSpaceTester(end_of_testing_hook=hooks.end_of_testing_hook)
+    end_of_epoch = hooks.end_of_epoch_hook(tester, {"val": val_dataset}, "models", patience=3)
+    MetricLossOnly(..., end_of_iteration_hook=hooks.end_of_iteration_hook, end_of_epoch_hook=end_of_epoch).train(num_epochs=50)
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from . import common_functions as c_f
+from .model_files import finish_interrupted, load_state, modelpath_creator, save_together, unwrapped
+from .records import RecordKeeper, RecordWriter, quoted
+
+__all__ = ["EmptyContainer", "HookContainer", "get_hook_container", "get_record_keeper"]
+
+_TRAINER = "trainer"
+
+
+class HookContainer:
+    """Records losses and accuracies, and keeps the files of the newest and of the best epoch.
+
+    An epoch's files are replaced together: a run that is killed at any moment leaves the files of one epoch, whole. Files
+    hold tensors and numbers alone, and are loaded without executing code. Beside PML's files, one for each model,
+    optimizer, scheduler, loss and miner, "trainer_<epoch>.pth" holds the random states and the place in the data, from
+    which `load_latest_saved_models` lets a trainer of this package go on at the identical next step.
+
+    Args:
+        record_keeper: what `get_record_keeper` makes, or record-keeper's RecordKeeper.
+        record_group_name_prefix: comes before the names of tables.
+        primary_metric: decides which epoch is best.
+        validation_split_name: the split whose metric decides.
+        save_models: whether files are written.
+        log_freq: iterations from one record of the losses to the next.
+    """
+
+    def __init__(
+        self,
+        record_keeper: Any,
+        record_group_name_prefix: str | None = None,
+        primary_metric: str = "mean_average_precision_at_r",
+        validation_split_name: str = "val",
+        save_models: bool = True,
+        log_freq: int = 50,
+    ) -> None:
+        self.record_keeper = record_keeper
+        self.record_group_name_prefix = record_group_name_prefix
+        self.saveable_trainer_objects = ["models", "optimizers", "lr_schedulers", "loss_funcs", "mining_funcs"]
+        self.primary_metric = primary_metric
+        self.validation_split_name = validation_split_name
+        self.do_save_models = save_models
+        self.log_freq = log_freq
+
+    # Hooks
+
+    def end_of_iteration_hook(self, trainer: Any) -> None:
+        """Record losses, their weights, and what models, losses and miners list for recording."""
+        if trainer.iteration % self.log_freq != 0:
+            return
+        record: list[tuple[Any, dict[str, Any]]] = [
+            (trainer.loss_tracker.losses, {"parent_name": "loss_histories"}),
+            (trainer.loss_tracker.loss_weights, {"parent_name": "loss_weights"}),
+            (trainer.loss_funcs, {"recursive_types": [torch.nn.Module, dict]}),
+            (trainer.mining_funcs, {}),
+            (trainer.models, {}),
+            (trainer.optimizers, {"custom_attr_func": self.optimizer_custom_attr_func}),
+        ]
+        for these, options in record:
+            self.record_keeper.update_records(_without_graphs(these), trainer.get_global_iteration(), **options)
+
+    def end_of_epoch_hook(
+        self,
+        tester: Any,
+        dataset_dict: Any,
+        model_folder: str | os.PathLike[str],
+        test_interval: int = 1,
+        patience: int | None = None,
+        splits_to_eval: Any = None,
+        test_collate_fn: Any = None,
+    ) -> Callable[[Any], bool]:
+        """A hook that tests, records and saves every `test_interval` epochs, and ends training when patience does."""
+        known = tester.accuracy_calculator.get_curr_metrics()
+        if self.primary_metric not in known:
+            raise ValueError(f"primary_metric must be one of {', '.join(known)}, got {self.primary_metric!r}")
+        os.makedirs(model_folder, exist_ok=True)
+
+        def actual_hook(trainer: Any) -> bool:
+            if trainer.epoch % test_interval != 0:
+                return True
+            best_epoch = self.save_models_and_eval(
+                trainer, dataset_dict, model_folder, test_interval, tester, splits_to_eval, test_collate_fn
+            )
+            return self.patience_remaining(trainer.epoch, best_epoch, patience)
+
+        return actual_hook
+
+    def end_of_testing_hook(self, tester: Any) -> None:
+        """Record the accuracies of every split, and the best of each so far."""
+        for split_name, accuracies in tester.all_accuracies.items():
+            epoch, group = accuracies["epoch"], self.record_group_name(tester, split_name)
+            self.record_keeper.update_records(accuracies, epoch, parent_name=group)
+            _, _, best_epoch, best_accuracy = self.is_new_best_accuracy(tester, split_name, epoch)
+            best = {"best_epoch": best_epoch, "best_accuracy": best_accuracy}
+            self.record_keeper.update_records(best, epoch, parent_name=group)
+
+    # Files
+
+    def load_latest_saved_models(
+        self, trainer: Any, model_folder: str | os.PathLike[str], device: Any = None, best: bool = False
+    ) -> int:
+        """Load the files of the newest epoch, or of the best; the epoch to go on with, 1 where there is none."""
+        if device is None:
+            device = c_f.use_cuda_if_available()
+        if os.path.isdir(model_folder):
+            finish_interrupted(model_folder)
+        epoch, suffix = c_f.latest_version(model_folder, "trunk_*.pth", best=best)
+        if suffix is None:
+            return 1
+        for name in self.saveable_trainer_objects:
+            stateful = {key: obj for key, obj in (getattr(trainer, name, None) or {}).items() if hasattr(obj, "state_dict")}
+            c_f.load_dict_of_models(stateful, suffix, model_folder, device, log_if_successful=True)
+        path = modelpath_creator(model_folder, _TRAINER, suffix)
+        if hasattr(trainer, "load_progress") and os.path.exists(path):
+            trainer.load_progress(load_state(path))
+        return epoch + 1
+
+    def save_models(
+        self, trainer: Any, model_folder: str | os.PathLike[str], curr_suffix: Any, prev_suffix: Any = None
+    ) -> None:
+        """Write the files of an epoch, all or none, then remove those of the one before."""
+        if not self.do_save_models:
+            return
+        progress = trainer.progress() if hasattr(trainer, "progress") else None
+        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
+            return
+        states = {
+            os.path.basename(modelpath_creator(model_folder, key, curr_suffix)): unwrapped(obj).state_dict()
+            for key, obj in self._saved(trainer)
+        }
+        if progress is not None:
+            states[os.path.basename(modelpath_creator(model_folder, _TRAINER, curr_suffix))] = progress
+        save_together(states, model_folder)
+        if prev_suffix is not None and str(prev_suffix) != str(curr_suffix):
+            before = {**dict(self._saved(trainer)), _TRAINER: None}
+            c_f.delete_dict_of_models(before, prev_suffix, model_folder)
+
+    def _saved(self, trainer: Any) -> list[tuple[str, Any]]:
+        dictionaries = [getattr(trainer, name, None) or {} for name in self.saveable_trainer_objects]
+        return [(key, obj) for objects in dictionaries for key, obj in objects.items() if hasattr(obj, "state_dict")]
+
+    def save_models_and_eval(
+        self,
+        trainer: Any,
+        dataset_dict: Any,
+        model_folder: str | os.PathLike[str],
+        test_interval: int,
+        tester: Any,
+        splits_to_eval: Any = None,
+        collate_fn: Any = None,
+    ) -> int | None:
+        """Test, record, and save the newest epoch, and the best if it is this one; the best epoch so far."""
+        epoch = trainer.epoch
+        tester.test(
+            dataset_dict, epoch, trainer.models["trunk"], trainer.models["embedder"], splits_to_eval, collate_fn
+        )
+        split = self.validation_split_name
+        if split not in tester.all_accuracies:
+            raise ValueError(
+                f"validation_split_name must be among what was tested, {', '.join(tester.all_accuracies)}, got {split!r}"
+            )
+        previous_best, _ = self.get_best_epoch_and_accuracy(tester, split)
+        is_new_best, accuracy, best_epoch, _ = self.is_new_best_accuracy(tester, split, epoch)
+        self.record_keeper.save_records()
+        trainer.step_lr_plateau_schedulers(accuracy)
+        self.save_models(trainer, model_folder, epoch, epoch - test_interval)
+        if is_new_best:
+            c_f.LOGGER.info("New best accuracy! %s", accuracy)
+            before = None if previous_best is None else f"best{previous_best}"
+            self.save_models(trainer, model_folder, f"best{best_epoch}", before)
+        return best_epoch
+
+    # The best epoch
+
+    def is_new_best_accuracy(self, tester: Any, split_name: str, epoch: int) -> tuple[bool, Any, Any, Any]:
+        """Whether this epoch is the best; its accuracy; the best epoch and its accuracy."""
+        accuracy = self.get_curr_primary_metric(tester, split_name)
+        best_epoch, best_accuracy = self.get_best_epoch_and_accuracy(tester, split_name)
+        if best_epoch is None or accuracy > best_accuracy:
+            return True, accuracy, epoch, accuracy
+        return False, accuracy, best_epoch, best_accuracy
+
+    def get_loss_history(self, loss_names: Sequence[str] = ()) -> dict[str, list[Any]]:
+        """The recorded losses by name, all of them or those named."""
+        table = "loss_histories"
+        if not self.record_keeper.table_exists(table):
+            return {}
+        columns = ", ".join(map(quoted, loss_names)) or "*"
+        output: dict[str, list[Any]] = self.record_keeper.query(f"SELECT {columns} FROM {quoted(table)}", return_dict=True)
+        output.pop("id", None)
+        return output
+
+    def get_accuracy_history(
+        self, tester: Any, split_name: str, return_all_metrics: bool = False, metrics: Sequence[str] = ()
+    ) -> dict[str, list[Any]]:
+        """The recorded accuracies of a split: the primary metric, or those named, or all."""
+        table = self.record_group_name(tester, split_name)
+        if not self.record_keeper.table_exists(table):
+            return {}
+
+        def history(keys: str) -> dict[str, list[Any]]:
+            columns = "*" if return_all_metrics else f"epoch, {keys}"
+            found: dict[str, list[Any]] = self.record_keeper.query(f"SELECT {columns} FROM {quoted(table)}", return_dict=True)
+            return found
+
+        output = self.try_keys(metrics if len(metrics) > 0 else [self.primary_metric], tester, history)
+        output.pop("id", None)
+        return output
+
+    def get_curr_primary_metric(self, tester: Any, split_name: str) -> Any:
+        """The primary metric of the last test."""
+        return self.try_primary_metric(tester, lambda key: tester.all_accuracies[split_name][key])
+
+    def try_keys(self, input_keys: Iterable[str], tester: Any, input_func: Callable[[str], Any]) -> Any:
+        """`input_func` of the metrics' key names, of their means over levels first; KeyError where neither is recorded."""
+        tried = []
+        for average in (True, False):
+            names = [
+                tester.accuracies_keyname(key, average=average, label_hierarchy_level=tester.label_hierarchy_level)
+                for key in input_keys
+            ]
+            try:
+                return input_func(", ".join(names))
+            except (KeyError, sqlite3.OperationalError):
+                tried.append(", ".join(names))
+        raise KeyError(f"neither {' nor '.join(tried)} is recorded")
+
+    def try_primary_metric(self, tester: Any, input_func: Callable[[str], Any]) -> Any:
+        """`try_keys` of the primary metric."""
+        return self.try_keys([self.primary_metric], tester, input_func)
+
+    def get_accuracies_of_epoch(self, tester: Any, split_name: str, epoch: int, select_all: bool = True) -> Any:
+        """The recorded rows of an epoch."""
+        table = self.record_group_name(tester, split_name)
+        if not self.record_keeper.table_exists(table):
+            return []
+
+        def accuracies(key: str) -> Any:
+            columns = "*" if select_all else f"epoch, {key}"
+            return self.record_keeper.query(f"SELECT {columns} FROM {quoted(table)} WHERE epoch=?", (epoch,))
+
+        return self.try_primary_metric(tester, accuracies)
+
+    def get_accuracies_of_best_epoch(
+        self, tester: Any, split_name: str, select_all: bool = True, ignore_epoch: tuple[int, ...] = (-1,)
+    ) -> Any:
+        """The recorded rows of the best epoch, and the key name of the metric that decides; `([], None)` without records."""
+        table = self.record_group_name(tester, split_name)
+        if not self.record_keeper.table_exists(table):
+            return [], None
+
+        def accuracies(key: str) -> Any:
+            columns = "*" if select_all else f"epoch, {key}"
+            kept = f"epoch NOT IN ({', '.join('?' * len(ignore_epoch))})"
+            best = f"SELECT max({key}) FROM {quoted(table)} WHERE {kept}"
+            query = f"SELECT {columns} FROM {quoted(table)} WHERE {key}=({best}) AND {kept}"
+            return self.record_keeper.query(query, (*ignore_epoch, *ignore_epoch)), key
+
+        return self.try_primary_metric(tester, accuracies)
+
+    def get_best_epoch_and_accuracy(self, tester: Any, split_name: str, ignore_epoch: tuple[int, ...] = (-1,)) -> Any:
+        """The best recorded epoch and its primary metric; `(None, 0)` without records."""
+        rows, key = self.get_accuracies_of_best_epoch(tester, split_name, select_all=False, ignore_epoch=ignore_epoch)
+        return (rows[0]["epoch"], rows[0][key]) if len(rows) > 0 else (None, 0)
+
+    def patience_remaining(self, epoch: int, best_epoch: int | None, patience: int | None) -> bool:
+        """Whether no more than `patience` epochs have passed since the best."""
+        if patience is not None and best_epoch is not None and epoch - best_epoch > patience:
+            c_f.LOGGER.info("Validation accuracy has plateaued. Exiting.")
+            return False
+        return True
+
+    def run_tester_separately(
+        self,
+        tester: Any,
+        dataset_dict: Any,
+        epoch: int,
+        trunk: Any,
+        embedder: Any,
+        splits_to_eval: Any = None,
+        collate_fn: Any = None,
+        skip_eval_if_already_done: bool = True,
+    ) -> bool:
+        """Test outside of training; False where everything has been recorded already."""
+        if skip_eval_if_already_done:
+            splits_to_eval = self.get_splits_to_eval(tester, dataset_dict, epoch, splits_to_eval)
+            if len(splits_to_eval) == 0:
+                c_f.LOGGER.info("Already evaluated")
+                return False
+        tester.test(dataset_dict, epoch, trunk, embedder, splits_to_eval, collate_fn)
+        return True
+
+    def get_splits_to_eval(self, tester: Any, dataset_dict: Any, epoch: int, input_splits_to_eval: Any) -> list[Any]:
+        """The splits, as `BaseTester.test` takes them, that are not recorded for this epoch."""
+        wanted = [(name, [name]) for name in dataset_dict] if input_splits_to_eval is None else list(input_splits_to_eval)
+        missing = []
+        for query, references in wanted:
+            tester.reference_split_names[query] = list(references)
+            if len(self.get_accuracies_of_epoch(tester, query, epoch)) == 0:
+                missing.append((query, list(references)))
+        return missing
+
+    # Names
+
+    def base_record_group_name(self, tester: Any) -> str:
+        """The name of a tester's tables without the splits."""
+        prefix = f"{self.record_group_name_prefix}_" if self.record_group_name_prefix else ""
+        return f"{prefix}{tester.description_suffixes('accuracies')}"
+
+    def record_group_name(self, tester: Any, split_name: str) -> str:
+        """The name of the table of a split's accuracies."""
+        query = split_name.upper()
+        references = "_and_".join(name.upper() for name in sorted(tester.reference_split_names[split_name]))
+        name = f"{self.base_record_group_name(tester)}_{query}_vs_{'self' if references == query else references}"
+        return next((short for short, full in self.record_keeper.hash_map.items() if full == name), name)
+
+    def optimizer_custom_attr_func(self, optimizer: Any) -> dict[str, float]:
+        """What is recorded of an optimizer: its learning rate."""
+        return {"lr": optimizer.param_groups[0]["lr"]}
+
+
+class EmptyContainer:
+    """Hooks that do nothing."""
+
+    end_of_iteration_hook = None
+    end_of_testing_hook = None
+
+    def end_of_epoch_hook(self, *args: Any) -> None:
+        """No hook."""
+        return None
+
+
+def get_record_keeper(
+    csv_folder: str | os.PathLike[str],
+    tensorboard_folder: str | os.PathLike[str] | None = None,
+    global_db_path: str | os.PathLike[str] | None = None,
+    experiment_name: str | None = None,
+    is_new_experiment: bool = True,
+    save_lists: bool = False,
+) -> tuple[Any, Any, Any]:
+    """A record keeper, its writer of CSV files and an SQLite file, and its TensorBoard writer (None without a folder).
+
+    The writer is this package's: nothing need be installed, but tensorboard where its folder is given. `global_db_path` is
+    record-keeper's, an SQLite file of several experiments: with it the keeper is made by record-keeper, which must be installed.
+    """
+    tensorboard_writer = None
+    if tensorboard_folder is not None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError(
+                "tensorboard_folder needs tensorboard: pip install 'pml-fast[with-hooks-cpu]', or leave it as None"
+            ) from error
+        tensorboard_writer = SummaryWriter(log_dir=os.fspath(tensorboard_folder))
+    names = c_f.list_of_recordable_attributes_list_names()
+    if global_db_path is None:
+        writer: Any = RecordWriter(csv_folder, save_lists=save_lists)
+        return RecordKeeper(tensorboard_writer, writer, names), writer, tensorboard_writer
+    try:
+        import record_keeper
+    except ImportError as error:
+        raise ImportError(
+            "global_db_path needs record-keeper: pip install 'pml-fast[with-hooks-cpu]', or leave it as None"
+        ) from error
+    writer = record_keeper.RecordWriter(
+        folder=os.fspath(csv_folder),
+        global_db_path=os.fspath(global_db_path),
+        experiment_name=experiment_name,
+        is_new_experiment=is_new_experiment,
+        save_lists=save_lists,
+    )
+    keeper = record_keeper.RecordKeeper(
+        tensorboard_writer=tensorboard_writer, record_writer=writer, attributes_to_search_for=names
+    )
+    return keeper, writer, tensorboard_writer
+
+
+def get_hook_container(record_keeper: Any, **kwargs: Any) -> HookContainer | EmptyContainer:
+    """A HookContainer, or hooks that do nothing where there is no record keeper."""
+    if record_keeper:
+        return HookContainer(record_keeper, **kwargs)
+    c_f.LOGGER.warning("No record_keeper, so no preset hooks are being returned.")
+    return EmptyContainer()
+
+
+def _without_graphs(these: Any) -> Any:
+    """Losses as what they are worth: a record must not hold on to a graph."""
+    if not isinstance(these, dict):
+        return dict(these.items())
+    return {key: value.detach() if isinstance(value, torch.Tensor) else value for key, value in these.items()}
