@@ -66,6 +66,22 @@ class Checkpoints:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on. A collective call in a process group."""
+        state = self.progress()
+        for name in _DICTIONARIES:
+            state[name] = {key: unwrapped(obj).state_dict() for key, obj in self._stateful(name)}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a :meth:`state_dict`: the next call of `train` goes on from it, whatever its `start_epoch`."""
+        self._check_progress(state)
+        self._check_dictionaries(state)
+        for name in _DICTIONARIES:
+            for key, obj in self._stateful(name):
+                load_into(obj, state[name][key])
+        self.load_progress(state)
+
+    def progress(self) -> dict[str, Any]:
+        """The part of :meth:`state_dict` that is in no object of the dictionaries: random states, and the place in the data."""
         if self._phase == "step":
             raise RuntimeError("a checkpoint cannot be taken within a step: take it in a hook, or between calls of train")
         mine = self._state_of_rank()
@@ -73,27 +89,26 @@ class Checkpoints:
         if _in_group():
             ranks = [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(ranks, mine)
-        state: dict[str, Any] = {"format": FORMAT, "phase": self._phase, "epoch": self.epoch, "iteration": self.iteration}
-        for name in _DICTIONARIES:
-            state[name] = {key: unwrapped(obj).state_dict() for key, obj in self._stateful(name)}
-        state["hooks"] = {name: hook.state_dict() for name, hook in self._stateful_hooks()}
-        state["grad_scaler"] = None if self.grad_scaler is None else self.grad_scaler.state_dict()
-        state["ranks"] = ranks
-        return state
+        return {
+            "format": FORMAT,
+            "phase": self._phase,
+            "epoch": self.epoch,
+            "iteration": self.iteration,
+            "hooks": {name: hook.state_dict() for name, hook in self._stateful_hooks()},
+            "grad_scaler": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
+            "ranks": ranks,
+        }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a :meth:`state_dict`: the next call of `train` goes on from it, whatever its `start_epoch`."""
-        self._check(state)
-        for name in _DICTIONARIES:
-            for key, obj in self._stateful(name):
-                load_into(obj, state[name][key])
+    def load_progress(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`progress` returned; ValueError for one of another trainer, and nothing is changed."""
+        self._check_progress(state)
+        mine = state["ranks"][rank()]
+        set_generators(self._drawing(), mine["generators"], self.data_device)
         for name, hook in self._stateful_hooks():
             if name in state["hooks"]:
                 hook.load_state_dict(state["hooks"][name])
         if self.grad_scaler is not None:
             self.grad_scaler.load_state_dict(state["grad_scaler"])
-        mine = state["ranks"][rank()]
-        set_generators(self._drawing(), mine["generators"], self.data_device)
         self._phase, self.epoch, self.iteration = state["phase"], state["epoch"], state["iteration"]
         self._resumed = mine
 
@@ -145,10 +160,19 @@ class Checkpoints:
         hooks = [(name, getattr(self, name)) for name in _HOOKS]
         return [(name, hook) for name, hook in hooks if hasattr(hook, "state_dict") and hasattr(hook, "load_state_dict")]
 
-    def _check(self, state: Mapping[str, Any]) -> None:
+    def _check_progress(self, state: Mapping[str, Any]) -> None:
         """ValueError unless the state is of a trainer made as this one is."""
         if not isinstance(state, Mapping) or state.get("format") != FORMAT:
             raise ValueError(f"this is no checkpoint of a trainer of this version ({FORMAT!r})")
+        if len(state["ranks"]) != (torch.distributed.get_world_size() if _in_group() else 1):
+            raise ValueError(f"the checkpoint is of {len(state['ranks'])} processes: resume it with as many")
+        if (state["grad_scaler"] is None) != (self.grad_scaler is None):
+            raise ValueError("the checkpoint and this trainer must both have a grad scaler, or neither: make it alike")
+        if self._lacks_order(state):
+            c_f.LOGGER.warning("The checkpoint does not hold the place in the data, which begins anew")
+
+    def _check_dictionaries(self, state: Mapping[str, Any]) -> None:
+        """ValueError unless the state has this trainer's names and shapes."""
         for name in _DICTIONARIES:
             here, saved = {key for key, _ in self._stateful(name)}, set(state[name])
             if here != saved:
@@ -156,12 +180,6 @@ class Checkpoints:
             for key, obj in self._stateful(name):
                 if isinstance(obj, torch.nn.Module):
                     _check_shapes(f"{name}[{key!r}]", unwrapped(obj).state_dict(), state[name][key])
-        if len(state["ranks"]) != (torch.distributed.get_world_size() if _in_group() else 1):
-            raise ValueError(f"the checkpoint is of {len(state['ranks'])} processes: resume it with as many")
-        if (state["grad_scaler"] is None) != (self.grad_scaler is None):
-            raise ValueError("the checkpoint and this trainer must both have a grad scaler, or neither: make it alike")
-        if self._lacks_order(state):
-            c_f.LOGGER.warning("The checkpoint does not hold the place in the data, which begins anew")
 
     def _lacks_order(self, state: Mapping[str, Any]) -> bool:
         return state["phase"] == "iteration" and state["ranks"][rank()]["loader"] is None

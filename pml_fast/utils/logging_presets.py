@@ -1,10 +1,10 @@
 """Hooks for trainers and testers: records, checkpoints of the newest and the best epoch, patience.
 
-    record_keeper, _, _ = get_record_keeper("logs")
-    hooks = get_hook_container(record_keeper)
-    tester = GlobalEmbeddingSpaceTester(end_of_testing_hook=hooks.end_of_testing_hook)
-    end_of_epoch = hooks.end_of_epoch_hook(tester, {"val": val_dataset}, "models", patience=3)
-    MetricLossOnly(..., end_of_iteration_hook=hooks.end_of_iteration_hook, end_of_epoch_hook=end_of_epoch).train(num_epochs=50)
+record_keeper, _, _ = get_record_keeper("logs")
+hooks = get_hook_container(record_keeper)
+tester = GlobalEmbeddingSpaceTester(end_of_testing_hook=hooks.end_of_testing_hook)
+end_of_epoch = hooks.end_of_epoch_hook(tester, {"val": val_dataset}, "models", patience=3)
+MetricLossOnly(..., end_of_iteration_hook=hooks.end_of_iteration_hook, end_of_epoch_hook=end_of_epoch).train(num_epochs=50)
 """
 
 from __future__ import annotations
@@ -129,7 +129,10 @@ class HookContainer:
             c_f.load_dict_of_models(stateful, suffix, model_folder, device, log_if_successful=True)
         path = modelpath_creator(model_folder, _TRAINER, suffix)
         if hasattr(trainer, "load_progress") and os.path.exists(path):
-            trainer.load_progress(load_state(path))
+            try:
+                trainer.load_progress(load_state(path))
+            except ValueError as error:
+                c_f.LOGGER.warning("Models are loaded, the random states and the place in the data are not: %s", error)
         return epoch + 1
 
     def save_models(
@@ -168,9 +171,7 @@ class HookContainer:
     ) -> int | None:
         """Test, record, and save the newest epoch, and the best if it is this one; the best epoch so far."""
         epoch = trainer.epoch
-        tester.test(
-            dataset_dict, epoch, trainer.models["trunk"], trainer.models["embedder"], splits_to_eval, collate_fn
-        )
+        tester.test(dataset_dict, epoch, trainer.models["trunk"], trainer.models["embedder"], splits_to_eval, collate_fn)
         split = self.validation_split_name
         if split not in tester.all_accuracies:
             raise ValueError(
@@ -311,7 +312,7 @@ class HookContainer:
         """The splits, as `BaseTester.test` takes them, that are not recorded for this epoch."""
         wanted = [(name, [name]) for name in dataset_dict] if input_splits_to_eval is None else list(input_splits_to_eval)
         missing = []
-        for query, references in wanted:
+        for query, references in ((x, [x]) if isinstance(x, str) else x for x in wanted):
             tester.reference_split_names[query] = list(references)
             if len(self.get_accuracies_of_epoch(tester, query, epoch)) == 0:
                 missing.append((query, list(references)))
@@ -357,8 +358,8 @@ def get_record_keeper(
 ) -> tuple[Any, Any, Any]:
     """A record keeper, its writer of CSV files and an SQLite file, and its TensorBoard writer (None without a folder).
 
-    The writer is this package's: nothing need be installed, but tensorboard where its folder is given. `global_db_path` is
-    record-keeper's, an SQLite file of several experiments: with it the keeper is made by record-keeper, which must be installed.
+    The writer is this package's: nothing need be installed, but tensorboard where its folder is given. `global_db_path`
+    is record-keeper's, an SQLite file of several experiments: with it that package makes the keeper, and must be installed.
     """
     tensorboard_writer = None
     if tensorboard_folder is not None:

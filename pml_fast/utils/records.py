@@ -24,11 +24,14 @@ __all__ = ["RecordKeeper", "RecordWriter", "quoted"]
 # Containers say nothing in a name.
 _PLAIN_NAMES = ("DataParallel", "DistributedDataParallel", "ModuleDict", "ModuleList", "Sequential")
 _LONGEST_NAME = 200
+_STEP = "~iteration~"
 
 
 def quoted(name: str) -> str:
-    """A name of a table or a column in SQL."""
-    return '"' + name.replace('"', '""') + '"'
+    """A name of a table or a column in SQL; in brackets a column that does not exist is an error, not a string."""
+    if "]" in name:
+        raise ValueError(f"names of groups and series must not have a bracket, got {name!r}")
+    return f"[{name}]"
 
 
 class RecordWriter:
@@ -131,9 +134,7 @@ class RecordKeeper:
                 continue
             self._record_object(name, obj, global_iteration, custom_attr_func, parent_name, recursive_types)
 
-    def _record_object(
-        self, name: str, obj: Any, iteration: Any, custom: Any, parent_name: str, recursive_types: Any
-    ) -> None:
+    def _record_object(self, name: str, obj: Any, iteration: Any, custom: Any, parent_name: str, recursive_types: Any) -> None:
         inner = getattr(obj, "module", obj) if type(obj).__name__ in _PLAIN_NAMES else obj
         kind = type(inner).__name__
         own = name if kind in _PLAIN_NAMES else f"{name}_{kind}"
@@ -142,9 +143,11 @@ class RecordKeeper:
         values = {attr: getattr(inner, attr) for attr in listed} | (dict(custom(inner)) if custom is not None else {})
         self.update_records(values, iteration, custom, group, recursive_types)
         for part_name, part in _parts(obj, tuple(recursive_types or ())):
-            self.update_records({f"{own}_{part_name}": part}, iteration, custom, parent_name, recursive_types)
+            self.update_records({f"{own}_{part_name}": part}, iteration, custom, "", recursive_types)
 
     def _append(self, group: str, series: str, value: Any, iteration: Any) -> None:
+        if _size(value) > 1 and not getattr(self.record_writer, "save_lists", False):
+            return
         if len(group) > _LONGEST_NAME:
             short = hashlib.sha256(group.encode()).hexdigest()
             self.hash_map[short] = group
@@ -173,23 +176,27 @@ class RecordKeeper:
 def _insert(db: sqlite3.Connection, group: str, rows: Mapping[Any, Mapping[str, Any]]) -> None:
     """Rows for the iterations of a group; columns that are new are added."""
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    # Accuracies say their epoch themselves.
-    step = [] if "epoch" in names else ["iteration"]
     table = quoted(group)
     db.execute(f"CREATE TABLE IF NOT EXISTS {table} (id INTEGER PRIMARY KEY)")
     known = {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
-    for name in step + names:
+    for name in [_STEP, *names]:
         if name not in known:
             db.execute(f"ALTER TABLE {table} ADD COLUMN {quoted(name)}")
-    columns = ", ".join(map(quoted, step + names))
-    places = ", ".join("?" * (len(step) + len(names)))
+    columns = ", ".join(map(quoted, [_STEP, *names]))
+    places = ", ".join("?" * (1 + len(names)))
     for iteration, row in rows.items():
         values = [str(row[name]) if isinstance(row.get(name), list) else row.get(name) for name in names]
-        db.execute(f"INSERT INTO {table} ({columns}) VALUES ({places})", ([iteration] if step else []) + values)
+        db.execute(f"INSERT INTO {table} ({columns}) VALUES ({places})", [iteration, *values])
 
 
 def _is_value(obj: Any) -> bool:
     return isinstance(obj, (bool, int, float, str, list, tuple, np.ndarray, np.generic, torch.Tensor))
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.numel()
+    return int(np.size(value)) if isinstance(value, (list, tuple, np.ndarray)) else 1
 
 
 def _plain(value: Any) -> Any:
@@ -208,7 +215,7 @@ def _parts(obj: Any, types: tuple[type, ...]) -> Iterator[tuple[str, Any]]:
     """The attributes of these types, and the members of lists of them."""
     if not types:
         return
-    for name, value in vars(obj).items():
+    for name, value in getattr(obj, "__dict__", {}).items():
         if isinstance(value, types):
             yield name, value
         elif isinstance(value, (list, tuple)) and value and all(isinstance(item, types) for item in value):
