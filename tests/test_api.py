@@ -122,6 +122,7 @@ def test_the_list_is_whole() -> None:
         "utils.distributed": 10,
         "trainers": 6,
         "testers": 4,
+        "utils.logging_presets": 4,
     }  # fmt: skip
 
 

@@ -33,7 +33,7 @@ def made(chunk=None):
         {"trunk": trunk}, {"trunk_optimizer": torch.optim.Adam(trunk.parameters(), lr=0.01)}, 40,
         {"metric_loss": losses.ContrastiveLoss()}, TensorDataset(x, labels), iterations_per_epoch=4,
         sampler=samplers.DistributedBatchSampler(batches), dataloader_num_workers=0, encoder_chunk_size=chunk,
-        accumulation_steps=1 if chunk else 2, end_of_iteration_hook=lambda t: seen.append(float(t.losses["total_loss"])),
+        accumulation_steps=1 if chunk else 2, end_of_iteration_hook=lambda t: seen.append(t.losses["total_loss"].item()),
     )
     return trunk, trainer, seen
 
@@ -64,6 +64,7 @@ for chunk in (None, 6):
     assert resumed == seen[6:], (resumed, seen)
     assert all(torch.equal(p, q) for p, q in zip(trunk.parameters(), again.parameters()))
 torch.distributed.barrier()
+torch.distributed.destroy_process_group()
 open(f"{folder}/done{rank}", "w").close()
 """
 
