@@ -1,4 +1,4 @@
-"""A training and testing script for pytorch-metric-learning 2.9 runs as it is after `compat.install()`, with the same numbers."""
+"""A training and testing script of pytorch-metric-learning 2.9 runs as it is after `compat.install()`, to the same numbers."""
 
 from __future__ import annotations
 

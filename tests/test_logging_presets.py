@@ -226,6 +226,9 @@ def test_a_separate_test_is_done_once(tmp_path: Path) -> None:
     run.hooks.record_keeper.save_records()
     assert run.hooks.run_tester_separately(run.tester, data, 7, trunk, None) is False
     assert len(run.hooks.get_accuracies_of_epoch(run.tester, "val", 7)) == 1
+    peer = peer_presets.HookContainer(run.hooks.record_keeper)
+    with pytest.raises((KeyError, ValueError)):
+        peer.run_tester_separately(peer_testers.GlobalEmbeddingSpaceTester(), data, 8, trunk, None)
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
