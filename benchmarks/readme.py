@@ -1,8 +1,9 @@
-"""Fills the README's table of speeds: ``python -m benchmarks.readme``.
+"""Fills the README's tables of speeds: ``python -m benchmarks.readme``.
 
 Every figure comes from the JSON that ``python -m benchmarks`` wrote under ``benchmarks/results/<hardware>/``. The
 newest run on a CPU and the newest on a GPU are shown; a run of every case comes before ``--quick``, and a run of
-chosen cases is taken only when it is named. What stands between the two markers is replaced.
+chosen cases is taken only when it is named. The other suites of that hardware follow, a row a loss. What stands
+between the two markers is replaced.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from benchmarks.machine import REPOSITORY
 from benchmarks.peers import headline
 from benchmarks.report import _markdown, _size, _time, totals
 from benchmarks.results import CaseResult, PeerResult, Report
-from benchmarks.suites import PAIR_OPERATIONS
+from benchmarks.suites import PAIR_OPERATIONS, SUITES
 
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
 RIVALS = {"pml": "PML", "eager": "dense PyTorch", "compile": "torch.compile"}
 COLUMNS = ("step", "N", "pml_fast", "x floor", *RIVALS.values(), "extra memory", "of PML")
 # Of the pair losses' many sizes the README shows these; every other case is shown.
 PAIR_SIZES = (256, 1024, 4096, 8192, 65_536)
+OTHER_SUITES = tuple(name for name in SUITES if name != "core")
 NOTHING = "–"
 EMPTY = "No run is recorded yet: `make bench` makes one, and `python -m benchmarks.readme` shows it here."
 
@@ -31,13 +33,15 @@ Found = tuple[Path, Report]
 
 
 def newest(folder: Path) -> list[Found]:
-    """The newest run on a CPU, then the newest on a GPU, of all the hardware in ``folder``; empty without any."""
+    """The newest run on a CPU and the other suites there, then those of a GPU, of all the hardware in ``folder``."""
     runs = [(path, results.read(path)) for name in ("full", "quick") for path in sorted(folder.glob(f"*/{name}.json"))]
     chosen = []
     for on_gpu in (False, True):
         fitting = [run for run in runs if (run[1].machine.gpu is not None) == on_gpu]
         if fitting:
-            chosen.append(max(fitting, key=lambda run: (run[0].stem == "full", run[1].date)))
+            core = max(fitting, key=lambda run: (run[0].stem == "full", run[1].date))
+            beside = [core[0].with_name(f"{SUITES[name].stem}.json") for name in OTHER_SUITES]
+            chosen += [core, *((path, results.read(path)) for path in beside if path.exists())]
     return chosen
 
 
@@ -56,9 +60,39 @@ def replaced(text: str, content: str) -> str:
 
 
 def _one_run(path: Path, report: Report) -> str:
+    if report.suite != "core":
+        return "\n".join([f"**{_sentence(SUITES[report.suite].about)}**", "", *_facts(path, report), "", *_by_loss(report)])
     cases = [case for case in report.cases if case.operation not in PAIR_OPERATIONS or case.size in PAIR_SIZES]
     rows = [_row(case) for case in cases]
     return "\n".join([*_facts(path, report), "", *_markdown(COLUMNS, rows), "", *_missed(report)]).rstrip()
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _by_loss(report: Report) -> list[str]:
+    """A row an operation and a column a size: the time, and by how much it is faster than PML."""
+    wide = {case.columns for case in report.cases} - {0} if report.suite in ("classes", "queues") else set()
+    sizes = sorted(wide or {case.size for case in report.cases})
+    cells: dict[str, dict[int, str]] = {}
+    for case in report.cases:
+        cells.setdefault(case.operation, {})[case.columns if wide else case.size] = _cell(case)
+    rows = [(name.replace("_", " "), *(row.get(size, NOTHING) for size in sizes)) for name, row in cells.items()]
+    heads = (f"{'M' if report.suite == 'queues' else 'C' if wide else 'N'} = {size:,}" for size in sizes)
+    return _markdown(("loss", *heads), rows)
+
+
+def _cell(case: CaseResult) -> str:
+    ours = case.peer(headline([peer.peer for peer in case.peers]) or "")
+    rival = case.peer("pml") or case.peer("eager")
+    if ours is None or ours.seconds is None or rival is None:
+        return _rival(ours)
+    name = RIVALS[rival.peer]
+    if rival.ours_is_faster_by is None:
+        return f"{_time(ours.seconds.p50)} ({name}: {rival.status})"
+    whom = "" if rival.peer == "pml" else f" than {name}"
+    return f"{_time(ours.seconds.p50)} ({rival.ours_is_faster_by:.3g}x{whom})"
 
 
 def _facts(path: Path, report: Report) -> Iterator[str]:

@@ -159,10 +159,10 @@ BRIEF = Plan(seconds=0.25, min_rounds=5, max_rounds=25)
 
 SUITES = {
     "core": Suite("the pair and triplet losses with compiled kernels", core_cases, ON_CPU, 24 * 60, 90, Plan(), "full"),
-    "losses": Suite("every loss at N = 1024 and 4096", large_cases, DEFAULTS_ON_CPU, 18 * 60, 20, BOUNDED, "losses"),
+    "losses": Suite("every loss at N = 1024 and 4096", large_cases, DEFAULTS_ON_CPU, 18 * 60, 12, BOUNDED, "losses"),
     "small": Suite("every loss and miner at N = 32 to 256", small_cases, DEFAULTS_ON_CPU, 18 * 60, 20, BRIEF, "small"),
     "miners": Suite("each miner with a loss", miner_cases, DEFAULTS_ON_CPU, 10 * 60, 20, BOUNDED, "miners"),
-    "classes": Suite("512 rows against 10^4 to 10^6 classes", class_cases, DEFAULTS_ON_CPU, 18 * 60, 30, BOUNDED, "classes"),
+    "classes": Suite("512 rows against 10^4 to 10^6 classes", class_cases, DEFAULTS_ON_CPU, 18 * 60, 15, BOUNDED, "classes"),
     "queues": Suite("512 rows against a queue of up to 65,536", queue_cases, DEFAULTS_ON_CPU, 6 * 60, 30, BOUNDED, "queues"),
 }
 QUICK = Suite(

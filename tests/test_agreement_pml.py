@@ -4,8 +4,8 @@ The cases are generated: loss x miner or tuple x the miner's distance x distance
 embeddings and weights x labels, with random shapes, all in float64 (`agreement_options.py` has the options). The default run
 takes every two options that may meet at least once, and random cases of each loss beside; seeds are fixed.
 `PML_FAST_TEST_ALL=1` runs the product of the options of each loss. A case that fails is made small and printed as the call that
-runs it again (`agreement.py`). Where the two libraries differ on purpose a case is left out: `difference` says why, and which
-file has a test of it.
+runs it again (`agreement.py`). Where the two libraries differ on purpose a case is left out: `difference` in
+`agreement_cases.py` says why, and which file has a test of it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-import agreement
+import agreement_cases
 import pytest
-from agreement import FEATURES, ROWS, Case, Tally, agree, allowed, check, difference, draw, options, shrink, simpler
+from agreement import Tally, agree, check, shrink, simpler
+from agreement_cases import FEATURES, ROWS, Case, allowed, difference, draw, options
 from agreement_options import DISTANCES, EVERY, LOSSES, MINERS, OF_CENTERS, OURS, PAIR_LOSSES, PEER, REDUCERS, Loss
 
 ALL = os.environ.get("PML_FAST_TEST_ALL") == "1"
@@ -202,7 +203,7 @@ def test_a_difference_is_found_and_reported_small(monkeypatch: pytest.MonkeyPatc
             given["embedding_reg_weight"] *= 1.001
         return right.make(m, d, **given)
 
-    monkeypatch.setitem(agreement.LOSSES, "contrastive", Loss(wrong, pairs=True))
+    monkeypatch.setitem(agreement_cases.LOSSES, "contrastive", Loss(wrong, pairs=True))
     case = Case("contrastive", "batch_hard", "same", "l1", "mean", "itself", "lp", labels="random", rows=12, features=8, seed=4)
     with pytest.raises(AssertionError) as caught:
         check([Case("contrastive"), case], Tally())
@@ -217,7 +218,7 @@ def test_what_only_one_library_refuses_is_a_failure(monkeypatch: pytest.MonkeyPa
             raise NotImplementedError("no such loss")
         return m.losses.ContrastiveLoss(**given)
 
-    monkeypatch.setitem(agreement.LOSSES, "contrastive", Loss(make))
+    monkeypatch.setitem(agreement_cases.LOSSES, "contrastive", Loss(make))
     with pytest.raises(AssertionError, match="only the peer refuses: NotImplementedError: no such loss"):
         agree(Case("contrastive"))
 

@@ -231,6 +231,13 @@ def test_a_sketch_keeps_the_length_of_a_difference(monkeypatch: pytest.MonkeyPat
         assert np.linalg.norm(found) == pytest.approx(change.norm().item(), rel=0.1)
 
 
+def test_who_answers_is_chosen_by_size_and_exactness() -> None:
+    assert library_oracle.sources(Case("arcface", 512, 4, columns=100_000)) == [library_oracle.PML, library_oracle.OURS]
+    assert library_oracle.sources(Case("arcface", 512, 4, columns=1_000_000)) == [library_oracle.OURS]
+    assert library_oracle.sources(Case("smooth_ap", 64, 8)) == [library_oracle.OURS]
+    assert library_oracle.sources(Case("clip", 64, 4)) == [library_oracle.OURS]
+
+
 def test_a_term_at_the_edge_widens_the_tolerance() -> None:
     assert Tolerance(1e-4, 1e-3).beyond(0.0, 0.01) == Tolerance(1e-4, 0.02)
 

@@ -78,6 +78,29 @@ def test_the_newest_complete_run_of_each_kind_of_device_is_shown(tmp_path: Path)
     assert readme.newest(tmp_path / "nothing here") == []
 
 
+def test_another_suite_is_a_row_a_loss(tmp_path: Path) -> None:
+    """Shown after the core run of the same hardware."""
+    results.write(report(), tmp_path / "a" / "full.json")
+    small = report()
+    small.suite = "small"
+    small.cases[0].size = 32
+    slow = PeerResult("pml", results.OK, None, quantiles(0.085), None, 2.0)
+    small.cases.append(
+        CaseResult("nca/n64/k4/float32", "nca", 64, 128, 4, "float32", 2**27, peers=[small.cases[0].peers[0], slow])
+    )
+    results.write(small, tmp_path / "a" / "small.json")
+    found = readme.newest(tmp_path)
+    assert [path.stem for path, _ in found] == ["full", "small"]
+    text = readme.section(found)
+    assert "**Every loss and miner at N = 32 to 256**" in text
+    table = [line for line in text.splitlines() if line.startswith(("| loss", "| supcon |", "| nca"))]
+    assert table == [
+        "| loss | N = 32 | N = 64 |",
+        "| supcon | 42.5 ms (PML: out of memory) | – |",
+        "| nca | – | 42.5 ms (2x) |",
+    ]
+
+
 def test_only_what_is_between_the_markers_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "README.md"
     page.write_text(f"above\n{readme.BEGIN}old{readme.END}\nbelow\n")
