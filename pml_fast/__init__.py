@@ -20,6 +20,8 @@ if TYPE_CHECKING:
         reducers,
         regularizers,
         samplers,
+        testers,
+        trainers,
         utils,
     )
     from pml_fast.engine.explain import explain
@@ -34,6 +36,8 @@ _MODULES = (
     "reducers",
     "regularizers",
     "samplers",
+    "testers",
+    "trainers",
     "utils",
 )
 _NAMES = {"explain": "pml_fast.engine.explain", "use": "pml_fast.engine.settings"}
@@ -49,6 +53,8 @@ __all__ = [
     "reducers",
     "regularizers",
     "samplers",
+    "testers",
+    "trainers",
     "use",
     "utils",
 ]

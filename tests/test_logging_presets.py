@@ -262,7 +262,7 @@ run.trainer.train(start_epoch=epoch, num_epochs=100000)
 def test_a_run_killed_at_any_moment_leaves_a_checkpoint_to_go_on_from(tmp_path: Path) -> None:
     """Killed again and again at random moments, each run goes on from the last; in the end the losses are one run's."""
     epochs = [0]
-    for _ in range(3):
+    for _ in range(2):
         run = subprocess.Popen(
             [sys.executable, "-c", KILLED, str(tmp_path), str(Path(__file__).parent)], stdout=subprocess.PIPE,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -271,7 +271,7 @@ def test_a_run_killed_at_any_moment_leaves_a_checkpoint_to_go_on_from(tmp_path: 
         while not list((tmp_path / "models").glob("trunk_*.pth")):
             assert run.poll() is None
             time.sleep(0.01)
-        time.sleep(0.5 * random.random())
+        time.sleep(0.3 * random.random())
         run.send_signal(signal.SIGKILL)
         run.wait()
         run.stdout.close()

@@ -76,8 +76,8 @@ class Run:
         cls(*first, **{**self.arguments, **more}).train(num_epochs=epochs)
         return self.seen
 
-    def beside_the_peer(self, cls: Any, *first: Any, **options: Any) -> Run:
-        """Trains in float64, in which two libraries' sums do not drift apart."""
+    def in_float64(self, cls: Any, *first: Any, **options: Any) -> Run:
+        """Trains in float64, in which sums of another order do not drift apart."""
         for model in self.models.values():
             model.double()
         self.train(cls, *first, dtype=torch.float64, **options)
@@ -120,7 +120,7 @@ def test_metric_loss_only_has_the_peers_numbers(mined: bool) -> None:
         options["gradient_clippers"] = {
             "trunk_grad_clipper": lambda trunk=trunk: nn.utils.clip_grad_norm_(trunk.parameters(), 0.01)
         }
-        run.beside_the_peer(cls, **options)
+        run.in_float64(cls, **options)
         runs.append(run)
     assert_same_numbers(runs[0].seen, runs[1].seen)
     assert_same_weights(*runs)
@@ -136,7 +136,7 @@ def test_train_with_classifier_has_the_peers_numbers(options: dict[str, Any]) ->
     for cls, module in ((trainers.TrainWithClassifier, losses), (peer_trainers.TrainWithClassifier, peer_losses)):
         loss_funcs = {"metric_loss": module.TripletMarginLoss(margin=0.2), "classifier_loss": nn.CrossEntropyLoss()}
         run = Run(("trunk", "embedder", "classifier"), loss_funcs=loss_funcs)
-        run.beside_the_peer(cls, **options, **mapped)
+        run.in_float64(cls, **options, **mapped)
         runs.append(run)
     assert_same_numbers(runs[0].seen, runs[1].seen)
     assert_same_weights(*runs)
@@ -146,7 +146,7 @@ def test_two_streams_have_the_peers_numbers() -> None:
     runs = []
     for cls, module in ((trainers.TwoStreamMetricLoss, losses), (peer_trainers.TwoStreamMetricLoss, peer_losses)):
         run = Run(loss_funcs={"metric_loss": module.TripletMarginLoss()}, dataset=TwoViews(), batch_size=24)
-        run.beside_the_peer(cls)
+        run.in_float64(cls)
         runs.append(run)
     assert_same_numbers(runs[0].seen, runs[1].seen)
 
@@ -158,7 +158,7 @@ def test_two_streams_with_a_miner_have_the_peers_numbers() -> None:
         (peer_trainers.TwoStreamMetricLoss, peer_losses, peer_miners.BatchHardMiner()),
     ):
         run = Run(loss_funcs={"metric_loss": module.TripletMarginLoss()}, dataset=TwoViews(), batch_size=24)
-        run.beside_the_peer(cls, mining_funcs={"tuple_miner": miner})
+        run.in_float64(cls, mining_funcs={"tuple_miner": miner})
         runs.append(run)
     assert_same_numbers(runs[0].seen, runs[1].seen)
 
@@ -176,7 +176,7 @@ def test_cascaded_embeddings_have_the_peers_numbers() -> None:
         run = Run(loss_funcs=loss_funcs)
         run.models["classifier_1"] = nn.Linear(10, 10)
         mining = {"tuple_miner_0": mined.PairMarginMiner(), "tuple_miner_1": mined.HDCMiner(0.3)}
-        run.beside_the_peer(cls, [6, 10], mining_funcs=mining)
+        run.in_float64(cls, [6, 10], mining_funcs=mining)
         runs.append(run)
     assert_same_numbers(runs[0].seen, runs[1].seen)
 
@@ -188,14 +188,8 @@ def test_adversarial_training_has_the_peers_numbers() -> None:
         (trainers.DeepAdversarialMetricLearning, losses),
         (peer_trainers.DeepAdversarialMetricLearning, peer_losses),
     ):
-        loss_funcs = {
-            "metric_loss": module.TripletMarginLoss(), "classifier_loss": nn.CrossEntropyLoss(),
-            "synth_loss": module.TripletMarginLoss(), "g_adv_loss": module.TripletMarginLoss(),
-        }  # fmt: skip
-        run = Run(("trunk", "embedder", "classifier"), loss_funcs=loss_funcs)
-        run.models["generator"] = nn.Linear(96, 32)
-        run.optimizers["generator_optimizer"] = torch.optim.Adam(run.models["generator"].parameters(), lr=0.01)
-        run.train(cls, 1, 1, "all", epochs=3, batch_size=20, iterations_per_epoch=3)
+        run = adversarial(module)
+        run.train(cls, 1, 1, "all", epochs=3)
         runs.append(run)
     assert_same_numbers(runs[0].seen, runs[1].seen)
     assert_same_weights(*runs, tolerance=1e-3)
@@ -205,7 +199,7 @@ def test_a_subset_batch_miner_has_the_peers_numbers() -> None:
     runs = []
     for cls, module in ((trainers.MetricLossOnly, losses), (peer_trainers.MetricLossOnly, peer_losses)):
         run = Run(loss_funcs={"metric_loss": module.ContrastiveLoss()})
-        runs.append(run.beside_the_peer(cls, mining_funcs={"subset_batch_miner": nearest_half}))
+        runs.append(run.in_float64(cls, mining_funcs={"subset_batch_miner": nearest_half}))
     assert_same_numbers(runs[0].seen, runs[1].seen)
 
 
@@ -275,6 +269,30 @@ def test_an_encoder_in_chunks_trains_the_same(name: str) -> None:
         runs.append(run)
     assert_same_numbers(runs[0].seen, runs[1].seen)
     assert_same_weights(*runs)
+
+
+def adversarial(loss_module: Any, **options: Any) -> Run:
+    """A run of DeepAdversarialMetricLearning."""
+    loss_funcs = {
+        "metric_loss": loss_module.TripletMarginLoss(), "classifier_loss": nn.CrossEntropyLoss(),
+        "synth_loss": loss_module.TripletMarginLoss(), "g_adv_loss": loss_module.TripletMarginLoss(),
+    }  # fmt: skip
+    run = Run(("trunk", "embedder", "classifier"), loss_funcs=loss_funcs, batch_size=20, iterations_per_epoch=3, **options)
+    run.models["generator"] = nn.Linear(96, 32)
+    run.optimizers["generator_optimizer"] = torch.optim.Adam(run.models["generator"].parameters(), lr=0.01)
+    return run
+
+
+def test_a_trunk_in_chunks_trains_the_same_beside_a_generator() -> None:
+    runs = []
+    for chunk in (None, 6):
+        run = adversarial(losses, encoder_chunk_size=chunk)
+        for model in run.models.values():
+            model.apply(lambda m: setattr(m, "p", 0.0) if isinstance(m, nn.Dropout) else None)
+        # In the generator's own epoch the trunk has no gradient, and its embeddings' are dropped.
+        run.in_float64(trainers.DeepAdversarialMetricLearning, 1, 1, "all", epochs=3)
+        runs.append(run)
+    assert_same_numbers(runs[0].seen, runs[1].seen)
 
 
 def test_chunks_that_a_trainer_does_not_use_are_an_error() -> None:

@@ -31,7 +31,8 @@ class HookContainer:
     An epoch's files are replaced together: a run that is killed at any moment leaves the files of one epoch, whole. Files
     hold tensors and numbers alone, and are loaded without executing code. Beside PML's files, one for each model,
     optimizer, scheduler, loss and miner, "trainer_<epoch>.pth" holds the random states and the place in the data, from
-    which `load_latest_saved_models` lets a trainer of this package go on at the identical next step.
+    which `load_latest_saved_models` lets a trainer of this package go on at the identical next step. In a process group give
+    the hooks to rank 0 alone; that file is then left to the trainer's own `save_checkpoint`.
 
     Args:
         record_keeper: what `get_record_keeper` makes, or record-keeper's RecordKeeper.
@@ -141,15 +142,16 @@ class HookContainer:
         """Write the files of an epoch, all or none, then remove those of the one before."""
         if not self.do_save_models:
             return
-        progress = trainer.progress() if hasattr(trainer, "progress") else None
-        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
+        alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+        if not alone and torch.distributed.get_rank() > 0:
             return
         states = {
             os.path.basename(modelpath_creator(model_folder, key, curr_suffix)): unwrapped(obj).state_dict()
             for key, obj in self._saved(trainer)
         }
-        if progress is not None:
-            states[os.path.basename(modelpath_creator(model_folder, _TRAINER, curr_suffix))] = progress
+        # In a process group it is the ranks' together, and hooks may be rank 0's alone: `save_checkpoint` holds it.
+        if alone and hasattr(trainer, "progress"):
+            states[os.path.basename(modelpath_creator(model_folder, _TRAINER, curr_suffix))] = trainer.progress()
         save_together(states, model_folder)
         if prev_suffix is not None and str(prev_suffix) != str(curr_suffix):
             before = {**dict(self._saved(trainer)), _TRAINER: None}

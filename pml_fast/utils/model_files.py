@@ -91,6 +91,8 @@ def save_together(states: Mapping[str, Any], folder: PathLike) -> None:
     """
     root = Path(folder)
     finish_interrupted(root)
+    for leftover in (*root.glob(".*.new"), *root.glob("..*.new.*.tmp")):  # of a run that was killed before its journal
+        leftover.unlink(missing_ok=True)
     journal = root / _JOURNAL
     pending = {f".{name}.new": name for name in states}
     for temporary, name in pending.items():
