@@ -1,4 +1,4 @@
-"""Keys, losses and files of a trainer: what is refused, what is summed, what survives a killed run."""
+"""Keys, losses, files and random states of a trainer: what is refused, what is summed, what survives a killed run."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from pml_fast.utils import common_functions as c_f
 from pml_fast.utils import model_files
 from pml_fast.utils.key_checker import KeyChecker, KeyCheckerDict
 from pml_fast.utils.loss_tracker import LossTracker
+from pml_fast.utils.random_state import get_random_state, set_random_state
 
 SCHEMA = KeyCheckerDict(
     {
@@ -189,3 +190,29 @@ def test_files_saved_together_stay_together_when_a_run_is_killed(tmp_path: Path)
     model_files.save_together({name: {"x": torch.zeros(1)} for name in ("a", "b", "c")}, tmp_path)
     left = {path.name for path in tmp_path.iterdir() if not path.match(".interrupted_save.json.*.tmp")}
     assert left == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        np.random,
+        np.random.RandomState(3),
+        np.random.Generator(np.random.PCG64(3)),
+        np.random.Generator(np.random.MT19937(3)),
+        np.random.Generator(np.random.Philox(3)),
+    ],
+    ids=lambda source: type(getattr(source, "bit_generator", source)).__name__,
+)
+def test_random_numbers_come_again_from_a_file(source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every default generator, and of what `NUMPY_RANDOM` is."""
+    monkeypatch.setattr(c_f, "NUMPY_RANDOM", source)
+
+    def draws() -> list[float]:
+        return [float(torch.rand(())), np.random.rand(), random.random(), random.gauss(0, 1), float(source.normal())]
+
+    draws()
+    model_files.save_state(get_random_state(), tmp_path / "state")
+    expected = draws()
+    assert draws() != expected
+    set_random_state(model_files.load_state(tmp_path / "state"))
+    assert draws() == expected
