@@ -53,10 +53,21 @@ TripletStrip triplet_strip(Address tile, Address x, Address y, Address x_norm, A
 PairStrip pair_strip(Address tile, Address x, Address y, Address x_norm, Address y_norm, Address x_labels, Address y_labels,
                      Address intervals, int64_t first, int64_t rows, int64_t n, int64_t m, int64_t d,
                      const std::string& distance, bool itself) {
-  return {at<float>(tile),       at<float>(x),          at<float>(y),         at<float>(x_norm),
-          at<float>(y_norm),     at<int64_t>(x_labels), at<int64_t>(y_labels), at<float>(intervals),
-          first,                 rows,                  n,                    m,
-          d,                     distance_named(distance), itself};
+  return {at<float>(tile),
+          at<float>(x),
+          at<float>(y),
+          at<float>(x_norm),
+          at<float>(y_norm),
+          at<int64_t>(x_labels),
+          at<int64_t>(y_labels),
+          at<float>(intervals),
+          first,
+          rows,
+          n,
+          m,
+          d,
+          distance_named(distance),
+          itself};
 }
 
 // `lists` are the addresses of the negatives' anchors and columns, then the positives'.
@@ -106,10 +117,9 @@ void bind_row_functions(py::module_& m) {
         cuda::launch_count_pairs(strip, at<int64_t>(counts), at<void>(stream));
       },
       Release());
-  m.def("cuda_write_pairs",
-        [](const PairStrip& strip, Address places, const std::vector<Address>& lists, Address stream) {
-          cuda::launch_write_pairs(strip, at<int64_t>(places), pair_lists(lists), at<void>(stream));
-        });
+  m.def("cuda_write_pairs", [](const PairStrip& strip, Address places, const std::vector<Address>& lists, Address stream) {
+    cuda::launch_write_pairs(strip, at<int64_t>(places), pair_lists(lists), at<void>(stream));
+  });
 #endif
 }
 

@@ -1,7 +1,6 @@
-#include "select.h"
-
 #include "block_team.cuh"
 #include "errors.h"
+#include "select.h"
 
 namespace pml_fast {
 namespace cuda {

@@ -1,9 +1,8 @@
-#include "triplet.h"
-
 #include <algorithm>
 
 #include "block_team.cuh"
 #include "errors.h"
+#include "triplet.h"
 
 namespace pml_fast {
 namespace cuda {
@@ -60,7 +59,7 @@ void launch_triplets(const TripletStrip& strip, void* workspace, void* stream_ad
   if (strip.m <= kLarge) return;
   const int64_t blocks = std::min(blocks_with_workspace(strip.m), strip.rows);
   anchors<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(strip, kLarge, power_of_two(strip.m),
-                                                                   static_cast<char*>(workspace));
+                                                                  static_cast<char*>(workspace));
   check(cudaGetLastError(), "triplets of large classes");
 }
 

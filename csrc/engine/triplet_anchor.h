@@ -1,8 +1,9 @@
 // All triplets of one anchor over its row of scores, without naming one: sorted positives, a search for each negative.
 //
 // As csrc/cpu/triplet.cpp, for a team of threads (a CUDA block) and rows that are whole. Scores are turned so that larger is
-// farther (z = -sign s): a triplet's violation is (z_ap - z_an) + margin for every score. Method: Rust and Hocking, "A Log-linear
-// Gradient Descent Algorithm for Unbalanced Binary Classification using the All Pairs Squared Hinge Loss", arXiv 2302.11062.
+// farther (z = -sign s): a triplet's violation is (z_ap - z_an) + margin for every score. Method: Rust and Hocking, "A
+// Log-linear Gradient Descent Algorithm for Unbalanced Binary Classification using the All Pairs Squared Hinge Loss", arXiv
+// 2302.11062.
 #pragma once
 
 #include <cmath>

@@ -34,8 +34,9 @@ PML_FAST_HD void triplets_of_row(const Team& team, const TripletStrip& p, int64_
   PairInterval interval{};
   if (p.intervals != nullptr)
     interval = {p.intervals[i], p.intervals[p.n + i], p.intervals[2 * p.n + i], p.intervals[3 * p.n + i]};
-  const Anchor anchor{s, p.m, p.begin[i], p.end[i], p.own == nullptr ? -1 : p.own[i], p.intervals == nullptr ? nullptr : &interval,
-                      p.weights[i]};
+  const Anchor anchor{
+      s,           p.m, p.begin[i], p.end[i], p.own == nullptr ? -1 : p.own[i], p.intervals == nullptr ? nullptr : &interval,
+      p.weights[i]};
   const AnchorLoss loss = triplets_of_anchor(team, anchor, p.rule, space, p.gradients, ScoreFactor{p.distance});
   double own = 0;
   if (p.gradients && !dot) {
