@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from pml_fast import (
         compat,
+        datasets,
         distances,
         functional,
         losses,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _MODULES = (
     "compat",
+    "datasets",
     "distances",
     "functional",
     "losses",
@@ -45,6 +47,7 @@ _NAMES = {"explain": "pml_fast.engine.explain", "use": "pml_fast.engine.settings
 __all__ = [
     "__version__",
     "compat",
+    "datasets",
     "distances",
     "explain",
     "functional",

@@ -123,6 +123,8 @@ def test_the_list_is_whole() -> None:
         "trainers": 6,
         "testers": 4,
         "utils.logging_presets": 4,
+        "samplers": 4,
+        "datasets": 5,
     }  # fmt: skip
 
 
