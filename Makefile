@@ -87,8 +87,7 @@ bench: setup ## Benchmarks against the peers: tables, JSON and plots in benchmar
 
 gpu: ## GPU tests and benchmarks with the machine's own Python and packages, no network (GPU_PYTHON=)
 	@$(GPU_PYTHON) setup.py -q build_inplace
-	@PYTHONPATH=. $(GPU_PYTHON) -m pytest -q -m gpu tests
-	@PYTHONPATH=. $(GPU_PYTHON) -m benchmarks --gpu $(ARGS)
+	@PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.on_gpu $(ARGS)
 
 lint: setup ## ruff, clang-format and mypy, changing nothing
 	@$(BIN)/python -m ruff check $(PYTHON_SOURCES)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from benchmarks import results
 from benchmarks.bounded import available_memory
-from benchmarks.cases import Case, torch_dtype
+from benchmarks.cases import TF32, Case, torch_dtype
 from benchmarks.machine import REPOSITORY, describe_machine, describe_revision, describe_versions
 from benchmarks.peers import PEERS
 from benchmarks.plots import write_plots
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         description="Times pml_fast and its peers in turn, once their answers agree with a float64 oracle.",
     )
     about = "; ".join(f"{name}: {suite.about}" for name, suite in SUITES.items())
-    text.add_argument("--suite", choices=tuple(SUITES), default="core", help=f"which cases (core by default). {about}")
+    text.add_argument("--suite", choices=tuple(SUITES), help=f"which cases (core by default, with --gpu gpu). {about}")
     text.add_argument("--quick", action="store_true", help="small cases without the compiled peer: two minutes")
     text.add_argument("--cases", metavar="REGEX", help="only cases whose name matches (see --list)")
     text.add_argument("--peers", nargs="+", metavar="PEER", help=f"only these peers, of: {', '.join(PEERS)}")
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     text.add_argument("--memory-limit", type=_positive(float), metavar="GIB", help="default: 85 %% of free")
     text.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
     text.add_argument("--gpu", action="store_true", help="run on the CUDA device instead of the CPU")
-    text.add_argument("--dtypes", nargs="+", metavar="DTYPE", help="default: float32, on a GPU also bfloat16")
+    text.add_argument("--dtypes", nargs="+", metavar="DTYPE", help="default: float32; on a GPU also tf32, bfloat16")
     text.add_argument("--matmul-precision", choices=("highest", "high", "medium"), default="highest")
     text.add_argument("--threads", type=_positive(int), default=torch.get_num_threads(), help="CPU threads")
     text.add_argument("--seed", type=int, default=0, help="seed of the inputs")
@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmarks; returns 1 where pml_fast is wrong or fails, 2 for arguments that cannot be run."""
     arguments = parser().parse_args(argv)
     console = Console(width=None if sys.stdout.isatty() else 200)
+    arguments.suite = arguments.suite or ("gpu" if arguments.gpu else "core")
     try:
         suite = QUICK if arguments.quick else SUITES[arguments.suite]
         cases, peers, device = _selection(arguments, suite)
@@ -83,7 +84,7 @@ def _selection(arguments: argparse.Namespace, suite: Suite) -> tuple[list[Case],
     """Cases, peers and device that the arguments ask for; ValueError says what cannot be had."""
     if arguments.gpu and not torch.cuda.is_available():
         raise ValueError("--gpu needs a CUDA device and a CUDA build of torch, found none; leave --gpu out to use the CPU")
-    dtypes = tuple(arguments.dtypes or (("float32", "bfloat16") if arguments.gpu else ("float32",)))
+    dtypes = tuple(arguments.dtypes or (("float32", TF32, "bfloat16") if arguments.gpu else ("float32",)))
     for name in dtypes:
         torch_dtype(name)
     cases = suite.registry(dtypes)

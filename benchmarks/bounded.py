@@ -11,6 +11,7 @@ from pml_fast._bounded import (
     available_memory,
     measure_peak,
     run,
+    run_here,
 )
 
-__all__ = ["FAILED", "OK", "OUT_OF_MEMORY", "TIMED_OUT", "Outcome", "available_memory", "measure_peak", "run"]
+__all__ = ["FAILED", "OK", "OUT_OF_MEMORY", "TIMED_OUT", "Outcome", "available_memory", "measure_peak", "run", "run_here"]

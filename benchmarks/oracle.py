@@ -139,7 +139,7 @@ def _triplet_all(strip: Strip) -> Terms:
     count = strip.positive.sum(dim=1, keepdim=True)
     by_distance = torch.where(strip.positive, distances, INFINITY).sort(dim=1).values
     ascending = by_distance[:, : int(count.max())].contiguous()
-    valid = torch.arange(ascending.shape[1]) < count
+    valid = torch.arange(ascending.shape[1], device=count.device) < count
     kept = torch.where(valid, ascending, 0.0)
     suffix = F.pad(kept.flip(1).cumsum(dim=1).flip(1), (0, 1))  # [R, P + 1]: sum of the positives from k on
     first = torch.searchsorted(ascending.detach(), distances.detach() - 0.05 + strip.edge, right=True).clamp(max=count)
@@ -161,15 +161,14 @@ FORMULAS: dict[str, Callable[[Strip], Terms]] = {
 
 
 def answer(operation: str, embeddings: Tensor, labels: Tensor, edge: float = 0.0) -> Answer:
-    """Loss and gradient of an operation at its default settings, in float64 on the CPU; terms above edge are counted."""
-    leaf = embeddings.detach().cpu().double().requires_grad_()
-    labels = labels.cpu()
+    """Loss and gradient of an operation at its default settings, in float64 on its device; terms above edge are counted."""
+    leaf = embeddings.detach().double().requires_grad_()
     unit = F.normalize(leaf)
     fixed = unit.detach().requires_grad_()
     sums: list[float] = []
     counts: list[int] = []
     gradients: list[Tensor] = []
-    for rows in _strips(len(labels)):
+    for rows in _strips(labels):
         for i, (total, count) in enumerate(FORMULAS[operation](replace(_strip(fixed, labels, rows), edge=edge))):
             if i == len(sums):
                 sums, counts, gradients = [*sums, 0.0], [*counts, 0], [*gradients, torch.zeros_like(fixed)]
@@ -180,7 +179,7 @@ def answer(operation: str, embeddings: Tensor, labels: Tensor, edge: float = 0.0
     shares = [gradient / max(count, 1) for gradient, count in zip(gradients, counts)]
     combined = torch.stack(shares).sum(dim=0)
     (gradient,) = torch.autograd.grad(unit, leaf, combined)
-    return Answer(value, gradient.numpy())
+    return Answer(value, gradient.cpu().numpy())
 
 
 def answer_with_movement(operation: str, embeddings: Tensor, labels: Tensor) -> Answer:
@@ -200,19 +199,18 @@ def supcon_sampled(embeddings: Tensor, labels: Tensor, temperature: float = 0.1)
     a positive.
     """
     n = len(labels)
-    unit = F.normalize(embeddings.detach().cpu().double())
-    labels = labels.cpu()
+    unit = F.normalize(embeddings.detach().double())
     single = unit.float()
     positives = torch.bincount(labels)[labels] - 1
-    log_sums = torch.empty(n, dtype=torch.float64)
-    for rows in _strips(n):
+    log_sums = torch.empty(n, dtype=torch.float64, device=unit.device)
+    for rows in _strips(labels):
         scores = (single[rows] / temperature) @ single.T
-        scores[torch.arange(len(rows)), rows] = -INFINITY
+        scores[torch.arange(len(rows), device=rows.device), rows] = -INFINITY
         log_sums[rows] = scores.logsumexp(dim=1).double()
-    class_sums = torch.zeros(int(labels.max()) + 1, unit.shape[1], dtype=unit.dtype).index_add(0, labels, unit)
+    class_sums = unit.new_zeros(int(labels.max()) + 1, unit.shape[1]).index_add(0, labels, unit)
     positive_sums = (unit * (class_sums[labels] - unit)).sum(dim=1) / temperature
     row_losses = log_sums - positive_sums / positives
-    chosen = torch.linspace(0, n - 1, min(SAMPLED_ROWS, n)).long()
+    chosen = torch.linspace(0, n - 1, min(SAMPLED_ROWS, n), device=unit.device).long()
     strip = _strip(unit, labels, chosen)
     scores = strip.scores / temperature
     other = strip.positive | strip.negative
@@ -220,16 +218,17 @@ def supcon_sampled(embeddings: Tensor, labels: Tensor, temperature: float = 0.1)
     weight -= strip.positive * (1 / positives[chosen, None] + 1 / positives)
     pull = (weight / temperature / n) @ unit
     anchor = unit[chosen]
-    length = embeddings.detach().cpu().double()[chosen].norm(dim=1, keepdim=True)
+    length = embeddings.detach().double()[chosen].norm(dim=1, keepdim=True)
     gradient = (pull - (pull * anchor).sum(dim=1, keepdim=True) * anchor) / length
-    return Answer(float(row_losses.mean()), gradient.numpy(), chosen.numpy())
+    return Answer(float(row_losses.mean()), gradient.cpu().numpy(), chosen.cpu().numpy())
 
 
-def _strips(n: int) -> list[Tensor]:
-    return list(torch.arange(n).split(max(1, STRIP_ELEMENTS // n)))
+def _strips(labels: Tensor) -> list[Tensor]:
+    n = len(labels)
+    return list(torch.arange(n, device=labels.device).split(max(1, STRIP_ELEMENTS // n)))
 
 
 def _strip(unit: Tensor, labels: Tensor, rows: Tensor) -> Strip:
     same = labels[rows, None] == labels
-    itself = rows[:, None] == torch.arange(len(labels))
+    itself = rows[:, None] == torch.arange(len(labels), device=rows.device)
     return Strip(unit[rows] @ unit.T, same & ~itself, ~same)

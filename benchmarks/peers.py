@@ -57,7 +57,7 @@ class Peer:
             return True
         if self.name == "pml":
             return case.what.in_peer and not case.only_ours
-        if self.compiles and case.operation not in CORE and case.what.in_peer:
+        if self.compiles and (not case.compiled or (case.operation not in CORE and case.what.in_peer)):
             return False  # compiling takes longer than all the rest of such a case
         return hasattr(dense, case.operation) and not case.only_ours
 

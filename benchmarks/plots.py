@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from benchmarks import results
 from benchmarks.cases import MEBIBYTE
 from benchmarks.results import CaseResult, PeerResult, Report
+from benchmarks.suites import MAIN_SUITES
 
 COLOURS = {
     "pml_fast/auto": "#c1272d",
@@ -38,7 +39,7 @@ def write_plots(report: Report, folder: Path, prefix: str) -> list[Path]:
 
     Of the suites of many operations, PREFIX-speedup.png: by how much this library is faster than PML, operation x size.
     """
-    if report.suite != "core":
+    if report.suite not in MAIN_SUITES:
         path = folder / f"{prefix}-speedup.png"
         _map(report).savefig(path, dpi=120)
         return [path]
@@ -103,10 +104,10 @@ def _speedup(case: CaseResult) -> tuple[float | None, str]:
 
 
 def _curves(report: Report) -> dict[str, list[CaseResult]]:
-    """The cases of each operation, dtype and labelling that has several sizes, by size."""
+    """The cases of each operation, width, dtype and labelling that has several sizes, by size."""
     groups: dict[str, list[CaseResult]] = {}
     for case in report.cases:
-        groups.setdefault(f"{case.operation}, {case.per_class} a class, {case.dtype}", []).append(case)
+        groups.setdefault(f"{case.operation}, D = {case.dim}, {case.per_class} a class, {case.dtype}", []).append(case)
     return {title: sorted(cases, key=lambda case: case.size) for title, cases in groups.items() if len(cases) > 1}
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -41,6 +41,10 @@ class Setup:
     @property
     def on_gpu(self) -> bool:
         return self.device.startswith("cuda")
+
+    def of(self, case: Case) -> Setup:
+        """The setup with the precision that the case asks for."""
+        return replace(self, matmul_precision=case.matmul_precision(self.matmul_precision))
 
     def enter(self) -> None:
         torch.set_num_threads(self.threads)
@@ -96,11 +100,11 @@ def _measure(call: Callable[[], Outputs], setup: Setup) -> tuple[Outputs, int | 
 
 
 def run_oracle(case: Case, setup: Setup, source: str | None = None, drawn_by: str | None = None) -> oracle.Answer:
-    """The float64 answer of a case, computed on the CPU: by strips where there is a formula, else by the package ``source``."""
+    """The float64 answer of a case: by strips on its device, or by the package ``source`` on the CPU."""
     torch.set_num_threads(setup.threads)
-    inputs = case.inputs(setup.seed)
     if source is not None:
-        return library_oracle.answer(case, inputs, source, drawn_by)
+        return library_oracle.answer(case, case.inputs(setup.seed), source, drawn_by)
+    inputs = case.inputs(setup.seed, setup.device)
     embeddings, labels = inputs.embeddings, inputs.labels
     if case.size <= STREAMED_ORACLE_LIMIT:
         compute = oracle.answer_with_movement if case.counts else oracle.answer

@@ -18,14 +18,14 @@ from benchmarks.machine import REPOSITORY
 from benchmarks.peers import headline
 from benchmarks.report import _markdown, _size, _time, totals
 from benchmarks.results import CaseResult, PeerResult, Report
-from benchmarks.suites import PAIR_OPERATIONS, SUITES
+from benchmarks.suites import MAIN_SUITES, PAIR_OPERATIONS, SUITES
 
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
 RIVALS = {"pml": "PML", "eager": "dense PyTorch", "compile": "torch.compile"}
 COLUMNS = ("step", "N", "pml_fast", "x floor", *RIVALS.values(), "extra memory", "of PML")
 # Of the pair losses' many sizes the README shows these; every other case is shown.
 PAIR_SIZES = (256, 1024, 4096, 8192, 65_536)
-OTHER_SUITES = tuple(name for name in SUITES if name != "core")
+OTHER_SUITES = tuple(name for name in SUITES if name not in MAIN_SUITES)
 NOTHING = "–"
 EMPTY = "No run is recorded yet: `make bench` makes one, and `python -m benchmarks.readme` shows it here."
 
@@ -60,7 +60,7 @@ def replaced(text: str, content: str) -> str:
 
 
 def _one_run(path: Path, report: Report) -> str:
-    if report.suite != "core":
+    if report.suite not in MAIN_SUITES:
         return "\n".join([f"**{_sentence(SUITES[report.suite].about)}**", "", *_facts(path, report), "", *_by_loss(report)])
     cases = [case for case in report.cases if case.operation not in PAIR_OPERATIONS or case.size in PAIR_SIZES]
     rows = [_row(case) for case in cases]

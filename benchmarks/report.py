@@ -13,6 +13,7 @@ from benchmarks import results
 from benchmarks.cases import MEBIBYTE
 from benchmarks.peers import OURS, headline
 from benchmarks.results import CaseResult, PeerResult, Report
+from benchmarks.suites import MAIN_SUITES
 
 COLUMNS = (
     "case",
@@ -32,7 +33,7 @@ NOTHING = ""
 
 def show(report: Report, console: Console) -> None:
     """Print the results, then the targets, then a line of totals."""
-    console.print(_peers_table(report) if report.suite == "core" else _summary_table(report))
+    console.print(_peers_table(report) if report.suite in MAIN_SUITES else _summary_table(report))
     targets = Table(*TARGET_COLUMNS, title="Targets")
     for row in _target_rows(report):
         targets.add_row(*map(escape, row), style={"missed": "red", "met": "green"}.get(row[-1]))

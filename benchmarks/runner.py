@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from benchmarks import library_oracle, results
-from benchmarks.bounded import OUT_OF_MEMORY, Outcome, run
+from benchmarks.bounded import OUT_OF_MEMORY, Outcome, run, run_here
 from benchmarks.cases import Case
-from benchmarks.operations import DIM
 from benchmarks.oracle import Answer
 from benchmarks.peers import OURS, PEERS, Peer, headline
 from benchmarks.probe import FLOOR, Probe, Setup, Timing, compare, run_oracle, run_probe, run_timing
@@ -58,7 +60,7 @@ def run_cases(
     missing = {name: reason for name in peers if (reason := why_unavailable(PEERS[name]))}
     done = []
     for case in cases:
-        result = CaseResult(case.name, case.operation, case.size, DIM, case.per_class, case.dtype, case.memory_bound)
+        result = CaseResult(case.name, case.operation, case.size, case.dim, case.per_class, case.dtype, case.memory_bound)
         result.columns = case.columns
         entered = [name for name in peers if PEERS[name].runs(case)]
         spent = time.monotonic() - began
@@ -66,7 +68,7 @@ def run_cases(
             reason = f"the budget of {limits.budget:g} s was spent"
             result.peers = [PeerResult(name, results.NOT_RUN, reason) for name in entered]
         else:
-            _run_case(case, result, entered, missing, setup, plan, limits, on_progress)
+            _run_case(case, result, entered, missing, setup.of(case), plan, limits, on_progress)
         judge(case, result, on_gpu=setup.on_gpu)
         done.append(result)
         on_progress("")
@@ -138,30 +140,35 @@ def _run_case(
 def _truth(case: Case, peer: Peer, setup: Setup, limits: Limits) -> Outcome:
     """The float64 answer: by strips, or of the first library that gives one within the bounds."""
     if library_oracle.has_formula(case):
-        return run(run_oracle, case, setup, seconds=ORACLE_SECONDS, preload=PRELOAD)
+        return _run(setup, None, ORACLE_SECONDS, run_oracle, case, setup)
     drawn_by = (library_oracle.OURS if peer.is_ours else library_oracle.PML) if case.what.drawn else None
     *bounded, last = library_oracle.sources(case)
-    memory = _process_memory(setup, limits)
     for source in bounded:
-        outcome = run(run_oracle, case, setup, source, drawn_by, memory_bytes=memory, seconds=limits.seconds, preload=PRELOAD)
+        outcome = _run(setup, limits.memory_bytes, limits.seconds, run_oracle, case, setup, source, drawn_by)
         if outcome.ok:
             return outcome
         LOGGER.info("%s: %s gives no float64 answer: %s", case.name, source, outcome.error)
-    return run(run_oracle, case, setup, last, drawn_by, memory_bytes=memory, seconds=ORACLE_SECONDS, preload=PRELOAD)
+    return _run(setup, limits.memory_bytes, ORACLE_SECONDS, run_oracle, case, setup, last, drawn_by)
+
+
+def _run(setup: Setup, memory_bytes: int | None, seconds: float, function: Callable[..., object], *args: object) -> Outcome:
+    """In a bounded child process; on a GPU in this one, for every new one would take seconds to start CUDA.
+
+    The GPU's own memory is bounded by its allocator (:meth:`Setup.enter`).
+    """
+    if not setup.on_gpu:
+        return run(function, *args, memory_bytes=memory_bytes, seconds=seconds, preload=PRELOAD)
+    try:
+        return run_here(function, *args)
+    finally:
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _probe(case: Case, peer: Peer, truth: Answer, setup: Setup, limits: Limits) -> tuple[PeerResult, float]:
     """Run a peer once under the bounds and hold its answer to the oracle; also the seconds its step took."""
     seconds = limits.seconds + (COMPILE_SECONDS if peer.compiles else 0)
-    outcome: Outcome = run(
-        run_probe,
-        case,
-        peer.name,
-        setup,
-        memory_bytes=_process_memory(setup, limits),
-        seconds=seconds,
-        preload=PRELOAD,
-    )
+    outcome = _run(setup, limits.memory_bytes, seconds, run_probe, case, peer.name, setup)
     if not outcome.ok:
         refused = peer.is_ours and REFUSAL in (outcome.error or "")
         status = results.UNAVAILABLE if refused else outcome.status
@@ -188,17 +195,8 @@ def _time(case: Case, result: CaseResult, expected: dict[str, float], setup: Set
         return
     calls = plan.min_rounds + WARM_UP_CALLS
     longest = 2 * sum(plan.seconds + calls * seconds for seconds in expected.values())
-    compiling = COMPILE_SECONDS * sum(PEERS[name].compiles for name in expected)
-    outcome = run(
-        run_timing,
-        case,
-        expected,
-        plan,
-        setup,
-        memory_bytes=_process_memory(setup, limits),
-        seconds=longest + compiling + limits.seconds,
-        preload=PRELOAD,
-    )
+    longest += COMPILE_SECONDS * sum(PEERS[name].compiles for name in expected) + limits.seconds
+    outcome = _run(setup, limits.memory_bytes, longest, run_timing, case, expected, plan, setup)
     timings: dict[str, Timing] = outcome.value if outcome.ok else {}
     floor = timings.get(FLOOR)
     result.floor_seconds = floor.quantiles if floor else None
@@ -241,7 +239,3 @@ def _compare_times(result: CaseResult) -> None:
             entry.ratio_to_floor = entry.seconds.p50 / result.floor_seconds.p50
         if ours is not None and ours.seconds is not None:
             entry.ours_is_faster_by = entry.seconds.p50 / ours.seconds.p50
-
-
-def _process_memory(setup: Setup, limits: Limits) -> int | None:
-    return None if setup.on_gpu else limits.memory_bytes  # a GPU's own memory is bounded by its allocator

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks import results
-from benchmarks.cases import FLOOR_RATIO, MEBIBYTE, NOT_SLOWER, NOT_SLOWER_THAN_PML, SPEEDUP_OVER_PML, Case, Target
+from benchmarks.cases import FLOOR_RATIO, MEBIBYTE, NOT_SLOWER, NOT_SLOWER_THAN_PML, SPEEDUP, Case, Target
 from benchmarks.peers import OURS, headline
 from benchmarks.results import CaseResult, PeerResult, TargetResult
 
@@ -11,13 +11,13 @@ RIVALS = {NOT_SLOWER: ("pml", "eager"), NOT_SLOWER_THAN_PML: ("pml",)}
 
 
 def judge(case: Case, result: CaseResult, on_gpu: bool) -> None:
-    """Fill in result.targets: the case's own (set for the CPU in float32) and the memory bound."""
+    """Fill in result.targets: the case's own, on the device they are set for (on the CPU in float32), and the memory bound."""
     entered = [entry.peer for entry in result.peers]
     if headline(entered) is None:
         return
     usable = [entry.peer for entry in result.peers if entry.status == results.OK]
     ours = result.peer(headline(usable) or "")
-    if not on_gpu and case.dtype == "float32":
+    if case.device == ("cuda" if on_gpu else "cpu") and (on_gpu or case.dtype == "float32"):
         result.targets += [_judge_one(target, ours, result) for target in case.targets]
     if case.what.streams:
         result.targets.append(_judge_memory(case, ours, result))
@@ -30,13 +30,12 @@ def _judge_one(target: Target, ours: PeerResult | None, result: CaseResult) -> T
         ratio = ours.ratio_to_floor
         reached = "no floor" if ratio is None else f"{ratio:.2f} x floor ({ours.peer})"
         return TargetResult(str(target), reached, None if ratio is None else ratio <= (target.bound or 0))
-    if target.kind == SPEEDUP_OVER_PML:
-        pml = result.peer("pml")
-        if pml is None or pml.ours_is_faster_by is None:
-            return TargetResult(str(target), f"pml: {pml.status if pml else 'not entered'}", None)
-        return TargetResult(
-            str(target), f"{pml.ours_is_faster_by:.0f} x ({ours.peer})", pml.ours_is_faster_by >= (target.bound or 0)
-        )
+    if target.kind == SPEEDUP:
+        rival = result.peer(target.over)
+        if rival is None or rival.ours_is_faster_by is None:
+            return TargetResult(str(target), f"{target.over}: {rival.status if rival else 'not entered'}", None)
+        reached = f"{rival.ours_is_faster_by:.3g} x ({ours.peer})"
+        return TargetResult(str(target), reached, rival.ours_is_faster_by >= (target.bound or 0))
     if target.kind in RIVALS:
         return _judge_not_slower(target, result)
     return TargetResult(str(target), f"{ours.seconds.p50:.2f} s ({ours.peer})", True)

@@ -103,6 +103,22 @@ def run(
         receiver.close()
 
 
+def run_here(function: Callable[..., Any], *args: Any) -> Outcome:
+    """Call ``function(*args)`` in this process, unbounded: what it raises is the outcome's error, as of :func:`run`."""
+    began = time.monotonic()
+    status, value, error = _called(function, args)
+    return Outcome(status, value, error, time.monotonic() - began, None)
+
+
+def _called(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[str, Any, str | None]:
+    try:
+        return OK, function(*args), None
+    except Exception as error:
+        status = OUT_OF_MEMORY if is_out_of_memory(error) else FAILED
+        summary = f"{type(error).__name__}: {error}"
+        return status, None, summary if status == OUT_OF_MEMORY else summary + "\n" + traceback.format_exc()
+
+
 def measure_peak(function: Callable[[], Any]) -> tuple[Any, int]:
     """Call ``function()``; returns its result and by how many bytes resident memory rose meanwhile.
 
@@ -155,12 +171,9 @@ def _child(sender: Connection, function: Callable[..., Any], args: tuple[Any, ..
     try:
         if memory_bytes is not None:
             _limit_memory(memory_bytes)
-        value = function(*args)
-        sender.send((OK, value, None))
+        sender.send(_called(function, args))
     except BaseException as error:  # every ending is reported: this is the child's outermost frame
-        status = OUT_OF_MEMORY if is_out_of_memory(error) else FAILED
-        summary = f"{type(error).__name__}: {error}"
-        sender.send((status, None, summary if status == OUT_OF_MEMORY else summary + "\n" + traceback.format_exc()))
+        sender.send((FAILED, None, f"{type(error).__name__}: {error}\n" + traceback.format_exc()))
     finally:
         sender.close()
 

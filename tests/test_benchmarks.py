@@ -18,7 +18,7 @@ pytest.importorskip("matplotlib", reason="the benchmarks need the bench extra")
 import pml_fast.losses
 import pml_fast.miners
 from benchmarks import __main__ as command
-from benchmarks import bounded, library_oracle, oracle, peers, results, runner
+from benchmarks import bounded, library_oracle, on_gpu, oracle, peers, results, runner
 from benchmarks.cases import FLOOR_RATIO, NOT_SLOWER, NOT_SLOWER_THAN_PML, Case, Target
 from benchmarks.floor import floor
 from benchmarks.inputs import Inputs
@@ -544,3 +544,45 @@ def test_a_suite_writes_files_of_its_own(tmp_path) -> None:
         assert case.targets[0].target == NOT_SLOWER_THAN_PML
         assert {peer.status for peer in case.peers} == {results.OK}
     assert "| nca/n32/k4/float32 |" in (tmp_path / "small-partial.md").read_text()
+
+
+# ---- a GPU ----
+
+
+def test_the_suite_of_a_gpu_is_judged_there_alone() -> None:
+    case = next(case for case in SUITES["gpu"].cases() if case.size == 8192 and case.dim == 512)
+    assert "/d512/" in case.name and case.inputs(0).embeddings.shape == (8192, 512)
+    result = _result(case, 0.8, 1.0, eager=2.0)
+    judge(case, result, on_gpu=True)
+    reached = {target.target: target.met for target in result.targets}
+    assert reached[">= 3 x faster than eager"] is False and reached["<= 1.43 x floor"] is True
+    assert reached[">= 1.7 x faster than compile"] is None
+    judge(case, elsewhere := _result(case, 0.8, 1.0), on_gpu=False)
+    assert [target.target.split()[0] for target in elsewhere.targets] == ["peak"]
+
+
+def test_tf32_is_float32_with_narrow_products() -> None:
+    case = replace(Case("supcon", 64, 4), dtype="tf32")
+    setup = Setup("cpu", 2, 0)
+    assert case.inputs(0).embeddings.dtype == torch.float32
+    assert setup.of(case).matmul_precision == "high" and setup.of(Case("supcon", 64, 4)).matmul_precision == "highest"
+    assert case.tolerance().value > Case("supcon", 64, 4).tolerance().value
+
+
+def test_what_a_junit_file_says(tmp_path) -> None:
+    path = tmp_path / "tests.xml"
+    path.write_text(
+        '<testsuites><testsuite><testcase classname="tests.test_a" name="test_good"/>'
+        '<testcase classname="tests.test_a" name="test_bad[x]">'
+        '<failure message="assert 1 == 2&#10;more">trace</failure></testcase>'
+        '<testcase classname="tests.test_a" name="test_left"><skipped message="no card"/></testcase></testsuite></testsuites>'
+    )
+    tested = on_gpu.read_tests(path)
+    assert (tested.passed, tested.skipped) == (1, 1)
+    assert tested.failures == ["tests.test_a::test_bad[x]: assert 1 == 2"]
+
+
+def test_without_a_card_the_command_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert on_gpu.main([]) == 2
+    assert "needs a CUDA device" in capsys.readouterr().out

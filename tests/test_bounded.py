@@ -98,6 +98,13 @@ def test_bounded_run_reports_errors_and_silent_deaths() -> None:
     assert "exit code 7" in died.error
 
 
+def test_a_run_in_this_process_reports_the_same() -> None:
+    assert bounded.run_here(twice, 21).value == 42
+    raised = bounded.run_here(fail, "no such luck")
+    assert raised.status == bounded.FAILED and "ValueError: no such luck" in raised.error
+    assert bounded.run_here(fail, "CUDA out of memory").status == bounded.FAILED
+
+
 @pytest.mark.parametrize("bound", ["memory_bytes", "seconds"])
 def test_bounded_run_refuses_a_bound_of_zero(bound: str) -> None:
     with pytest.raises(ValueError, match=bound):

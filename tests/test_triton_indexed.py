@@ -19,6 +19,8 @@ from pml_fast.engine.reference import ReferenceBackend
 from pml_fast.engine.score import Score, unit_rows
 from pml_fast.engine.triton import indexed, layout
 
+pytestmark = pytest.mark.kernels
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SCORES = [
     Score("dot", normalize=False),

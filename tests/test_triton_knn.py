@@ -18,6 +18,8 @@ from pml_fast.engine.score import Score
 from pml_fast.engine.triton import knn, layout
 from pml_fast.engine.triton.backend import TritonBackend
 
+pytestmark = pytest.mark.kernels
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SCORES = {
     "dot": Score("dot", normalize=False),

@@ -25,6 +25,8 @@ from pml_fast.engine.triton import layout, sweeps
 from pml_fast.engine.triton.backend import TritonBackend
 from pml_fast.engine.triton.epilogues import EPILOGUES
 
+pytestmark = pytest.mark.kernels
+
 CUDA = torch.cuda.is_available()
 if not CUDA:
     # The tests set it again, one by one: what else runs in this process must not find the backend available.

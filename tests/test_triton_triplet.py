@@ -19,6 +19,8 @@ from pml_fast.engine.score import Score, unit_rows
 from pml_fast.engine.spec import TripletSpec
 from pml_fast.engine.triton import layout, triplet
 
+pytestmark = pytest.mark.kernels
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INF = float("inf")
 NON_ZERO = (0.0, INF)
