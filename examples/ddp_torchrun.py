@@ -38,7 +38,7 @@ def main() -> None:
     labels = torch.tensor(digits.target)
     test = images[1200:].to(device), labels[1200:].to(device)
     # The batch of 120 that one process would have: each rank gets its part of it.
-    batches = samplers.MPerClassSampler(labels[:1200], m=6, batch_size=120, length_before_new_iter=1200).batched()
+    batches = samplers.MPerClassSampler(labels[:1200], m=12, batch_size=120, length_before_new_iter=1200).batched()
     sampler = samplers.DistributedBatchSampler(batches)
     loader = DataLoader(TensorDataset(images[:1200], labels[:1200]), batch_sampler=sampler)
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-import lightning
+import pytorch_lightning as lightning
 import torch
 from sklearn.datasets import load_digits
 from torch import nn

@@ -47,7 +47,8 @@ def main() -> None:
     images = torch.tensor(digits.images, dtype=torch.float32, device=device).unsqueeze(1) / 16
     labels = torch.tensor(digits.target, device=device)
     encoder = nn.Sequential(
-        nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(512, 128), nn.ReLU(), nn.Linear(128, 32)
+        nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(512, 128), nn.ReLU(), nn.Linear(128, 32),
     ).to(device)  # fmt: skip
     momentum_encoder = copy.deepcopy(encoder).requires_grad_(False)
     loss_func = losses.CrossBatchMemory(losses.NTXentLoss(temperature=0.1), embedding_size=32, memory_size=args.memory_size)

@@ -40,7 +40,8 @@ def main() -> None:
     labels = torch.tensor(digits.target, device=device)  # used to judge, never to train
     loader = DataLoader(images[:1200], batch_size=240, shuffle=True, drop_last=True)
     model = nn.Sequential(
-        nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(512, 128), nn.ReLU(), nn.Linear(128, 32)
+        nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(512, 128), nn.ReLU(), nn.Linear(128, 32),
     ).to(device)  # fmt: skip
     loss_func = losses.SelfSupervisedLoss(losses.NTXentLoss(temperature=0.1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

@@ -17,7 +17,7 @@ from pml_fast import functional, losses
 @torch.no_grad()
 def recall_at_1(image_tower: nn.Module, sum_tower: nn.Module, images: torch.Tensor, sums: torch.Tensor) -> float:
     """How often the nearest description of an image is its own."""
-    found = functional.nearest_neighbors(image_tower(images), 1, sum_tower(sums), distance="cosine")
+    found = functional.nearest_neighbors(image_tower(images), 1, ref_embeddings=sum_tower(sums), distance="cosine")
     own = torch.arange(len(images), device=images.device)
     return (found.indices[:, 0] == own).float().mean().item()
 
