@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -17,15 +18,15 @@ from tqdm import tqdm
 
 from benchmarks import results
 from benchmarks.bounded import available_memory
-from benchmarks.cases import TF32, Case, torch_dtype
+from benchmarks.cases import TF32, torch_dtype
 from benchmarks.machine import REPOSITORY, describe_machine, describe_revision, describe_versions
 from benchmarks.peers import PEERS
 from benchmarks.plots import write_plots
 from benchmarks.probe import Setup
 from benchmarks.report import show, write_markdown
 from benchmarks.results import Report
-from benchmarks.runner import Limits, failures, run_cases
-from benchmarks.suites import QUICK, SUITES, Suite
+from benchmarks.runner import Limits, failures
+from benchmarks.suites import QUICK, QUICK_SUITES, SUITES, Suite
 from benchmarks.timing import Plan
 
 
@@ -36,9 +37,9 @@ def parser() -> argparse.ArgumentParser:
     )
     about = "; ".join(f"{name}: {suite.about}" for name, suite in SUITES.items())
     text.add_argument("--suite", choices=tuple(SUITES), help=f"which cases (core by default, with --gpu gpu). {about}")
-    text.add_argument("--quick", action="store_true", help="small cases without the compiled peer: two minutes")
+    text.add_argument("--quick", action="store_true", help="small cases only, two minutes; without the compiled peer")
     text.add_argument("--cases", metavar="REGEX", help="only cases whose name matches (see --list)")
-    text.add_argument("--peers", nargs="+", metavar="PEER", help=f"only these peers, of: {', '.join(PEERS)}")
+    text.add_argument("--peers", nargs="+", metavar="PEER", help=f"only these peers, of: {', '.join((*PEERS, 'sklearn'))}")
     text.add_argument("--rounds", type=_positive(int), metavar="N", help="samples of a peer, but one of a step above 10 s")
     text.add_argument("--budget", type=_positive(float), metavar="SECONDS", help="start no case later")
     text.add_argument("--limit", type=_positive(float), metavar="SECONDS", help="bound on one checked step")
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 200)
     arguments.suite = arguments.suite or ("gpu" if arguments.gpu else "core")
     try:
-        suite = QUICK if arguments.quick else SUITES[arguments.suite]
+        suite = (QUICK_SUITES if arguments.quick else SUITES)[arguments.suite]
         cases, peers, device = _selection(arguments, suite)
     except ValueError as error:
         console.print(f"python -m benchmarks: {error}", style="red", highlight=False, markup=False)
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def _selection(arguments: argparse.Namespace, suite: Suite) -> tuple[list[Case], list[str], str]:
+def _selection(arguments: argparse.Namespace, suite: Suite) -> tuple[list[Any], list[str], str]:
     """Cases, peers and device that the arguments ask for; ValueError says what cannot be had."""
     if arguments.gpu and not torch.cuda.is_available():
         raise ValueError("--gpu needs a CUDA device and a CUDA build of torch, found none; leave --gpu out to use the CPU")
@@ -97,14 +98,15 @@ def _selection(arguments: argparse.Namespace, suite: Suite) -> tuple[list[Case],
         if not cases:
             raise ValueError(f"--cases {arguments.cases!r} matches no case; --list prints their names")
     peers = list(arguments.peers or suite.peers(arguments.gpu))
-    unknown = [name for name in peers if name not in PEERS]
+    known = suite.known_peers()
+    unknown = [name for name in peers if name not in known]
     if unknown:
-        raise ValueError(f"--peers got {', '.join(unknown)}, expected some of {', '.join(PEERS)}")
+        raise ValueError(f"--peers got {', '.join(unknown)}, expected some of {', '.join(known)}")
     return cases, peers, "cuda:0" if arguments.gpu else "cpu"
 
 
 def _measure(
-    arguments: argparse.Namespace, suite: Suite, cases: list[Case], peers: list[str], device: str, command: str
+    arguments: argparse.Namespace, suite: Suite, cases: list[Any], peers: list[str], device: str, command: str
 ) -> Report:
     limits = Limits(
         memory_bytes=_memory_limit(arguments, device),
@@ -131,7 +133,7 @@ def _measure(
         matmul_precision=arguments.matmul_precision,
         memory_limit_bytes=limits.memory_bytes,
         seconds_limit=limits.seconds,
-        suite="core" if arguments.quick else arguments.suite,
+        suite="core" if suite is QUICK else arguments.suite,
     )
     began = time.monotonic()
     with tqdm(total=len(cases), unit="case", dynamic_ncols=True) as bar:
@@ -142,7 +144,7 @@ def _measure(
             else:
                 bar.update()
 
-        report.cases = run_cases(cases, peers, setup, _plan(arguments, suite), limits, progress)
+        report.cases = suite.run(cases, peers, setup, _plan(arguments, suite), limits, progress)
     report.wall_seconds = time.monotonic() - began
     return report
 

@@ -27,6 +27,7 @@ SPEEDUP = "speed-up"
 NOT_SLOWER = "not slower than pml or eager"
 NOT_SLOWER_THAN_PML = "not slower than pml"
 RUNS = "runs"
+WITHIN_SECONDS = "within seconds"
 
 QUEUE_ROWS_A_CLASS = 16
 TF32 = "tf32"
@@ -46,6 +47,8 @@ class Target:
             return f"<= {self.bound:.3g} x floor" + (f", aim {self.aim:g}" if self.aim else "")
         if self.kind == SPEEDUP:
             return f">= {self.bound:g} x faster than {self.over}"
+        if self.kind == WITHIN_SECONDS:
+            return f"<= {self.bound:g} s"
         return self.kind
 
 
@@ -78,6 +81,10 @@ class Case:
     @property
     def what(self) -> Operation:
         return OPERATIONS[self.operation]
+
+    @property
+    def streams(self) -> bool:
+        return self.what.streams
 
     @property
     def positives(self) -> int:

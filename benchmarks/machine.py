@@ -17,6 +17,8 @@ PACKAGES = {
     "triton": "triton",
     "numpy": "numpy",
     "pytorch-metric-learning": "pytorch-metric-learning",
+    "faiss": "faiss-cpu",
+    "scikit-learn": "scikit-learn",
     "pml_fast": "pml-fast",
 }
 _NOISE = re.compile(r"\((R|TM)\)|@.*|\b(CPU|Processor)\b|\b\d+-Core\b", re.IGNORECASE)

@@ -27,6 +27,7 @@ COLOURS = {
 }
 # The suites whose cases differ in what the rows meet, and not in the rows.
 _AXIS = {"classes": "classes C, 512 rows", "queues": "rows of the queue, 512 rows in the batch"}
+_SIZES = {"samplers": "labels", "evaluation": "queries, and references"}
 REFERENCE_COLOUR = "#555555"
 PANELS_A_ROW = 3
 
@@ -82,7 +83,10 @@ def _map(report: Report) -> Figure:
     axes.set_facecolor("#dddddd")
     axes.set_xticks(range(len(sizes)), [f"{size:,}" for size in sizes])
     axes.set_yticks(range(len(operations)), operations)
-    axes.set(title=f"{report.suite}: times faster than PML", xlabel=_AXIS.get(report.suite, "batch size N"))
+    axes.set(
+        title=f"{report.suite}: times faster than PML",
+        xlabel=_AXIS.get(report.suite) or _SIZES.get(report.suite, "batch size N"),
+    )
     bar = figure.colorbar(image, ax=axes, ticks=[-1, 0, 1, 2])
     bar.ax.set_yticklabels(["0.1", "1", "10", "100"])
     figure.text(0.01, 0.002, "* than dense PyTorch, where PML has no such loss; grey: PML did not finish", fontsize=7)

@@ -79,13 +79,13 @@ def run_probe(case: Case, peer_name: str, setup: Setup) -> Probe:
             for _ in range(2):
                 forward_backward(warm_step)
         began = time.perf_counter()
-        (loss, gradients), peak = _measure(lambda: forward_backward(step), setup)
+        (loss, gradients), peak = measure(lambda: forward_backward(step), setup)
         seconds = time.perf_counter() - began
     first, *others = (library_oracle.digest(gradient) for gradient in gradients)
     return Probe(float(loss), first, peak, seconds, tuple(others))
 
 
-def _measure(call: Callable[[], Outputs], setup: Setup) -> tuple[Outputs, int | None]:
+def measure(call: Callable[[], Outputs], setup: Setup) -> tuple[Outputs, int | None]:
     """Outputs of a call and its peak extra bytes: of the process on the CPU, of the allocator on a GPU."""
     if not setup.measure_memory:
         return call(), None
@@ -156,6 +156,11 @@ def run_timing(case: Case, expected: dict[str, float], plan: Plan, setup: Setup)
         )
 
     entrants = [Entrant(FLOOR, floor(inputs.embeddings, _columns(case, inputs))), *(entrant(name) for name in expected)]
+    return timings_of(entrants, plan, setup)
+
+
+def timings_of(entrants: list[Entrant], plan: Plan, setup: Setup) -> dict[str, Timing]:
+    """Each entrant's quantiles, or what stopped it."""
     results: dict[str, Timing] = {}
     for name, result in time_in_turn(entrants, plan, clock(setup.device)).items():
         if isinstance(result, Quantiles):

@@ -16,9 +16,9 @@ from pathlib import Path
 from benchmarks import results
 from benchmarks.machine import REPOSITORY
 from benchmarks.peers import headline
-from benchmarks.report import _markdown, _size, _time, totals
+from benchmarks.report import _markdown, _size, _time, totals, what_is_timed
 from benchmarks.results import CaseResult, PeerResult, Report
-from benchmarks.suites import MAIN_SUITES, PAIR_OPERATIONS, SUITES
+from benchmarks.suites import MAIN_SUITES, PAIR_OPERATIONS, SUITES, WORK_SUITES
 
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
 RIVALS = {"pml": "PML", "eager": "dense PyTorch", "compile": "torch.compile"}
@@ -80,7 +80,7 @@ def _by_loss(report: Report) -> list[str]:
         cells.setdefault(case.operation, {})[case.columns if wide else case.size] = _cell(case)
     rows = [(name.replace("_", " "), *(row.get(size, NOTHING) for size in sizes)) for name, row in cells.items()]
     heads = (f"{'M' if report.suite == 'queues' else 'C' if wide else 'N'} = {size:,}" for size in sizes)
-    return _markdown(("loss", *heads), rows)
+    return _markdown(("work" if report.suite in WORK_SUITES else "loss", *heads), rows)
 
 
 def _cell(case: CaseResult) -> str:
@@ -104,7 +104,7 @@ def _facts(path: Path, report: Report) -> Iterator[str]:
     threads = f"{report.threads} thread{'s' if report.threads != 1 else ''}"
     dim = report.cases[0].dim if report.cases else NOTHING
     yield (
-        f"Forward + backward, D = {dim}, medians, on {hardware}{machine.cpu} "
+        f"{_sentence(what_is_timed(report))}, D = {dim}, medians, on {hardware}{machine.cpu} "
         f"({machine.cores} cores, {threads}), {machine.system}; Python {report.versions.python}, {packages}; "
         f"{revision}; `{report.command}`, {report.date[:10]}: {totals(report)}."
     )

@@ -23,12 +23,25 @@ COLUMNS = (
     "pml_fast is faster by",
     "peak extra",
     "bound",
-    "grad error",
+    "error",
     "status",
 )
-SUMMARY = ("case", "pml_fast", "x floor", "faster than pml", "than eager", "than compile", "peak extra", "of pml", "checked by")
+SUMMARY = (
+    "case",
+    "pml_fast",
+    "x floor",
+    "faster than pml",
+    "than eager",
+    "than compile",
+    "than sklearn",
+    "peak extra",
+    "of pml",
+    "checked by",
+)
 TARGET_COLUMNS = ("case", "target", "reached", "")
 NOTHING = ""
+# Of suites that time no steps of training.
+_TIMED = {"samplers": "making a sampler, and drawing an epoch", "evaluation": "metrics of a retrieval"}
 
 
 def show(report: Report, console: Console) -> None:
@@ -53,11 +66,18 @@ def _peers_table(report: Report) -> Table:
 
 
 def _summary_table(report: Report) -> Table:
-    table = Table(*SUMMARY, title=_title(report))
+    columns, rows = _filled(SUMMARY, [summary_row(case) for case in report.cases])
+    table = Table(*columns, title=_title(report))
     table.columns[0].no_wrap = True
-    for case in report.cases:
-        table.add_row(*map(escape, summary_row(case)))
+    for row in rows:
+        table.add_row(*map(escape, row))
     return table
+
+
+def _filled(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Without the columns that hold nothing, such as those of peers that a suite does not have."""
+    kept = [k for k in range(len(columns)) if k == 0 or any(row[k] != NOTHING for row in rows)]
+    return tuple(columns[k] for k in kept), [tuple(row[k] for k in kept) for row in rows]
 
 
 def summary_row(case: CaseResult) -> tuple[str, ...]:
@@ -69,7 +89,7 @@ def summary_row(case: CaseResult) -> tuple[str, ...]:
         case.case,
         NOTHING if ours is None else _time(ours.seconds.p50) if ours.seconds else ours.status,
         f"{ours.ratio_to_floor:.2f}" if ours and ours.ratio_to_floor is not None else NOTHING,
-        *(_faster(case.peer(name)) for name in ("pml", "eager", "compile")),
+        *(_faster(case.peer(name)) for name in ("pml", "eager", "compile", "sklearn")),
         _size(ours.peak_extra_bytes if ours else None),
         _size(pml.peak_extra_bytes if pml else None),
         case.oracle,
@@ -97,11 +117,11 @@ def write_markdown(report: Report, path: Path) -> None:
         f"- Python {report.versions.python}, {packages}",
         f"- {totals(report)}",
         "",
-        *_markdown(SUMMARY, [summary_row(case) for case in report.cases]),
+        *_markdown(*_filled(SUMMARY, [summary_row(case) for case in report.cases])),
         "",
         "## Every peer",
         "",
-        *_markdown(COLUMNS, [row for case in report.cases for row in _case_rows(case)]),
+        *_markdown(*_filled(COLUMNS, [row for case in report.cases for row in _case_rows(case)])),
         "",
         "## Targets",
         "",
@@ -120,14 +140,18 @@ def totals(report: Report) -> str:
     )
 
 
+def what_is_timed(report: Report) -> str:
+    return _TIMED.get(report.suite, "forward + backward")
+
+
 def _title(report: Report) -> str:
     device = report.machine.gpu or report.machine.cpu
-    return f"{report.suite}: forward + backward, {device}, {report.threads} thread{'s' if report.threads > 1 else ''}"
+    return f"{report.suite}: {what_is_timed(report)}, {device}, {report.threads} thread{'s' if report.threads > 1 else ''}"
 
 
 def _case_rows(case: CaseResult) -> Iterator[tuple[str, ...]]:
     floor = _time(case.floor_seconds.p50) if case.floor_seconds else NOTHING
-    yield case.case, "floor (3 torch.mm)", floor, "1.00" if floor else NOTHING, *[NOTHING] * 5
+    yield case.case, "floor (3 torch.mm)" if floor else NOTHING, floor, "1.00" if floor else NOTHING, *[NOTHING] * 5
     for peer in case.peers:
         yield NOTHING, peer.peer, *_figures(peer, case), _status(peer)
 
@@ -138,9 +162,14 @@ def _figures(peer: PeerResult, case: CaseResult) -> tuple[str, str, str, str, st
         f"{peer.ratio_to_floor:.2f}" if peer.ratio_to_floor else NOTHING,
         f"{peer.ours_is_faster_by:.2f} x" if peer.ours_is_faster_by else NOTHING,
         _size(peer.peak_extra_bytes),
-        _size(case.memory_bound_bytes),
-        f"{peer.gradient_error:.1e}" if peer.gradient_error is not None else NOTHING,
+        _size(case.memory_bound_bytes or None),
+        f"{error:.1e}" if (error := _error(peer)) is not None else NOTHING,
     )
+
+
+def _error(peer: PeerResult) -> float | None:
+    """Of the gradient, or of a result that has none."""
+    return peer.value_error if peer.gradient_error is None else peer.gradient_error
 
 
 def _status(peer: PeerResult) -> str:

@@ -26,6 +26,7 @@ LOGGER = logging.getLogger(__name__)
 PRELOAD = (
     "benchmarks.peers",
     "benchmarks.probe",
+    "benchmarks.workload_runner",
     "torch._inductor.compile_fx",
     "pytorch_metric_learning.losses",
     "pytorch_metric_learning.miners",
@@ -82,7 +83,7 @@ def failures(cases: Sequence[CaseResult]) -> list[str]:
         f"{case.case}: {peer.peer} {peer.status}: {peer.detail}"
         for case in cases
         for peer in case.peers
-        if PEERS[peer.peer].is_ours and peer.status not in fine
+        if peer.peer.startswith(OURS) and peer.status not in fine
     ]
 
 
@@ -123,7 +124,7 @@ def _run_case(
                 on_progress(f"{case.name}: oracle")
                 truth = _truth(case, PEERS[name], setup, limits)
             if not truth.ok:
-                reason = f"no answer to compare with: {truth.status}, {_first_line(truth, case.name)}"
+                reason = f"no answer to compare with: {truth.status}, {first_line(truth, case.name)}"
                 result.peers.append(PeerResult(name, results.NOT_RUN, reason))
                 continue
             result.oracle = truth.value.source
@@ -140,18 +141,20 @@ def _run_case(
 def _truth(case: Case, peer: Peer, setup: Setup, limits: Limits) -> Outcome:
     """The float64 answer: by strips, or of the first library that gives one within the bounds."""
     if library_oracle.has_formula(case):
-        return _run(setup, None, ORACLE_SECONDS, run_oracle, case, setup)
+        return run_apart(setup, None, ORACLE_SECONDS, run_oracle, case, setup)
     drawn_by = (library_oracle.OURS if peer.is_ours else library_oracle.PML) if case.what.drawn else None
     *bounded, last = library_oracle.sources(case)
     for source in bounded:
-        outcome = _run(setup, limits.memory_bytes, limits.seconds, run_oracle, case, setup, source, drawn_by)
+        outcome = run_apart(setup, limits.memory_bytes, limits.seconds, run_oracle, case, setup, source, drawn_by)
         if outcome.ok:
             return outcome
         LOGGER.info("%s: %s gives no float64 answer: %s", case.name, source, outcome.error)
-    return _run(setup, limits.memory_bytes, ORACLE_SECONDS, run_oracle, case, setup, last, drawn_by)
+    return run_apart(setup, limits.memory_bytes, ORACLE_SECONDS, run_oracle, case, setup, last, drawn_by)
 
 
-def _run(setup: Setup, memory_bytes: int | None, seconds: float, function: Callable[..., object], *args: object) -> Outcome:
+def run_apart(
+    setup: Setup, memory_bytes: int | None, seconds: float, function: Callable[..., object], *args: object
+) -> Outcome:
     """In a bounded child process; on a GPU in this one, for every new one would take seconds to start CUDA.
 
     The GPU's own memory is bounded by its allocator (:meth:`Setup.enter`).
@@ -168,11 +171,11 @@ def _run(setup: Setup, memory_bytes: int | None, seconds: float, function: Calla
 def _probe(case: Case, peer: Peer, truth: Answer, setup: Setup, limits: Limits) -> tuple[PeerResult, float]:
     """Run a peer once under the bounds and hold its answer to the oracle; also the seconds its step took."""
     seconds = limits.seconds + (COMPILE_SECONDS if peer.compiles else 0)
-    outcome = _run(setup, limits.memory_bytes, seconds, run_probe, case, peer.name, setup)
+    outcome = run_apart(setup, limits.memory_bytes, seconds, run_probe, case, peer.name, setup)
     if not outcome.ok:
         refused = peer.is_ours and REFUSAL in (outcome.error or "")
         status = results.UNAVAILABLE if refused else outcome.status
-        return PeerResult(peer.name, status, _first_line(outcome, f"{case.name}, {peer.name}")), outcome.seconds
+        return PeerResult(peer.name, status, first_line(outcome, f"{case.name}, {peer.name}")), outcome.seconds
     probe: Probe = outcome.value
     value_error, gradient_error = compare(probe, truth)
     entry = PeerResult(peer.name, results.OK, value_error=value_error, gradient_error=gradient_error)
@@ -196,22 +199,22 @@ def _time(case: Case, result: CaseResult, expected: dict[str, float], setup: Set
     calls = plan.min_rounds + WARM_UP_CALLS
     longest = 2 * sum(plan.seconds + calls * seconds for seconds in expected.values())
     longest += COMPILE_SECONDS * sum(PEERS[name].compiles for name in expected) + limits.seconds
-    outcome = _run(setup, limits.memory_bytes, longest, run_timing, case, expected, plan, setup)
+    outcome = run_apart(setup, limits.memory_bytes, longest, run_timing, case, expected, plan, setup)
     timings: dict[str, Timing] = outcome.value if outcome.ok else {}
     floor = timings.get(FLOOR)
     result.floor_seconds = floor.quantiles if floor else None
-    reason = _first_line(outcome, f"{case.name}, timing")
+    reason = first_line(outcome, f"{case.name}, timing")
     for name in expected:
         entry = result.peer(name)
         assert entry is not None
         if not outcome.ok:
             entry.status, entry.detail = outcome.status, f"while timing: {reason}"
         else:
-            _record(entry, timings[name])
-    _compare_times(result)
+            record(entry, timings[name])
+    compare_times(result)
 
 
-def _first_line(outcome: Outcome, what: str) -> str | None:
+def first_line(outcome: Outcome, what: str) -> str | None:
     """What went wrong in a line, for the results; a traceback, which names this machine's folders, is only logged."""
     if outcome.error is None:
         return None
@@ -221,7 +224,8 @@ def _first_line(outcome: Outcome, what: str) -> str | None:
     return summary
 
 
-def _record(entry: PeerResult, timing: Timing) -> None:
+def record(entry: PeerResult, timing: Timing) -> None:
+    """Write a timing, or what stopped it, into a peer's entry."""
     if timing.quantiles is not None:
         entry.seconds = timing.quantiles
         return
@@ -229,7 +233,7 @@ def _record(entry: PeerResult, timing: Timing) -> None:
     entry.detail = f"while timing: {timing.error}"
 
 
-def _compare_times(result: CaseResult) -> None:
+def compare_times(result: CaseResult) -> None:
     """Fill in each peer's ratio to the floor and by how much pml_fast is faster than it."""
     timed = [entry for entry in result.peers if entry.seconds is not None]
     ours = result.peer(headline([entry.peer for entry in timed]) or "")

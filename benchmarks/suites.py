@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
+from benchmarks import evaluation, sampling
 from benchmarks.cases import (
     FLOOR_RATIO,
     NOT_SLOWER,
     NOT_SLOWER_THAN_PML,
     RUNS,
     SPEEDUP,
+    WITHIN_SECONDS,
     Case,
     Target,
 )
@@ -29,8 +33,12 @@ from benchmarks.operations import (
     RANKS,
     TWO_SETS,
 )
-from benchmarks.peers import DEFAULTS_ON_CPU, ON_CPU, ON_GPU
+from benchmarks.peers import DEFAULTS_ON_CPU, ON_CPU, ON_GPU, PEERS
+from benchmarks.results import CaseResult
+from benchmarks.runner import run_cases
 from benchmarks.timing import Plan
+from benchmarks.workload_runner import run_workloads
+from benchmarks.workloads import Workload
 
 PAIR_OPERATIONS = ("supcon", "ntxent", "multi_similarity", "circle", "contrastive")
 PAIR_SIZES = (32, 64, 128, 256, 1024, 4096, 8192)
@@ -56,19 +64,42 @@ class Suite:
     """cases: all of them; budget: seconds after which none is started; limit: seconds of one step that is checked."""
 
     about: str
-    cases: Callable[[], list[Case]]
+    cases: Callable[[], list[Any]]
     peers_on_cpu: tuple[str, ...]
     budget: float
     limit: float
     plan: Plan
     stem: str
 
-    def registry(self, dtypes: tuple[str, ...] = ("float32",)) -> list[Case]:
+    def registry(self, dtypes: tuple[str, ...] = ("float32",)) -> list[Any]:
         """Every case in every dtype."""
         return [replace(case, dtype=dtype) for case in self.cases() for dtype in dtypes]
 
     def peers(self, on_gpu: bool) -> list[str]:
         return list(ON_GPU if on_gpu else self.peers_on_cpu)
+
+    def known_peers(self) -> list[str]:
+        return list(PEERS)
+
+    def run(self, *arguments: Any) -> list[CaseResult]:
+        return run_cases(*arguments)
+
+
+@dataclass(frozen=True)
+class WorkSuite(Suite):
+    """Of what is no step of training: in float32, with the same peers everywhere."""
+
+    def registry(self, dtypes: tuple[str, ...] = ("float32",)) -> list[Any]:
+        return list(self.cases())
+
+    def peers(self, on_gpu: bool) -> list[str]:
+        return list(self.peers_on_cpu)
+
+    def known_peers(self) -> list[str]:
+        return list(self.peers_on_cpu)
+
+    def run(self, *arguments: Any) -> list[CaseResult]:
+        return run_workloads(*arguments)
 
 
 def _pair_targets(operation: str, size: int) -> tuple[Target, ...]:
@@ -190,11 +221,34 @@ def gpu_cases() -> list[Case]:
     ]
 
 
+LABEL_COUNTS = (10_000, 1_000_000)
+EVALUATED = {"map_at_r": (2000, 10_000, 50_000), "retrieval_metrics": (2000, 10_000, 50_000), "all_metrics": (2000, 10_000)}
+EVALUATION_BYTES = 2**30
+EVALUATION_SECONDS = 60
+
+
+def sampler_cases(sizes: Iterable[int] = LABEL_COUNTS) -> list[Workload]:
+    return [Workload(name, size, 10, (Target(NOT_SLOWER_THAN_PML),), dim=DIM) for size in sizes for name in sampling.WORKS]
+
+
+def evaluation_cases(largest: int = 50_000) -> list[Workload]:
+    """Small ones first, so that a spent budget leaves out the largest."""
+
+    def case(name: str, size: int) -> Workload:
+        targets = [Target(NOT_SLOWER_THAN_PML)]
+        if size == max(EVALUATED["map_at_r"]):
+            targets.append(Target(WITHIN_SECONDS, EVALUATION_SECONDS))
+        return Workload(name, size, 10, tuple(targets), EVALUATION_BYTES, DIM)
+
+    pairs = [(size, name) for name in evaluation.WORKS for size in EVALUATED[name] if size <= largest]
+    return [case(name, size) for size, name in sorted(pairs, key=lambda pair: pair[0])]
+
+
 # One step of a peer that takes seconds says enough after two samples.
 BOUNDED = Plan(seconds=0.5, min_rounds=2, max_rounds=15)
 BRIEF = Plan(seconds=0.25, min_rounds=5, max_rounds=25)
 
-SUITES = {
+STEP_SUITES = {
     "core": Suite("the pair and triplet losses with compiled kernels", core_cases, ON_CPU, 24 * 60, 90, Plan(), "full"),
     "losses": Suite("every loss at N = 1024 and 4096", large_cases, DEFAULTS_ON_CPU, 18 * 60, 12, BOUNDED, "losses"),
     "small": Suite("every loss and miner at N = 32 to 256", small_cases, DEFAULTS_ON_CPU, 18 * 60, 20, BRIEF, "small"),
@@ -205,6 +259,17 @@ SUITES = {
 }
 # Those with a row for each peer, by device: a run of all of one stands for the hardware.
 MAIN_SUITES = ("core", "gpu")
+WORK_SUITES = {
+    "samplers": WorkSuite(
+        "the samplers, made of 10^4 and 10^6 labels and drawn from for an epoch",
+        sampler_cases, tuple(sampling.PEERS), 5 * 60, 20, BOUNDED, "samplers",
+    ),
+    "evaluation": WorkSuite(
+        "the AccuracyCalculator on 2000 to 50,000 embeddings",
+        evaluation_cases, (*evaluation.PEERS, "sklearn"), 6 * 60, 120, BOUNDED, "evaluation",
+    ),
+}  # fmt: skip
+SUITES: dict[str, Suite] = {**STEP_SUITES, **WORK_SUITES}
 QUICK = Suite(
     about="a choice of two minutes",
     cases=quick_cases,
@@ -214,3 +279,9 @@ QUICK = Suite(
     plan=Plan(seconds=0.7, max_rounds=25),
     stem="quick",
 )
+# What --quick runs of a suite: of each suite of steps the same choice.
+QUICK_SUITES: dict[str, Suite] = {
+    **dict.fromkeys(STEP_SUITES, QUICK),
+    "samplers": replace(WORK_SUITES["samplers"], cases=partial(sampler_cases, LABEL_COUNTS[:1]), stem="samplers-quick"),
+    "evaluation": replace(WORK_SUITES["evaluation"], cases=partial(evaluation_cases, 2000), stem="evaluation-quick"),
+}

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from benchmarks import results
-from benchmarks.cases import FLOOR_RATIO, MEBIBYTE, NOT_SLOWER, NOT_SLOWER_THAN_PML, SPEEDUP, Case, Target
+from benchmarks.cases import FLOOR_RATIO, MEBIBYTE, NOT_SLOWER, NOT_SLOWER_THAN_PML, SPEEDUP, WITHIN_SECONDS, Target
 from benchmarks.peers import OURS, headline
 from benchmarks.results import CaseResult, PeerResult, TargetResult
+
+
+class Judged(Protocol):
+    """streams: whether its memory is bounded."""
+
+    @property
+    def targets(self) -> tuple[Target, ...]: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def streams(self) -> bool: ...
+
+    @property
+    def memory_bound(self) -> int: ...
+
 
 RIVALS = {NOT_SLOWER: ("pml", "eager"), NOT_SLOWER_THAN_PML: ("pml",)}
 
 
-def judge(case: Case, result: CaseResult, on_gpu: bool) -> None:
+def judge(case: Judged, result: CaseResult, on_gpu: bool) -> None:
     """Fill in result.targets: the case's own, on the device they are set for (on the CPU in float32), and the memory bound."""
     entered = [entry.peer for entry in result.peers]
     if headline(entered) is None:
@@ -19,7 +41,7 @@ def judge(case: Case, result: CaseResult, on_gpu: bool) -> None:
     ours = result.peer(headline(usable) or "")
     if case.device == ("cuda" if on_gpu else "cpu") and (on_gpu or case.dtype == "float32"):
         result.targets += [_judge_one(target, ours, result) for target in case.targets]
-    if case.what.streams:
+    if case.streams:
         result.targets.append(_judge_memory(case, ours, result))
 
 
@@ -36,6 +58,8 @@ def _judge_one(target: Target, ours: PeerResult | None, result: CaseResult) -> T
             return TargetResult(str(target), f"{target.over}: {rival.status if rival else 'not entered'}", None)
         reached = f"{rival.ours_is_faster_by:.3g} x ({ours.peer})"
         return TargetResult(str(target), reached, rival.ours_is_faster_by >= (target.bound or 0))
+    if target.kind == WITHIN_SECONDS:
+        return TargetResult(str(target), f"{ours.seconds.p50:.1f} s ({ours.peer})", ours.seconds.p50 <= (target.bound or 0))
     if target.kind in RIVALS:
         return _judge_not_slower(target, result)
     return TargetResult(str(target), f"{ours.seconds.p50:.2f} s ({ours.peer})", True)
@@ -49,7 +73,7 @@ def _judge_not_slower(target: Target, result: CaseResult) -> TargetResult:
     return TargetResult(str(target), reached, all((entry.ours_is_faster_by or 0) >= 1 for entry in rivals))
 
 
-def _judge_memory(case: Case, ours: PeerResult | None, result: CaseResult) -> TargetResult:
+def _judge_memory(case: Judged, ours: PeerResult | None, result: CaseResult) -> TargetResult:
     target = f"peak extra memory <= {case.memory_bound / MEBIBYTE:.0f} MiB"
     if ours is None:
         return _unmeasured(target, result)

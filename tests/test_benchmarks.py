@@ -38,6 +38,7 @@ from benchmarks.suites import (
     PAIR_SIZES,
     QUICK,
     SMALL_SIZES,
+    STEP_SUITES,
     SUITES,
     loss_case,
 )
@@ -86,7 +87,7 @@ def test_every_loss_and_every_miner_is_benchmarked(module) -> None:
     assert {kind.__name__ for kind in public - bases} <= benchmarked
 
 
-@pytest.mark.parametrize("suite", SUITES.values(), ids=SUITES)
+@pytest.mark.parametrize("suite", STEP_SUITES.values(), ids=STEP_SUITES)
 def test_names_of_cases_are_unique(suite) -> None:
     names = [case.name for case in suite.registry(("float32", "bfloat16"))]
     assert len(set(names)) == len(names) == 2 * len(suite.cases())
@@ -101,7 +102,7 @@ def test_suites_of_losses_hold_every_loss_at_every_size() -> None:
     assert {size for _, size in held("small")} == set(SMALL_SIZES)
     assert held("classes") == {(operation, classes) for operation in CLASS_LOSSES for classes in CLASS_COUNTS}
     assert {operation for operation, _ in held("queues")} == set(QUEUED)
-    assert {case.operation for suite in SUITES.values() for case in suite.cases()} == set(OPERATIONS)
+    assert {case.operation for suite in STEP_SUITES.values() for case in suite.cases()} == set(OPERATIONS)
 
 
 def test_every_small_case_must_not_be_slower_than_pml() -> None:
@@ -112,7 +113,7 @@ def test_every_small_case_must_not_be_slower_than_pml() -> None:
 def test_quick_suite_has_every_core_operation_and_some_of_each_other_suite() -> None:
     operations = {case.operation for case in QUICK.cases()}
     assert operations >= set(CORE)
-    for suite in SUITES.values():
+    for suite in STEP_SUITES.values():
         assert operations & {case.operation for case in suite.cases()}
 
 
