@@ -331,9 +331,16 @@ def get_labels_to_indices(labels: Any) -> dict[Any, np.ndarray]:
     array = np.asarray(to_numpy(labels))
     if array.ndim != 1:
         raise ValueError(f"labels must be 1D, got shape {array.shape}: pass one label for each sample")
-    unique, first, inverse = np.unique(array, return_index=True, return_inverse=True)
-    by_label = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
-    return {unique[i]: by_label[i] for i in np.argsort(first)}
+    if not len(array):
+        return {}
+    order = np.argsort(array, kind="stable")
+    by_label = array[order]
+    starts = np.flatnonzero(np.concatenate(([True], by_label[1:] != by_label[:-1])))
+    ends = np.append(starts[1:], len(array)).tolist()
+    # A stable order begins each label's positions with its first one.
+    appearance = np.argsort(order[starts])
+    labels, firsts = by_label[starts], starts.tolist()
+    return {labels[i]: order[firsts[i] : ends[i]] for i in appearance.tolist()}
 
 
 def safe_random_choice(
