@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
+import forked
 import pytest
 
 SCRIPT = """
@@ -65,23 +62,19 @@ with open(f"{folder}/result.json", "w") as file:
 """
 
 
-def result(script: Path, folder: Path, first_lines: str) -> dict[str, dict[str, list[float]]]:
+def result(folder: Path, first_lines: str) -> dict[str, dict[str, list[float]]]:
     folder.mkdir()
-    code = f"{first_lines}\nimport runpy, sys\nsys.argv = ['train', {str(folder)!r}]\nrunpy.run_path({str(script)!r})"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
+    run = forked.start(f"{first_lines}\n{SCRIPT}", str(folder))
+    run.join()
+    assert run.exitcode == 0
     found: dict[str, dict[str, list[float]]] = json.loads((folder / "result.json").read_text())
     return found
 
 
 def test_a_script_of_the_peer_has_the_same_losses_and_metrics(tmp_path: Path) -> None:
     pytest.importorskip("record_keeper")
-    script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent(SCRIPT))
-    theirs = result(script, tmp_path / "theirs", "")
-    mine = result(script, tmp_path / "mine", "import pml_fast.compat\npml_fast.compat.install()")
+    theirs = result(tmp_path / "theirs", "")
+    mine = result(tmp_path / "mine", "import pml_fast.compat\npml_fast.compat.install()")
     assert mine.keys() == theirs.keys() and mine.pop("epoch") == theirs.pop("epoch")
     for group, columns in theirs.items():
         assert mine[group].keys() == columns.keys()

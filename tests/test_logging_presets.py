@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import csv
-import os
 import random
-import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import pytorch_metric_learning.testers as peer_testers
@@ -111,6 +108,7 @@ def test_the_newest_and_the_best_epoch_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("patience", "epochs"), [(None, 6), (0, 3), (1, 4), (2, 5)])
 def test_patience_ends_training(patience: int | None, epochs: int, tmp_path: Path) -> None:
     run = Experiment(tmp_path, accuracies=[0.3, 0.5, 0.4, 0.5, 0.2, 0.1], patience=patience)
+    run.hooks.do_save_models = False
     run.trainer.train(num_epochs=6)
     assert len(run.seen) == 4 * epochs
 
@@ -254,7 +252,6 @@ import test_logging_presets as t
 
 run = t.Experiment(Path(sys.argv[1]))
 epoch = run.hooks.load_latest_saved_models(run.trainer, Path(sys.argv[1]) / "models")
-print("ready", flush=True)
 run.trainer.train(start_epoch=epoch, num_epochs=100000)
 """
 
@@ -263,18 +260,13 @@ def test_a_run_killed_at_any_moment_leaves_a_checkpoint_to_go_on_from(tmp_path: 
     """Killed again and again at random moments, each run goes on from the last; in the end the losses are one run's."""
     epochs = [0]
     for _ in range(2):
-        run = subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(tmp_path), str(Path(__file__).parent)], stdout=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        assert run.stdout is not None and run.stdout.readline() == b"ready\n"
+        run = forked.start(KILLED, str(tmp_path), str(Path(__file__).parent))
         while not list((tmp_path / "models").glob("trunk_*.pth")):
-            assert run.poll() is None
+            assert run.is_alive()
             time.sleep(0.01)
         time.sleep(0.3 * random.random())
-        run.send_signal(signal.SIGKILL)
-        run.wait()
-        run.stdout.close()
+        run.kill()
+        run.join()
         left = Experiment(tmp_path)
         epochs.append(left.hooks.load_latest_saved_models(left.trainer, tmp_path / "models") - 1)
         assert epochs[-1] >= epochs[-2]

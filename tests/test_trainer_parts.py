@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import pickle
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -165,7 +163,7 @@ def test_numpy_numbers_are_written_as_pythons(tmp_path: Path) -> None:
 SAVER = """
 import sys, torch
 from pml_fast.utils.model_files import save_together
-print("ready", flush=True)
+open(sys.argv[2], "w").close()
 for k in range(1, 100000):
     save_together({name: {"x": torch.full((50000,), float(k))} for name in ("a", "b", "c")}, sys.argv[1])
 """
@@ -174,13 +172,15 @@ for k in range(1, 100000):
 def test_files_saved_together_stay_together_when_a_run_is_killed(tmp_path: Path) -> None:
     """Killed at random moments of saving: the three files are whole and of one save, and no save is lost."""
     newest = 0.0
-    for _ in range(3):
-        run = subprocess.Popen([sys.executable, "-c", SAVER, str(tmp_path)], stdout=subprocess.PIPE)
-        assert run.stdout is not None and run.stdout.readline() == b"ready\n"
+    for k in range(3):
+        ready = tmp_path.with_name(f"ready{k}")
+        run = forked.start(SAVER, str(tmp_path), str(ready))
+        while not ready.exists():
+            assert run.is_alive()
+            time.sleep(0.01)
         time.sleep(0.05 + 0.3 * random.random())
-        run.send_signal(signal.SIGKILL)
-        run.wait()
-        run.stdout.close()
+        run.kill()
+        run.join()
         model_files.finish_interrupted(tmp_path)
         found = [model_files.load_state(tmp_path / name)["x"] for name in ("a", "b", "c") if (tmp_path / name).exists()]
         assert len(found) in (0, 3)
