@@ -132,22 +132,35 @@ class _SuperClass:
 
     def draw(self, size: int) -> list[int]:
         """Samples of different classes, as many as fit into `size`: of those that wait first, then of the others."""
-        waiting = set(self._waiting)
-        others = self._shuffled(k for k in range(len(self._decks)) if k not in waiting)
-        taken, left = [], size
-        for k in self._waiting + others:
+        taken, left, passed, skipped = [], size, 0, []
+        for k in self._waiting:
+            if left == 0:
+                break
+            passed += 1
+            if self._sizes[k] <= left:
+                taken.append(k)
+                left -= self._sizes[k]
+            else:
+                skipped.append(k)
+        again = self._others(left) if left else []
+        self._waiting = skipped + self._waiting[passed:]
+        # Classes that no draw can hold wait for ever.
+        if all(self._sizes[k] > size for k in self._waiting):
+            drawn = set(again)
+            self._waiting = self._shuffled(k for k in range(len(self._decks)) if k not in drawn)
+        taken += again
+        return [i for k in taken for i in self._decks[k].draw(self._sizes[k])]
+
+    def _others(self, left: int) -> list[int]:
+        """Classes that do not wait, as many as fit."""
+        waiting, taken = set(self._waiting), []
+        for k in self._shuffled(k for k in range(len(self._decks)) if k not in waiting):
             if self._sizes[k] <= left:
                 taken.append(k)
                 left -= self._sizes[k]
             if left == 0:
                 break
-        drawn = set(taken)
-        self._waiting = [k for k in self._waiting if k not in drawn]
-        # Classes that no draw can hold wait for ever.
-        if all(self._sizes[k] > size for k in self._waiting):
-            again = drawn - waiting
-            self._waiting = self._shuffled(k for k in range(len(self._decks)) if k not in again)
-        return [i for k in taken for i in self._decks[k].draw(self._sizes[k])]
+        return taken
 
     def _shuffled(self, members: Iterator[int]) -> list[int]:
         shuffled: list[int] = self._generator.permutation(np.fromiter(members, dtype=np.int64)).tolist()
