@@ -1,4 +1,5 @@
-"""Two processes under torchrun: one model on both, checkpoints that both go on from, chunks with one exchange of gradients."""
+"""Two processes under torchrun: one model on both, checkpoints that both go on from, chunks with one exchange of gradients,
+hooks of rank 0 alone and patience that ends training on both."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import TensorDataset
-from pml_fast import losses, samplers, trainers
+from pml_fast import losses, samplers, testers, trainers
+from pml_fast.utils import logging_presets
+from pml_fast.utils.accuracy_calculator import AccuracyCalculator
 
 torch.distributed.init_process_group("gloo")
 rank, folder = torch.distributed.get_rank(), sys.argv[1]
@@ -69,6 +72,39 @@ def compare(chunk):
 
 for chunk in (None, 6):
     compare(chunk)
+
+
+def patience():
+    # Rank 0 tests, records and saves by itself; the ranks end together, an epoch after the best.
+    # Nothing is learned, so that no epoch is better than the first; the buffers are what parallel modules exchange.
+    trunk = DistributedDataParallel(nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8, momentum=0.0)))
+    data = TensorDataset(x, labels)
+    if rank == 0:
+        keeper, _, _ = logging_presets.get_record_keeper(f"{folder}/logs")
+        hooks = logging_presets.get_hook_container(keeper, primary_metric="precision_at_1")
+        calculator = AccuracyCalculator(include=("precision_at_1",))
+        tester = testers.GlobalEmbeddingSpaceTester(
+            end_of_testing_hook=hooks.end_of_testing_hook, dataloader_num_workers=0, accuracy_calculator=calculator
+        )
+        test_and_save = hooks.end_of_epoch_hook(tester, {"val": data}, f"{folder}/models", patience=0)
+
+    def end_of_epoch(trainer):
+        go_on = [test_and_save(trainer) if rank == 0 else None]
+        torch.distributed.broadcast_object_list(go_on, src=0)
+        return go_on[0]
+
+    trainer = trainers.MetricLossOnly(
+        {"trunk": trunk}, {"trunk_optimizer": torch.optim.SGD(trunk.parameters(), lr=0.0)}, 40,
+        {"metric_loss": losses.ContrastiveLoss()}, data, iterations_per_epoch=2, dataloader_num_workers=0,
+        end_of_epoch_hook=end_of_epoch,
+    )
+    trainer.train(num_epochs=5)
+    assert trainer.epoch == 2, trainer.epoch
+    torch.distributed.barrier()
+    assert {"trunk_2.pth", "trunk_best1.pth"} <= set(os.listdir(f"{folder}/models"))
+
+
+patience()
 gc.collect()  # the parallel modules go before the process group that they use
 torch.distributed.barrier()
 torch.distributed.destroy_process_group()

@@ -14,7 +14,7 @@ from pytorch_metric_learning.utils import loss_and_miner_utils as peer_lmu
 from torch import Tensor
 
 from pml_fast import reducers
-from pml_fast.utils import PairIndices, TripletIndices
+from pml_fast.utils import PairIndices, TripletIndices, logger
 from pml_fast.utils import common_functions as c_f
 from pml_fast.utils import loss_and_miner_utils as lmu
 from pml_fast.utils.module_with_records_and_reducer import ModuleWithRecordsAndReducer
@@ -408,8 +408,9 @@ def test_tensor_helpers_equal_the_peer() -> None:
 def test_the_logger_can_be_renamed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LOGGER", "LOGGER_NAME"):
         monkeypatch.setattr(c_f, name, getattr(c_f, name))
+    monkeypatch.setattr(logger, "name", logger.name)
     c_f.set_logger_name("renamed")
-    assert c_f.LOGGER is logging.getLogger("renamed")
+    assert c_f.LOGGER is logging.getLogger("renamed") is logger.current()
     assert c_f.LOGGER_NAME == "renamed"
 
 

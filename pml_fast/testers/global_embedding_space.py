@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base_tester import BaseTester, Splits
+from .base_tester import BaseTester
+from .dataset_embedder import Splits
 
 
 class GlobalEmbeddingSpaceTester(BaseTester):

@@ -11,7 +11,7 @@ from torch import Tensor
 from pml_fast.utils import common_functions as c_f
 from pml_fast.utils.progress import Progress
 
-from .base_tester import Splits
+from .dataset_embedder import Splits
 from .global_embedding_space import GlobalEmbeddingSpaceTester
 
 

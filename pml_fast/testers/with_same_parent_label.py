@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .base_tester import BaseTester, Splits
+from .base_tester import BaseTester
+from .dataset_embedder import Splits
 
 
 class WithSameParentLabelTester(BaseTester):

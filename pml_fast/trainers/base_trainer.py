@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
@@ -12,15 +11,15 @@ from torch import Tensor
 
 from pml_fast.utils import common_functions as c_f
 from pml_fast.utils.grad_cache import GradCache
-from pml_fast.utils.key_checker import KeyChecker, KeyCheckerDict
-from pml_fast.utils.loss_tracker import LossTracker
 from pml_fast.utils.progress import Progress
 
 from .checkpoints import Checkpoints, rank
+from .construction import Construction
+from .optimization import Optimization
 from .resumable_loader import ResumableLoader
 
 
-class BaseTrainer(Checkpoints):
+class BaseTrainer(Checkpoints, Construction, Optimization):
     """Trains models on batches of data and labels; subclasses say what the losses are (`calculate_loss`).
 
     Args:
@@ -52,12 +51,6 @@ class BaseTrainer(Checkpoints):
 
     The last four are keywords, and not in PML. So are the checkpoints: `save_checkpoint`, `load_checkpoint`.
     """
-
-    allowed_lr_scheduler_key_suffixes: Mapping[str, str] = {
-        "iteration": "_scheduler_by_iteration",
-        "epoch": "_scheduler_by_epoch",
-        "plateau": "_scheduler_by_plateau",
-    }
 
     def __init__(
         self,
@@ -313,165 +306,8 @@ class BaseTrainer(Checkpoints):
         count: int = self.iteration + self.iterations_per_epoch * (self.epoch - 1)
         return count
 
-    def step_lr_schedulers(self, end_of_epoch: bool = False) -> None:
-        """Step the schedulers by iteration, or those by epoch."""
-        suffix = self.allowed_lr_scheduler_key_suffixes["epoch" if end_of_epoch else "iteration"]
-        for name, scheduler in (self.lr_schedulers or {}).items():
-            if name.endswith(suffix):
-                scheduler.step()
-
-    def step_lr_plateau_schedulers(self, validation_info: Any) -> None:
-        """Step the schedulers by plateau with the number they watch."""
-        for name, scheduler in (self.lr_schedulers or {}).items():
-            if name.endswith(self.allowed_lr_scheduler_key_suffixes["plateau"]):
-                scheduler.step(validation_info)
-
-    def optimizers_to_step(self) -> list[str]:
-        """Those whose model is not frozen."""
-        return [name for name in self.optimizers if re.sub("_optimizer$", "", name) not in self.freeze_these]
-
-    def step_optimizers(self) -> None:
-        """Step the optimizers; under a grad scaler only where the gradients are finite."""
-        for name in self.optimizers_to_step():
-            optimizer = self.optimizers[name]
-            if self.grad_scaler is None:
-                optimizer.step()
-            elif _has_gradients(optimizer):
-                self.grad_scaler.step(optimizer)
-
-    def clip_gradients(self) -> None:
-        """Call the gradient clippers, on gradients without the grad scaler's factor."""
-        if not self.gradient_clippers:
-            return
-        if self.grad_scaler is not None:
-            for name in self.optimizers_to_step():
-                if _has_gradients(self.optimizers[name]):
-                    self.grad_scaler.unscale_(self.optimizers[name])
-        for clip in self.gradient_clippers.values():
-            clip()
-
-    def trainable_attributes(self) -> list[Any]:
-        """The dictionaries of what is trained."""
-        return [self.models, self.loss_funcs]
-
-    def set_to_train(self) -> None:
-        """Training mode; evaluation mode without gradients for what is frozen."""
-        for modules in self.trainable_attributes():
-            for name, module in modules.items():
-                if name in self.freeze_these:
-                    c_f.set_requires_grad(module, requires_grad=False)
-                    module.eval()
-                else:
-                    module.train()
-        self.maybe_freeze_trunk_batchnorm()
-
-    def set_to_eval(self) -> None:
-        """Evaluation mode."""
-        for modules in self.trainable_attributes():
-            for module in modules.values():
-                module.eval()
-
-    def maybe_freeze_trunk_batchnorm(self) -> None:
-        """Put the trunk's batch normalization into evaluation mode, if asked to."""
-        if self.freeze_trunk_batchnorm:
-            self.models["trunk"].apply(c_f.set_layers_to_eval("BatchNorm"))
-
-    # What the constructor makes of its arguments
-
-    def initialize_data_device(self) -> None:
-        """A GPU where there is one."""
-        if self.data_device is None:
-            self.data_device = c_f.use_cuda_if_available()
-
-    def initialize_label_mapper(self) -> None:
-        """The map of the labels."""
-        self.label_mapper = c_f.LabelMapper(self.set_min_label_to_zero, self.dataset_labels).map
-
-    def initialize_loss_tracker(self) -> None:
-        """The losses by name."""
-        self.loss_tracker = LossTracker(self.loss_names)
-        self.losses = self.loss_tracker.losses
-
-    def initialize_data_and_label_getter(self) -> None:
-        """What the loader yields is data and labels."""
-        if self.data_and_label_getter is None:
-            self.data_and_label_getter = c_f.return_input
-
-    def initialize_loss_weights(self) -> None:
-        """1 for each."""
-        if self.loss_weights is None:
-            self.loss_weights = dict.fromkeys(self.loss_names, 1)
-
-    def initialize_hooks(self) -> None:
-        """Hooks that do nothing."""
-        if self.end_of_iteration_hook is None:
-            self.end_of_iteration_hook = c_f.return_input
-        if self.end_of_epoch_hook is None:
-            self.end_of_epoch_hook = c_f.return_input
-
-    def initialize_lr_schedulers(self) -> None:
-        """None of them."""
-        if self.lr_schedulers is None:
-            self.lr_schedulers = {}
-
-    def initialize_models(self) -> None:
-        """An embedder that does nothing."""
-        if "embedder" not in self.models:
-            self.models["embedder"] = torch.nn.Identity()
-
-    def initialize_grad_scaler(self) -> None:
-        """One for float16, whose small gradients would be lost."""
-        if self.grad_scaler is None and self.autocast_dtype is torch.float16:
-            self.grad_scaler = torch.amp.GradScaler(torch.device(self.data_device).type)
-
-    # Keys
-
-    def verify_dict_keys(self) -> None:
-        """ValueError for a key that no dictionary may have, or that one lacks."""
-        self.set_schema()
-        self.schema.verify(self)
-        self.verify_freeze_these_keys()
-
-    def modify_schema(self) -> None:
-        """Change `self.schema` here for the keys of a subclass."""
-
-    def set_schema(self) -> None:
-        """The keys that each dictionary may and must have."""
-
-        def of_models_and_losses(suffixes: Sequence[str]) -> Callable[[Any, Mapping[str, KeyChecker]], list[str]]:
-            return lambda s, d: [key + end for end in suffixes for key in (*d["models"].keys, *d["loss_funcs"].keys)]
-
-        scheduler_suffixes = list(self.allowed_lr_scheduler_key_suffixes.values())
-        self.schema = KeyCheckerDict(
-            {
-                "models": KeyChecker(["trunk", "embedder"], essential=["trunk"]),
-                "loss_funcs": KeyChecker(["metric_loss"]),
-                "mining_funcs": KeyChecker(["subset_batch_miner", "tuple_miner"], warn_empty=False, important=[]),
-                "loss_weights": KeyChecker(self.loss_names, warn_empty=False, essential=self.loss_names),
-                "optimizers": KeyChecker(
-                    of_models_and_losses(["_optimizer"]), important=c_f.append_map(self.models.keys(), "_optimizer")
-                ),
-                "lr_schedulers": KeyChecker(of_models_and_losses(scheduler_suffixes), warn_empty=False, important=[]),
-                "gradient_clippers": KeyChecker(of_models_and_losses(["_grad_clipper"]), warn_empty=False, important=[]),
-            }
-        )
-        self.modify_schema()
-
-    def verify_freeze_these_keys(self) -> None:
-        """ValueError for a name in `freeze_these` that no model and no loss function may have."""
-        allowed = [*self.schema["models"].keys, *self.schema["loss_funcs"].keys]
-        for name in self.freeze_these:
-            if not any(re.fullmatch(key, name) for key in allowed):
-                raise ValueError(f"freeze_these keys must be one of {', '.join(allowed)}, got {name!r}")
-            if f"{name}_optimizer" in self.optimizers:
-                c_f.LOGGER.warning("There is an optimizer for %s, whose parameters are frozen", name)
-
 
 def _positive(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a positive int, got {value!r}")
     return value
-
-
-def _has_gradients(optimizer: torch.optim.Optimizer) -> bool:
-    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import logger
 from .checks import (
     assert_distance_type,
     check_shapes,
@@ -107,8 +107,8 @@ __all__ = [
 
 T = TypeVar("T")
 
-LOGGER_NAME = "PML"
-LOGGER = logging.getLogger(LOGGER_NAME)
+LOGGER_NAME = logger.name
+LOGGER = logger.current()
 # What safe_random_choice draws from when it is given no generator; assign a numpy RandomState to seed it.
 NUMPY_RANDOM: Any = np.random
 COLLECT_STATS = False
@@ -117,8 +117,9 @@ COLLECT_STATS = False
 def set_logger_name(name: str) -> None:
     """Log under `name` from now on."""
     global LOGGER_NAME, LOGGER
+    logger.rename(name)
     LOGGER_NAME = name
-    LOGGER = logging.getLogger(name)
+    LOGGER = logger.current()
 
 
 # Numbers

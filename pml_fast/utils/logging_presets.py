@@ -10,29 +10,37 @@ MetricLossOnly(..., end_of_iteration_hook=hooks.end_of_iteration_hook, end_of_ep
 from __future__ import annotations
 
 import os
-import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from . import common_functions as c_f
-from .model_files import finish_interrupted, load_state, modelpath_creator, save_together, unwrapped
-from .records import RecordKeeper, RecordWriter, quoted
+from .model_files import finish_interrupted, load_state, local, modelpath_creator, save_together, unwrapped
+from .recorded_accuracies import RecordedAccuracies
+from .records import RecordKeeper, RecordWriter
 
 __all__ = ["EmptyContainer", "HookContainer", "get_hook_container", "get_record_keeper"]
 
 _TRAINER = "trainer"
 
 
-class HookContainer:
+class HookContainer(RecordedAccuracies):
     """Records losses and accuracies, and keeps the files of the newest and of the best epoch.
 
     An epoch's files are replaced together: a run that is killed at any moment leaves the files of one epoch, whole. Files
     hold tensors and numbers alone, and are loaded without executing code. Beside PML's files, one for each model,
     optimizer, scheduler, loss and miner, "trainer_<epoch>.pth" holds the random states and the place in the data, from
-    which `load_latest_saved_models` lets a trainer of this package go on at the identical next step. In a process group give
-    the hooks to rank 0 alone; that file is then left to the trainer's own `save_checkpoint`.
+    which `load_latest_saved_models` lets a trainer of this package go on at the identical next step.
+
+    Patience counts epochs, not tests: training ends at the first test more than `patience` epochs after the best one. The
+    best epoch is read from the records, so patience goes on where a killed run left it. The files of the newest and of the
+    best epoch are written before training ends; the trainer is left with the newest weights, and
+    `load_latest_saved_models(..., best=True)` loads the best.
+
+    In a process group give the hooks to rank 0 alone: they write files and test without the other ranks, and the trainer's file
+    is then left to its own `save_checkpoint`. What the hook of an epoch returns, and the schedulers by plateau that it steps,
+    concern rank 0 alone: hand the answer on (docs/training.md), or the other ranks wait until the group's timeout.
 
     Args:
         record_keeper: what `get_record_keeper` makes, or record-keeper's RecordKeeper.
@@ -173,7 +181,9 @@ class HookContainer:
     ) -> int | None:
         """Test, record, and save the newest epoch, and the best if it is this one; the best epoch so far."""
         epoch = trainer.epoch
-        tester.test(dataset_dict, epoch, trainer.models["trunk"], trainer.models["embedder"], splits_to_eval, collate_fn)
+        # Of a DistributedDataParallel the model inside: it would exchange buffers with ranks that do not test.
+        trunk, embedder = (local(trainer.models[name]) for name in ("trunk", "embedder"))
+        tester.test(dataset_dict, epoch, trunk, embedder, splits_to_eval, collate_fn)
         split = self.validation_split_name
         if split not in tester.all_accuracies:
             raise ValueError(
@@ -190,98 +200,7 @@ class HookContainer:
             self.save_models(trainer, model_folder, f"best{best_epoch}", before)
         return best_epoch
 
-    # The best epoch
-
-    def is_new_best_accuracy(self, tester: Any, split_name: str, epoch: int) -> tuple[bool, Any, Any, Any]:
-        """Whether this epoch is the best; its accuracy; the best epoch and its accuracy."""
-        accuracy = self.get_curr_primary_metric(tester, split_name)
-        best_epoch, best_accuracy = self.get_best_epoch_and_accuracy(tester, split_name)
-        if best_epoch is None or accuracy > best_accuracy:
-            return True, accuracy, epoch, accuracy
-        return False, accuracy, best_epoch, best_accuracy
-
-    def get_loss_history(self, loss_names: Sequence[str] = ()) -> dict[str, list[Any]]:
-        """The recorded losses by name, all of them or those named."""
-        table = "loss_histories"
-        if not self.record_keeper.table_exists(table):
-            return {}
-        columns = ", ".join(map(quoted, loss_names)) or "*"
-        output: dict[str, list[Any]] = self.record_keeper.query(f"SELECT {columns} FROM {quoted(table)}", return_dict=True)
-        output.pop("id", None)
-        return output
-
-    def get_accuracy_history(
-        self, tester: Any, split_name: str, return_all_metrics: bool = False, metrics: Sequence[str] = ()
-    ) -> dict[str, list[Any]]:
-        """The recorded accuracies of a split: the primary metric, or those named, or all."""
-        table = self.record_group_name(tester, split_name)
-        if not self.record_keeper.table_exists(table):
-            return {}
-
-        def history(keys: str) -> dict[str, list[Any]]:
-            columns = "*" if return_all_metrics else f"epoch, {keys}"
-            found: dict[str, list[Any]] = self.record_keeper.query(f"SELECT {columns} FROM {quoted(table)}", return_dict=True)
-            return found
-
-        output = self.try_keys(metrics if len(metrics) > 0 else [self.primary_metric], tester, history)
-        output.pop("id", None)
-        return output
-
-    def get_curr_primary_metric(self, tester: Any, split_name: str) -> Any:
-        """The primary metric of the last test."""
-        return self.try_primary_metric(tester, lambda key: tester.all_accuracies[split_name][key])
-
-    def try_keys(self, input_keys: Iterable[str], tester: Any, input_func: Callable[[str], Any]) -> Any:
-        """`input_func` of the metrics' key names, of their means over levels first; KeyError where neither is recorded."""
-        tried = []
-        for average in (True, False):
-            names = [
-                tester.accuracies_keyname(key, average=average, label_hierarchy_level=tester.label_hierarchy_level)
-                for key in input_keys
-            ]
-            try:
-                return input_func(", ".join(names))
-            except (KeyError, sqlite3.OperationalError):
-                tried.append(", ".join(names))
-        raise KeyError(f"neither {' nor '.join(tried)} is recorded")
-
-    def try_primary_metric(self, tester: Any, input_func: Callable[[str], Any]) -> Any:
-        """`try_keys` of the primary metric."""
-        return self.try_keys([self.primary_metric], tester, input_func)
-
-    def get_accuracies_of_epoch(self, tester: Any, split_name: str, epoch: int, select_all: bool = True) -> Any:
-        """The recorded rows of an epoch."""
-        table = self.record_group_name(tester, split_name)
-        if not self.record_keeper.table_exists(table):
-            return []
-
-        def accuracies(key: str) -> Any:
-            columns = "*" if select_all else f"epoch, {key}"
-            return self.record_keeper.query(f"SELECT {columns} FROM {quoted(table)} WHERE epoch=?", (epoch,))
-
-        return self.try_primary_metric(tester, accuracies)
-
-    def get_accuracies_of_best_epoch(
-        self, tester: Any, split_name: str, select_all: bool = True, ignore_epoch: tuple[int, ...] = (-1,)
-    ) -> Any:
-        """The recorded rows of the best epoch, and the key name of the metric that decides; `([], None)` without records."""
-        table = self.record_group_name(tester, split_name)
-        if not self.record_keeper.table_exists(table):
-            return [], None
-
-        def accuracies(key: str) -> Any:
-            columns = "*" if select_all else f"epoch, {key}"
-            kept = f"epoch NOT IN ({', '.join('?' * len(ignore_epoch))})"
-            best = f"SELECT max({key}) FROM {quoted(table)} WHERE {kept}"
-            query = f"SELECT {columns} FROM {quoted(table)} WHERE {key}=({best}) AND {kept}"
-            return self.record_keeper.query(query, (*ignore_epoch, *ignore_epoch)), key
-
-        return self.try_primary_metric(tester, accuracies)
-
-    def get_best_epoch_and_accuracy(self, tester: Any, split_name: str, ignore_epoch: tuple[int, ...] = (-1,)) -> Any:
-        """The best recorded epoch and its primary metric; `(None, 0)` without records."""
-        rows, key = self.get_accuracies_of_best_epoch(tester, split_name, select_all=False, ignore_epoch=ignore_epoch)
-        return (rows[0]["epoch"], rows[0][key]) if len(rows) > 0 else (None, 0)
+    # Patience, and tests outside of training
 
     def patience_remaining(self, epoch: int, best_epoch: int | None, patience: int | None) -> bool:
         """Whether no more than `patience` epochs have passed since the best."""
@@ -319,20 +238,6 @@ class HookContainer:
             if len(self.get_accuracies_of_epoch(tester, query, epoch)) == 0:
                 missing.append((query, list(references)))
         return missing
-
-    # Names
-
-    def base_record_group_name(self, tester: Any) -> str:
-        """The name of a tester's tables without the splits."""
-        prefix = f"{self.record_group_name_prefix}_" if self.record_group_name_prefix else ""
-        return f"{prefix}{tester.description_suffixes('accuracies')}"
-
-    def record_group_name(self, tester: Any, split_name: str) -> str:
-        """The name of the table of a split's accuracies."""
-        query = split_name.upper()
-        references = "_and_".join(name.upper() for name in sorted(tester.reference_split_names[split_name]))
-        name = f"{self.base_record_group_name(tester)}_{query}_vs_{'self' if references == query else references}"
-        return next((short for short, full in self.record_keeper.hash_map.items() if full == name), name)
 
     def optimizer_custom_attr_func(self, optimizer: Any) -> dict[str, float]:
         """What is recorded of an optimizer: its learning rate."""

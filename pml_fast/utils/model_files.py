@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import common_functions as c_f
+from . import logger
 from .files import flush, write_atomically
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "load_dict_of_models",
     "load_model",
     "load_state",
+    "local",
     "modelpath_creator",
     "operate_on_dict_of_models",
     "save_dict_of_models",
@@ -127,6 +128,11 @@ def unwrapped(model: Any) -> Any:
     return model.module if isinstance(model, wrappers) else model
 
 
+def local(model: Any) -> Any:
+    """The model inside of DistributedDataParallel, which runs without the other processes."""
+    return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
+
+
 def modelpath_creator(folder: PathLike, basename: str, identifier: Any, extension: str = ".pth") -> str:
     """The path of a model's file: `folder/basename_identifier.pth`."""
     return os.path.join(folder, f"{basename}{'' if identifier is None else f'_{identifier}'}{extension}")
@@ -166,10 +172,10 @@ def operate_on_dict_of_models(
         except OSError as error:
             if assert_success:
                 raise
-            c_f.LOGGER.warning("Could not %s %s: %s", logging_string, path, error)
+            logger.current().warning("Could not %s %s: %s", logging_string, path, error)
         else:
             if log_if_successful:
-                c_f.LOGGER.info("%s %s", logging_string, path)
+                logger.current().info("%s %s", logging_string, path)
 
 
 def save_dict_of_models(input_dict: Mapping[str, Any], suffix: Any, folder: PathLike, **kwargs: Any) -> None:
