@@ -104,6 +104,44 @@ def test_a_faiss_index_survives_a_file_and_serves_the_peer(tmp_path: Path) -> No
     assert_neighbors(other(X, 3), theirs(X, 3))
 
 
+def test_a_faiss_index_has_a_version_and_those_of_faiss_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import faiss
+
+    knn = inference.FaissKNN(reset_before=False, reset_after=False)
+    knn.train(Y)
+    faiss.write_index(knn.index, str(tmp_path / "theirs"))
+    other = inference.FaissKNN(reset_before=False, reset_after=False)
+    other.load(tmp_path / "theirs")
+    assert_neighbors(other(X, 3), knn(X, 3))
+    monkeypatch.setattr(faiss_search, "VERSION", 2)
+    knn.save(tmp_path / "later")
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="must be an index of version 1, got version 2"):
+        other.load(tmp_path / "later")
+    assert_neighbors(other(X, 3), knn(X, 3))
+
+
+@pytest.mark.parametrize("batch_size", [None, 16])
+def test_an_index_by_a_distance_of_ones_own(batch_size: int | None, tmp_path: Path) -> None:
+    def made(distance: Any = None) -> inference.CustomKNN:
+        return inference.CustomKNN(distance or Manhattan(normalize_embeddings=False), batch_size)
+
+    knn, other = made(), made()
+    knn.train(Y[:30])
+    knn.add(Y[30:])
+    assert len(knn) == 70
+    assert_neighbors(knn(X, 3), made()(X, 3, Y))
+    knn.save(tmp_path / "index")
+    other.load(tmp_path / "index")
+    assert_neighbors(other(X, 3), knn(X, 3))
+    for distance in (Manhattan(normalize_embeddings=True), distances.LpDistance()):
+        with pytest.raises(ValueError, match="was made for the distance Manhattan"):
+            made(distance).load(tmp_path / "index")
+    model = inference.InferenceModel(nn.Identity(), normalize_embeddings=False, knn_func=other)
+    model.add_to_knn(X)
+    assert model.get_nearest_neighbors(X, 1)[1].flatten().tolist() == list(range(70, 110))
+
+
 @pytest.mark.parametrize("kind", ["exact", "faiss"])
 @pytest.mark.parametrize("damage", ["cut short", "changed", "another's", "empty"])
 def test_a_damaged_file_leaves_the_index(tmp_path: Path, kind: str, damage: str) -> None:
@@ -119,8 +157,7 @@ def test_a_damaged_file_leaves_the_index(tmp_path: Path, kind: str, damage: str)
     saved.save(path)
     content = bytearray(path.read_bytes())
     if damage == "changed":
-        where = len(content) // 2 if kind == "exact" else 0
-        content[where] ^= 255
+        content[len(content) // 2] ^= 255
     path.write_bytes({"cut short": content[:-300], "changed": content, "another's": b"text" * 200, "empty": b""}[damage])
     knn.train(Y)
     with pytest.raises(ValueError, match="not a whole"):
@@ -134,6 +171,8 @@ def test_an_index_of_another_distance_or_version_is_refused(tmp_path: Path, monk
     knn.save(tmp_path / "index")
     with pytest.raises(ValueError, match="was made for the distance"):
         other.load(tmp_path / "index")
+    with pytest.raises(ValueError, match=r"must hold pml_fast.CustomKNN of version 1, got pml_fast.ExactKNN"):
+        inference.CustomKNN(distances.CosineSimilarity()).load(tmp_path / "index")
     monkeypatch.setattr(exact_search, "VERSION", 2)
     with pytest.raises(ValueError, match=r"version 2, got pml_fast.ExactKNN of version 1"):
         knn.load(tmp_path / "index")
@@ -227,6 +266,51 @@ def test_inputs_that_are_no_tensors() -> None:
     model.train_knn(["aab", "bcd", "ddd", "abab"], batch_size=3)
     assert model.get_nearest_neighbors(["dd", "aba"], 1)[1].tolist() == [[2], [0]]
     assert model.get_nearest_neighbors(["dd", "aba", "bbaa"], 1, batch_size=2)[1].tolist() == [[2], [0], [3]]
+
+
+def test_images_are_transformed_batch_by_batch(tmp_path: Path) -> None:
+    """A list of files, none of which is open for longer than its batch."""
+    from PIL import Image
+
+    paths = []
+    for shade in range(0, 250, 25):
+        paths.append(tmp_path / f"{shade}.png")
+        Image.new("RGB", (4, 4), (shade, 250 - shade, 9)).save(paths[-1])
+    read: list[Path] = []
+    read_before: list[int] = []
+
+    def transform(path: Path) -> Tensor:
+        read.append(path)
+        return torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) / 255
+
+    class Colours(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            assert images.shape[1:] == (3, 4, 4)
+            read_before.append(len(read))
+            return images.mean((2, 3))
+
+    model = inference.InferenceModel(Colours(), transform=transform)
+    model.train_knn(paths, batch_size=3)
+    assert read == paths
+    assert read_before == [3, 6, 9, 10]
+    assert model.get_nearest_neighbors(paths[3:5], 1)[1].flatten().tolist() == [3, 4]
+
+
+def test_matches_in_batches() -> None:
+    sizes: list[int] = []
+
+    class Seen(nn.Module):
+        def forward(self, rows: Tensor) -> Tensor:
+            sizes.append(len(rows))
+            return rows
+
+    model = inference.InferenceModel(Seen())
+    whole, two = model.get_matches(X, Y, 0.3), model.is_match(X, Y[:40], 0.3)
+    sizes.clear()
+    assert np.array_equal(model.get_matches(X, Y, 0.3, batch_size=16), whole)
+    assert np.array_equal(model.is_match(list(X), Y[:40], 0.3, batch_size=16), two)
+    assert max(sizes) == 16
+    assert model.get_matches(Pairs(True), threshold=0.3, batch_size=16).shape == (70, 70)
 
 
 @pytest.mark.parametrize("distance", [distances.LpDistance(), distances.CosineSimilarity(), Manhattan()])
@@ -340,6 +424,12 @@ def test_importing_does_not_import_the_optional() -> None:
     assert ran.stdout.strip() == "[]"
 
 
+def searched_by_faiss(query: Tensor) -> Any:
+    knn = inference.FaissKNN(reset_before=False)
+    knn.train(Y)
+    return knn(query, 1)
+
+
 CALLS: list[tuple[Any, type[Exception], str]] = [
     (lambda: inference.ExactKNN("nearby"), ValueError, "distance must be one of"),
     (lambda: inference.ExactKNN(Manhattan()), ValueError, "use CustomKNN"),
@@ -353,6 +443,9 @@ CALLS: list[tuple[Any, type[Exception], str]] = [
     (lambda: inference.FaissKNN(gpus=0), TypeError, "gpus must be a list"),
     (lambda: inference.FaissKNN(gpus=[]), ValueError, "gpus must name"),
     (lambda: inference.FaissKNN(reset_before=False)(X, 1), ValueError, "no index to search"),
+    (lambda: inference.CustomKNN(Manhattan())(X, 1), ValueError, "no index to search"),
+    (lambda: inference.FaissKNN()(X, 1, Y[:, :3]), ValueError, r"reference must have shape \(N, 6\)"),
+    (lambda: searched_by_faiss(X[:, :3]), ValueError, r"query must have shape \(N, 6\)"),
     (lambda: inference.MatchFinder(Manhattan()).is_match(X, X), ValueError, "threshold must be a number"),
     (lambda: inference.InferenceModel(nn.Identity()).train_knn(X[:0]), ValueError, "inputs must not be empty"),
     (lambda: inference.InferenceModel(nn.Identity()).train_knn(7), TypeError, "inputs must be a tensor"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from typing import Any
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from pml_fast.engine.score import NAMED_SCORES, Score, named_score
 from . import common_functions as c_f
 from .files import write_atomically
 
-FORMAT, VERSION = "pml_fast.ExactKNN", 1
+VERSION = 1
 
 
 class Comparison:
@@ -81,28 +82,17 @@ def check_sets(query: Tensor, reference: Tensor, itself: bool) -> None:
         )
 
 
-class ExactKNN:
-    """Exact neighbours by the streaming engine of this package, in memory that grows with the rows alone.
+class EmbeddingIndex(ABC):
+    """Embeddings that are searched without a reference: filled by ``train`` and ``add``, saved to files and loaded."""
 
-    Called as ``knn(query, k, reference=None, ref_includes_query=False)`` it returns scores and indices ``[N, k]``, closest
-    first, equal ones by their index. Without ``reference`` the index is searched that ``train`` and ``add`` filled. With
-    ``ref_includes_query`` the reference begins with the queries, and none is its own neighbor.
+    FORMAT: ClassVar[str]
 
-    Args:
-        distance: ``"cosine"``, ``"dot"``, ``"l2"``, ``"squared_l2"``, a distance of :mod:`pml_fast.distances`, or a ``Score``.
-            The default gives the numbers of ``faiss.IndexFlatL2``.
-    """
-
-    def __init__(self, distance: Any = "squared_l2") -> None:
-        self.comparison = Comparison(distance)
+    def __init__(self) -> None:
         self._parts: list[Tensor] = []
 
-    def __call__(
-        self, query: Tensor, k: int, reference: Tensor | None = None, ref_includes_query: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        if reference is None:
-            reference = self.embeddings
-        return self.comparison.nearest(query, k, reference.to(query.device), ref_includes_query)
+    @abstractmethod
+    def _distance_key(self) -> str:
+        """What a saved index must agree in."""
 
     @property
     def embeddings(self) -> Tensor:
@@ -144,7 +134,7 @@ class ExactKNN:
     def save(self, filename: str | os.PathLike[str]) -> None:
         """Write the index (an uncompressed npz archive); a file that was there stays until the new one is complete."""
         rows = self.embeddings.cpu()
-        header = {"format": FORMAT, "version": VERSION, "distance": self.comparison.encode(), "dtype": str(rows.dtype)}
+        header = {"format": self.FORMAT, "version": VERSION, "distance": self._distance_key(), "dtype": str(rows.dtype)}
         if rows.dtype == torch.bfloat16:
             rows = rows.float()  # numpy has no bfloat16
         text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
@@ -169,26 +159,58 @@ class ExactKNN:
             form, version, distance = header["format"], header["version"], header["distance"]
             dtype = getattr(torch, header["dtype"].removeprefix("torch."))
         except (zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
-            raise ValueError(f"{name!r} is not a whole index of ExactKNN: {error}") from error
-        if form != FORMAT or version != VERSION:
-            raise ValueError(f"{name!r} must hold {FORMAT} of version {VERSION}, got {form} of version {version}")
-        if distance != self.comparison.encode():
+            raise ValueError(f"{name!r} is not a whole index of {type(self).__name__}: {error}") from error
+        if form != self.FORMAT or version != VERSION:
+            raise ValueError(f"{name!r} must hold {self.FORMAT} of version {VERSION}, got {form} of version {version}")
+        if distance != self._distance_key():
             raise ValueError(
-                f"{name!r} was made for the distance {distance}, and this ExactKNN compares by {self.comparison.encode()}; "
-                "make one with the same distance"
+                f"{name!r} was made for the distance {distance}, and this {type(self).__name__} compares by "
+                f"{self._distance_key()}; make one with the same distance"
             )
         self._parts = [self._checked(rows, None).to(dtype)]
 
 
-class CustomKNN:
-    """Exact neighbours by any distance of this package or of one's own.
+class ExactKNN(EmbeddingIndex):
+    """Exact neighbours by the streaming engine of this package, in memory that grows with the rows alone.
 
-    Called as ``knn(query, k, reference, ref_includes_query=False)`` it returns distances and indices ``[N, k]``, closest first.
-    A distance that the engine can compute is streamed; the matrix of any other is computed whole, or ``batch_size`` rows at a
-    time.
+    Called as ``knn(query, k, reference=None, ref_includes_query=False)`` it returns scores and indices ``[N, k]``, closest
+    first, equal ones by their index. Without ``reference`` the index is searched that ``train`` and ``add`` filled. With
+    ``ref_includes_query`` the reference begins with the queries, and none is its own neighbor.
+
+    Args:
+        distance: ``"cosine"``, ``"dot"``, ``"l2"``, ``"squared_l2"``, a distance of :mod:`pml_fast.distances`, or a ``Score``.
+            The default gives the numbers of ``faiss.IndexFlatL2``.
     """
 
+    FORMAT = "pml_fast.ExactKNN"
+
+    def __init__(self, distance: Any = "squared_l2") -> None:
+        super().__init__()
+        self.comparison = Comparison(distance)
+
+    def _distance_key(self) -> str:
+        return self.comparison.encode()
+
+    def __call__(
+        self, query: Tensor, k: int, reference: Tensor | None = None, ref_includes_query: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        if reference is None:
+            reference = self.embeddings
+        return self.comparison.nearest(query, k, reference.to(query.device), ref_includes_query)
+
+
+class CustomKNN(EmbeddingIndex):
+    """Exact neighbours by any distance of this package or of one's own.
+
+    Called as ``knn(query, k, reference=None, ref_includes_query=False)`` it returns distances and indices ``[N, k]``, closest
+    first. Without ``reference`` the index is searched that ``train`` and ``add`` filled. A distance that the engine can compute
+    is streamed; the matrix of any other is computed whole, or ``batch_size`` rows at a time.
+    """
+
+    FORMAT = "pml_fast.CustomKNN"
+
     def __init__(self, distance: Any, batch_size: int | None = None) -> None:
+        super().__init__()
         self.distance = BatchedDistance(distance, batch_size=batch_size) if batch_size else distance
 
     @property
@@ -196,7 +218,18 @@ class CustomKNN:
         """How the engine computes the distance, or ``None`` where only its matrix will do."""
         return comparison_of(self.distance)
 
-    def __call__(self, query: Tensor, k: int, reference: Tensor, ref_includes_query: bool = False) -> tuple[Tensor, Tensor]:
+    def _distance_key(self) -> str:
+        comparison = self.comparison
+        if comparison is not None:
+            return comparison.encode()
+        inside = self.distance.distance if isinstance(self.distance, BatchedDistance) else self.distance
+        settings = ("normalize_embeddings", "p", "power", "is_inverted")
+        return "|".join([type(inside).__qualname__, *(f"{name}={getattr(inside, name, None)}" for name in settings)])
+
+    def __call__(
+        self, query: Tensor, k: int, reference: Tensor | None = None, ref_includes_query: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        reference = (self.embeddings if reference is None else reference).to(query.device)
         comparison = self.comparison
         if comparison is not None:
             return comparison.nearest(query, k, reference, ref_includes_query)

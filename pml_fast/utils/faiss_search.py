@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -16,6 +17,10 @@ from .files import write_atomically
 
 # The most neighbours that faiss finds on a GPU.
 MAX_K_ON_GPU = 2048
+# What stands at the end of a file, after what faiss wrote, which faiss itself leaves unread: version and checksum.
+_MAGIC, VERSION = b"pml_fast.FaissKNN", 1
+_FOOTER_BYTES = len(_MAGIC) + 4 + hashlib.sha256().digest_size
+_CHUNK = 1 << 20
 
 
 def import_faiss() -> ModuleType:
@@ -78,6 +83,9 @@ class FaissKNN:
             self.index = self.index_init_fn(query.shape[1])
         if self.index is None:
             raise ValueError("there is no index to search: call train() or add() first, or set reset_before=True")
+        self._check_width("query", query)
+        if reference is not None:
+            self._check_width("reference", reference)
         if not self.index.is_trained:
             self.index.train(_array(query if reference is None else reference))
         found = try_gpu(self.index, query, reference, k + int(ref_includes_query), query.is_cuda, self.gpus)
@@ -100,19 +108,38 @@ class FaissKNN:
         if self.index is None:
             self.train(embeddings)
         else:
+            self._check_width("embeddings", embeddings)
             self.index.add(_array(embeddings))
 
+    def _check_width(self, name: str, rows: Any) -> None:
+        if rows.ndim != 2 or rows.shape[1] != self.index.d:
+            raise ValueError(f"{name} must have shape (N, {self.index.d}), as the index has it, got {tuple(rows.shape)}")
+
     def save(self, filename: str | os.PathLike[str]) -> None:
-        """Write the index as faiss does; a file that was there stays until the new one is complete."""
+        """Write the index as faiss does, and a checksum; a file that was there stays until the new one is complete.
+
+        faiss, and other programs that use it, read the file as any of theirs.
+        """
         if self.index is None:
             raise ValueError("there is no index to save: call train() or add() first")
         index, faiss = convert_to_cpu_index(self.index), import_faiss()
-        write_atomically(filename, lambda path: faiss.write_index(index, path))
+
+        def write(path: str) -> None:
+            faiss.write_index(index, path)
+            digest = _digest(path, os.path.getsize(path))
+            with open(path, "ab") as file:
+                file.write(_MAGIC + VERSION.to_bytes(4, "little") + digest)
+
+        write_atomically(filename, write)
 
     def load(self, filename: str | os.PathLike[str]) -> None:
-        """Read an index; ``ValueError`` for a file that is none, which leaves the index as it was."""
+        """Read an index, one of ``save`` or any that faiss wrote.
+
+        Raises ``ValueError`` for a file that is damaged, none, or of another version; the index then stays as it was.
+        """
         if not os.path.isfile(filename):
             raise FileNotFoundError(f"there is no file {os.fspath(filename)!r}")
+        _check_file(os.fspath(filename))
         try:
             self.index = import_faiss().read_index(os.fspath(filename))
         except (RuntimeError, MemoryError) as error:
@@ -121,6 +148,36 @@ class FaissKNN:
     def reset(self) -> None:
         """Forget the index."""
         self.index = None
+
+
+def _check_file(filename: str) -> None:
+    """``ValueError`` where a file of :meth:`FaissKNN.save` is of another version, or has changed since."""
+    size = os.path.getsize(filename) - _FOOTER_BYTES
+    if size < 0:
+        return
+    with open(filename, "rb") as file:
+        file.seek(size)
+        footer = file.read()
+    if not footer.startswith(_MAGIC):
+        return
+    version = int.from_bytes(footer[len(_MAGIC) : len(_MAGIC) + 4], "little")
+    if version != VERSION:
+        raise ValueError(
+            f"{filename!r} must be an index of version {VERSION}, got version {version}: save it with this pml_fast"
+        )
+    if _digest(filename, size) != footer[len(_MAGIC) + 4 :]:
+        raise ValueError(f"{filename!r} is not a whole faiss index: it has changed since it was saved; save it again")
+
+
+def _digest(filename: str, size: int) -> bytes:
+    """SHA-256 of a file's first bytes."""
+    digest = hashlib.sha256()
+    with open(filename, "rb") as file:
+        while size > 0:
+            chunk = file.read(min(size, _CHUNK))
+            digest.update(chunk)
+            size -= len(chunk)
+    return digest.digest()
 
 
 class FaissKMeans:

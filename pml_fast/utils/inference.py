@@ -111,8 +111,8 @@ class MatchFinder:
 class InferenceModel:
     """A trained model with an index of neighbours and a finder of matches.
 
-    Inputs are tensors, lists of tensors of one shape (which are stacked), datasets where an index is filled, or lists of
-    anything that ``trunk`` takes. Models are put into evaluation mode.
+    Inputs are tensors, lists of tensors of one shape (which are stacked), datasets where they are embedded in batches, or lists
+    of anything that ``trunk`` takes, or that ``transform`` makes tensors of. Models are put into evaluation mode.
 
     Args:
         trunk: takes a batch of inputs.
@@ -122,6 +122,7 @@ class InferenceModel:
         knn_func: what searches; :class:`ExactKNN` if ``None``, whose squared distances are those of PML's FaissKNN.
         data_device: where inputs are put; a GPU where there is one if ``None``.
         dtype: the type of tensor inputs; as they are if ``None``.
+        transform: makes a tensor of each input of a list, such as an image or its path, when its batch is embedded.
     """
 
     def __init__(
@@ -133,6 +134,8 @@ class InferenceModel:
         knn_func: Any = None,
         data_device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        transform: Callable[[Any], Tensor] | None = None,
     ) -> None:
         self.trunk = trunk
         self.embedder = torch.nn.Identity() if embedder is None else embedder
@@ -141,6 +144,7 @@ class InferenceModel:
         self.normalize_embeddings = normalize_embeddings
         self.data_device = c_f.use_cuda_if_available() if data_device is None else data_device
         self.dtype = dtype
+        self.transform = transform
 
     def get_embeddings_from_tensor_or_dataset(self, inputs: Any, batch_size: int) -> Tensor:
         """Embeddings ``[N, D]``, ``batch_size`` inputs at a time; of a dataset's items ``(input, label)`` the inputs."""
@@ -152,7 +156,6 @@ class InferenceModel:
         return torch.cat(embeddings)
 
     def _batches(self, inputs: Any, batch_size: int) -> Sequence[Any] | Iterable[Any]:
-        inputs = self.process_if_list(inputs)
         if isinstance(inputs, (Tensor, list)):
             return [inputs[first : first + batch_size] for first in range(0, len(inputs), batch_size)]
         if isinstance(inputs, Dataset):
@@ -173,12 +176,16 @@ class InferenceModel:
 
     def get_nearest_neighbors(self, query: Any, k: int, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
         """Distances and indices ``[N, k]`` of each query's neighbours in the index, embedded ``batch_size`` at a time."""
-        if batch_size is None:
-            query_emb = self.get_embeddings(query)
-        else:
-            query_emb = self.get_embeddings_from_tensor_or_dataset(query, batch_size)
-        distances, indices = self.knn_func(query_emb, k)
+        distances, indices = self.knn_func(self._embedded(query, batch_size), k)
         return distances, indices
+
+    def _embedded(self, inputs: Any, batch_size: int | None) -> Tensor:
+        """All at once where there is no batch size."""
+        return (
+            self.get_embeddings(inputs)
+            if batch_size is None
+            else self.get_embeddings_from_tensor_or_dataset(inputs, batch_size)
+        )
 
     def get_embeddings(self, x: Any) -> Tensor:
         """The embeddings of one batch, without a graph."""
@@ -191,15 +198,22 @@ class InferenceModel:
             embeddings: Tensor = self.embedder(self.trunk(x))
         return torch.nn.functional.normalize(embeddings, p=2, dim=1) if self.normalize_embeddings else embeddings
 
-    def get_matches(self, query: Any, ref: Any = None, threshold: float | None = None, return_tuples: bool = False) -> Any:
+    def get_matches(
+        self,
+        query: Any,
+        ref: Any = None,
+        threshold: float | None = None,
+        return_tuples: bool = False,
+        batch_size: int | None = None,
+    ) -> Any:
         """:meth:`MatchFinder.get_matching_pairs` of the embeddings; the query is compared with itself without ``ref``."""
-        query_emb = self.get_embeddings(query)
-        ref_emb = query_emb if ref is None else self.get_embeddings(ref)
+        query_emb = self._embedded(query, batch_size)
+        ref_emb = query_emb if ref is None else self._embedded(ref, batch_size)
         return self.match_finder.get_matching_pairs(query_emb, ref_emb, threshold, return_tuples)
 
-    def is_match(self, x: Any, y: Any, threshold: float | None = None) -> Any:
+    def is_match(self, x: Any, y: Any, threshold: float | None = None, batch_size: int | None = None) -> Any:
         """:meth:`MatchFinder.is_match` of the embeddings, two by two."""
-        return self.match_finder.is_match(self.get_embeddings(x), self.get_embeddings(y), threshold)
+        return self.match_finder.is_match(self._embedded(x, batch_size), self._embedded(y, batch_size), threshold)
 
     def save_knn_func(self, filename: str | os.PathLike[str]) -> None:
         """Write the index to a file."""
@@ -210,7 +224,9 @@ class InferenceModel:
         self.knn_func.load(filename)
 
     def process_if_list(self, x: Any) -> Any:
-        """A list of tensors as one tensor; anything else as it is."""
+        """A list of tensors, or of what ``transform`` makes tensors of, as one tensor; anything else as it is."""
+        if isinstance(x, list) and self.transform is not None:
+            x = [self.transform(item) for item in x]
         if isinstance(x, list) and x and all(isinstance(item, Tensor) for item in x):
             return torch.stack(x)
         return x
