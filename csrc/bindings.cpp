@@ -51,6 +51,7 @@ PYBIND11_MODULE(_C, m) {
   pml_fast::bind_indexed(m);
   pml_fast::bind_small(m);
   pml_fast::bind_row_functions(m);
+  pml_fast::bind_strip(m);
   pml_fast::bind_knn(m);
   pml_fast::bind_classes(m);
   m.def("threads_from", &pml_fast::parallel_runtime, "What runs the threads: 'openmp' (the one torch loaded) or 'serial'.");

@@ -54,6 +54,7 @@ void bind_triplet(pybind11::module_& m);
 void bind_indexed(pybind11::module_& m);
 void bind_small(pybind11::module_& m);
 void bind_row_functions(pybind11::module_& m);
+void bind_strip(pybind11::module_& m);
 void bind_knn(pybind11::module_& m);
 void bind_classes(pybind11::module_& m);
 

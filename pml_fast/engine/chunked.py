@@ -95,9 +95,9 @@ class ChunkedBackend:
     def refuse(self, problem: Any) -> str | None:
         return None
 
-    def pair_rows(self, problem: PairProblem, keep_scratch: bool) -> PairRows:
+    def pair_rows(self, problem: PairProblem, need_x: bool, need_y: bool = False) -> PairRows:
         n, m = problem.x.shape[0], problem.y.shape[0]
-        if keep_scratch and problem.spec.sweeps == 1 and 0 < problem.spec.width * n * m <= grad_sum.STRIP_ELEMENTS:
+        if (need_x or need_y) and problem.spec.sweeps == 1 and 0 < problem.spec.width * n * m <= grad_sum.STRIP_ELEMENTS:
             return _single_strip(problem)
         rows = problem.x.new_zeros(len(problem.spec.terms), 2, n)
         exists = torch.zeros(2, dtype=torch.bool, device=rows.device)

@@ -66,7 +66,7 @@ def _pairwise_loss(
         problem = _pair_problem(rows, cols, x_labels, y_labels, rule, spec, params, sc, itself, limits)
         backend = dispatch.select(problem)
         problem = prepared(problem, backend, rows, cols)
-        state = backend.pair_rows(problem, need_x or need_y)
+        state = backend.pair_rows(problem, need_x, need_y)
         losses, weights = [], []
         for t, (term, fold) in enumerate(zip(problem.spec.terms, reductions, strict=True)):
             own = None if row_weights is None else row_weights[t]
@@ -111,7 +111,8 @@ def _no_limits(spec: str, params: Sequence[float]) -> list[Limits]:
 
 def _rows_state(
     x: Tensor, y: Tensor, x_labels: Tensor, y_labels: Tensor, rule: Tensor | None, spec: str,
-    params: Sequence[float], score: str, itself: bool, keep: bool,
+    params: Sequence[float], score: str, itself: bool, need_x: bool,
+    need_y: bool,
 ) -> tuple[Rows, Rows, PairProblem, Backend, PairRows, Tensor]:  # fmt: skip
     sc = Score.decode(score)
     rows, cols = both(x, y, itself, sc)
@@ -119,7 +120,7 @@ def _rows_state(
     problem = _pair_problem(rows, cols, x_labels, y_labels, rule, spec, params, sc, itself, limits)
     backend = dispatch.select(problem)
     problem = prepared(problem, backend, rows, cols)
-    state = backend.pair_rows(problem, keep)
+    state = backend.pair_rows(problem, need_x, need_y)
     gate = state.exists.all().to(rows.x.device) | (not problem.spec.gated)
     return rows, cols, problem, backend, state, gate
 
@@ -129,7 +130,7 @@ def _pairwise_rows(
     params: Sequence[float], score: str, itself: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     with math_precision():
-        *_, state, gate = _rows_state(x, y, x_labels, y_labels, rule, spec, params, score, itself, False)
+        *_, state, gate = _rows_state(x, y, x_labels, y_labels, rule, spec, params, score, itself, False, False)
         values, counts = state.rows.unbind(1)
         return torch.where(gate, values, 0.0), counts.clone()
 
@@ -148,10 +149,11 @@ def _pairwise_rows_grad(
     params: Sequence[float], score: str, itself: bool, w: Tensor, need_x: bool, need_y: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     with math_precision():
+        need_y = need_y and not shared(itself, score)
         rows, cols, problem, backend, state, gate = _rows_state(
-            x, y, x_labels, y_labels, rule, spec, params, score, itself, True
+            x, y, x_labels, y_labels, rule, spec, params, score, itself, need_x, need_y
         )
-        dx, dy = backend.pair_grads(problem, state, torch.where(gate, w, 0.0), need_x, need_y and not shared(itself, score))
+        dx, dy = backend.pair_grads(problem, state, torch.where(gate, w, 0.0), need_x, need_y)
         values = torch.where(gate, state.rows[:, 0], 0.0)
         return settled(values, rows.back(dx)), settled(values, cols.back(dy))
 

@@ -132,7 +132,9 @@ class Backend(Protocol):
 
     def refuse(self, problem: Any) -> str | None: ...
 
-    def pair_rows(self, problem: PairProblem, keep_scratch: bool) -> PairRows: ...
+    def pair_rows(self, problem: PairProblem, need_x: bool, need_y: bool = False) -> PairRows:
+        """The forward sweep; ``need_x`` and ``need_y`` say which gradients will follow at once."""
+        ...
 
     def pair_grads(
         self, problem: PairProblem, state: PairRows, w: Tensor, need_x: bool, need_y: bool

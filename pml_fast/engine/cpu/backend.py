@@ -10,11 +10,12 @@ from torch import Tensor
 
 from pml_fast import _extension
 from pml_fast.engine.classes.problem import ClassGrads, ClassProblem, ClassScores
-from pml_fast.engine.cpu import classes, knn, small
+from pml_fast.engine.cpu import classes, knn, small, strip
 from pml_fast.engine.cpu.classes import refuse_classes
 from pml_fast.engine.cpu.indexed import listed_grads, listed_scores
 from pml_fast.engine.cpu.knn import refuse_knn
 from pml_fast.engine.cpu.pairwise import COMPILED, Sweep
+from pml_fast.engine.cpu.strip import COMPILED_ROWS
 from pml_fast.engine.cpu.triplet import refuse_triplet, triplet_grads, triplet_rows
 from pml_fast.engine.knn.problem import NearestProblem, RankProblem, RankStrip
 from pml_fast.engine.problem import ExtremeProblem, PairProblem, PairRows, TripletProblem
@@ -47,21 +48,28 @@ class CpuBackend:
             return f"power {score.power:g} of an inner product has no compiled epilogue"
         if score.kind == "l2" and score.power not in (1, 2):
             return f"power {score.power:g} of a distance has no compiled epilogue (1 and 2 have)"
+        if isinstance(problem, PairProblem) and problem.spec.name in COMPILED_ROWS:
+            return strip.refuse_rows(problem)
         if isinstance(problem, PairProblem) and problem.spec.name not in COMPILED:
             return f"the loss {problem.spec.name!r} has no compiled epilogue"
         if isinstance(problem, TripletProblem):
             return refuse_triplet(problem)
         return None
 
-    def pair_rows(self, problem: PairProblem, keep_scratch: bool) -> PairRows:
+    def pair_rows(self, problem: PairProblem, need_x: bool, need_y: bool = False) -> PairRows:
+        if problem.spec.name in COMPILED_ROWS:
+            return strip.pair_rows(problem, need_x, need_y)
+        keep = need_x or need_y
         sweep = Sweep(problem, problem.spec.name, problem.spec.params(), problem.rule)
-        sweep.forward(keep_scratch)
+        sweep.forward(keep)
         rows, exists = sweep.finish()
-        return PairRows(rows, exists, rows.new_zeros(0), sweep if keep_scratch else None)
+        return PairRows(rows, exists, rows.new_zeros(0), sweep if keep else None)
 
     def pair_grads(
         self, problem: PairProblem, state: PairRows, w: Tensor, need_x: bool, need_y: bool
     ) -> tuple[Tensor | None, Tensor | None]:
+        if problem.spec.name in COMPILED_ROWS:
+            return strip.pair_grads(problem, state, w, need_x, need_y)
         sweep = state.scratch
         if sweep is None:
             sweep = self.pair_rows(problem, True).scratch
