@@ -22,6 +22,7 @@ from pml_fast import _extension, losses, use
 from pml_fast.distances import LpDistance
 from pml_fast.engine import dispatch
 from pml_fast.engine.cpu.pairwise import COMPILED
+from pml_fast.engine.cpu.strip import COMPILED_ROWS
 from pml_fast.engine.fold import Fold
 from pml_fast.engine.score import Score
 from pml_fast.engine.spec import PAIR_SPECS
@@ -175,7 +176,7 @@ ONLY_COSINE = {"circle", "tuplet_margin"}
 
 def has_kernel(backend: str, name: str) -> bool:
     """Pure torch runs every spec; swap and some specs have no compiled kernel."""
-    return backend != "cpu" or name in COMPILED or (name in TRIPLETS and "swap" not in name)
+    return backend != "cpu" or name in (*COMPILED, *COMPILED_ROWS) or (name in TRIPLETS and "swap" not in name)
 
 
 WITH_KERNEL = [(backend, name) for backend in BACKENDS for name in NAMES if has_kernel(backend, name)]

@@ -15,6 +15,7 @@ from pml_fast.engine import grad_sum
 from pml_fast.engine.cpu import small
 from pml_fast.engine.cpu.pairwise import fixed_shift, kept_bytes
 from pml_fast.engine.cpu.rows import Tile, tiles
+from pml_fast.engine.cpu.strip import COMPILED_ROWS, strip_height
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.spec import PairSpec, TripletSpec
 
@@ -136,6 +137,8 @@ def _small(size: Size) -> Cost:
 
 def _cpu_pairwise(size: Size, spec: PairSpec | TripletSpec, score: Score, _: bool) -> Cost:
     assert isinstance(spec, PairSpec)
+    if spec.name in COMPILED_ROWS:
+        return _cpu_rows(size)
     sweep = list(tiles(size.n, size.m, size.shared, size.item))
     first = sum(map(_area, sweep))
     shifts = first * math.isnan(fixed_shift(spec.name, spec.params(), score, compute_type(size.dtype)))
@@ -153,6 +156,14 @@ def _cpu_pairwise(size: Size, spec: PairSpec | TripletSpec, score: Score, _: boo
     buffers = size.item * (kept * need + max(map(_area, sweep), default=0))
     memory = _common_bytes(size, 1 + _half(size)) + table + buffers
     return _cost(size, forward, step, 1 + bool(shifts) + need, memory)
+
+
+def _cpu_rows(size: Size) -> Cost:
+    # One pass, unless the reduction weighs rows unevenly; a thread holds a few rows of numbers beside the strip.
+    strip = min(size.n, strip_height(size.m, size.item)) * size.m
+    table = size.item * (32 * size.n + 16 * size.m) + 8 * 7 * (size.n + size.m)
+    memory = _common_bytes(size, 1 + _half(size)) + table + size.item * strip
+    return _cost(size, size.gemm, (1 + size.gradients) * size.gemm, 1, memory)
 
 
 def _cpu_triplet(size: Size, _: PairSpec | TripletSpec, __: Score, uniform: bool) -> Cost:

@@ -17,6 +17,7 @@ from pml_fast.engine.problem import PairProblem, PairRows
 # The specs of csrc/engine/row_specs.h.
 COMPILED_ROWS = ("fast_ap", "smooth_ap", "pnp")
 
+
 def refuse_rows(problem: PairProblem) -> str | None:
     """Why the compiled rows cannot run this, or ``None``."""
     return None if problem.rule is None else f"the compiled rows of {problem.spec.name!r} take no bounds of a miner's rule"
