@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -31,7 +32,12 @@ void bind_strip(py::module_& m) {
             const StripRows rows{at<void>(value), at<void>(there), at<void>(kept), at<void>(own), at<void>(w), gradients};
             return e.run(at<void>(products), ld, i0, i1, rows);
           },
-          py::call_guard<py::gil_scoped_release>());
+          py::call_guard<py::gil_scoped_release>())
+      .def("common_factor", [](const StripEngine& e, Address there, Address kept, Address w) -> std::optional<double> {
+        double factor = 0;
+        const bool one = e.common_factor({nullptr, at<void>(there), at<void>(kept), nullptr, at<void>(w), true}, factor);
+        return one ? std::optional<double>(factor) : std::nullopt;
+      });
 }
 
 }  // namespace pml_fast

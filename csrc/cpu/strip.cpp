@@ -32,6 +32,21 @@ class Strip final : public StripEngine {
     return live;
   }
 
+  bool common_factor(const StripRows& rows, double& factor) const override {
+    const T *w = static_cast<const T*>(rows.w), *there = static_cast<const T*>(rows.there),
+            *kept = static_cast<const T*>(rows.kept);
+    double total = 0, count = 0;
+    for (int64_t i = 0; i < g_.n; ++i) {
+      total += there[i] > T(0) ? w[i] : T(0);
+      count += kept[i];
+    }
+    factor = count > 0 ? total / count : 0.0;
+    // Written so that a NaN is a difference.
+    for (int64_t i = 0; i < g_.n; ++i)
+      if (there[i] > T(0) && !(std::abs(w[i] - factor * kept[i]) <= 1e-6 * std::abs(factor))) return false;
+    return true;
+  }
+
  private:
   // Rows a task owns: they share the buffers of a spec.
   static constexpr int64_t kRows = 8;

@@ -31,7 +31,8 @@ struct ScoreRange {
   double sign, largest;
 };
 
-// ---- FastAP ------------------------------------------------------------------------------------------------------------------
+// ---- FastAP
+// ------------------------------------------------------------------------------------------------------------------
 
 template <typename T>
 class FastAP {
@@ -161,10 +162,11 @@ class FastAP {
   std::vector<T> by_pos_, by_neg_;
 };
 
-// ---- losses of soft ranks ----------------------------------------------------------------------------------------------------
+// ---- losses of soft ranks
+// ----------------------------------------------------------------------------------------------------
 
-// What the losses of soft ranks share: the row's logits, the sums and what the loss gives back for them. A row is one of its own
-// positives.
+// What the losses of soft ranks share: the row's logits, the sums and what the loss gives back for them. A row is one of its
+// own positives.
 template <typename T>
 class RankedRow {
  public:

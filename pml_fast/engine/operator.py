@@ -84,6 +84,8 @@ def settled(value: Tensor, grad: Tensor) -> Tensor:
 
     Then nothing was compared, or nothing is violated: 0 times a NaN row is no gradient.
     """
+    if grad.numel() == 0:
+        return grad
     return grad.masked_fill_((value == 0).all() & ~grad.isfinite(), 0.0)
 
 
