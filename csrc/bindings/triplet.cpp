@@ -35,6 +35,8 @@ void bind_triplet(py::module_& m) {
           [](TripletEngine& e, Address tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, bool gradients,
              Address w) { return e.fold(at<void>(tile), ld, i0, i1, j0, j1, gradients, at<void>(w)); },
           Release())
+      .def(
+          "symmetrise", [](const TripletEngine& e, Address tile, int64_t n) { e.symmetrise(at<void>(tile), n); }, Release())
       .def("rows", [](const TripletEngine& e, Address out) { e.rows(at<double>(out)); })
       .def(
           "finish_gradients", [](TripletEngine& e, Address dx, Address dy) { e.finish_gradients(at<void>(dx), at<void>(dy)); },

@@ -5,6 +5,7 @@
 #include "../runtime/layout.h"
 #include "../runtime/parallel.h"
 #include "scores.h"
+#include "symmetric.h"
 
 namespace pml_fast {
 namespace PML_FAST_ISA {
@@ -108,11 +109,7 @@ class Step {
     std::fill(columns, columns + n, T(0));
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = 0; j < n; ++j) columns[j] += tile_[i * n + j];
-    for (int64_t i = 0; i < n; ++i)
-      for (int64_t j = i; j < n; ++j) {
-        const T both = tile_[i * n + j] + tile_[j * n + i];
-        tile_[i * n + j] = tile_[j * n + i] = both;
-      }
+    add_transpose(tile_.data(), n, n * n < (1 << 16) ? 1 : b_.threads);
   }
 
   T* row(int64_t i) { return rows_.data() + i * b_.d; }

@@ -8,6 +8,7 @@
 #include "../runtime/parallel.h"
 #include "radix_sort.h"
 #include "scores.h"
+#include "symmetric.h"
 #include "triplet_search.h"
 
 namespace pml_fast {
@@ -33,8 +34,8 @@ class Engine final : public TripletEngine {
     strip_ = i0;
     begin_.assign(i1 - i0 + 1, 0);
     for (int64_t i = i0; i < i1; ++i) begin_[i - i0 + 1] = begin_[i - i0] + Boundaries<T>::padded(g_.end[i] - g_.start[i]);
-    const int64_t size = begin_[i1 - i0];
-    z_.resize(size);
+    const int64_t size = g_.offset[i1] - g_.offset[i0];
+    z_.resize(begin_[i1 - i0]);
     column_.resize(size);
     suffix_.resize(size);
     weight_.assign(size, 0.0);
@@ -65,6 +66,8 @@ class Engine final : public TripletEngine {
     });
     return live;
   }
+
+  void symmetrise(void* tile, int64_t n) const override { add_transpose(static_cast<T*>(tile), n, g_.threads); }
 
   void rows(double* out) const override {
     for (int64_t i = 0; i < g_.n; ++i) {
@@ -111,7 +114,9 @@ class Engine final : public TripletEngine {
     });
   }
 
+  // Where a row's tables begin: of values, padded for a search, and of all else.
   int64_t base(int64_t i) const { return begin_[i - strip_]; }
+  int64_t place(int64_t i) const { return g_.offset[i] - g_.offset[strip_]; }
 
   T toward(T s) const { return o_.sign > 0 ? -s : s; }
 
@@ -120,7 +125,6 @@ class Engine final : public TripletEngine {
 
   void sort_positives(int64_t i, const T* scores) {
     thread_local RadixSort<T> pos;
-    const int64_t first = base(i);
     pos.clear();
     T nan = 0;
     for (int64_t j = g_.start[i]; j < g_.end[i]; ++j) {
@@ -135,17 +139,14 @@ class Engine final : public TripletEngine {
     pos.sort();
     const int64_t count = pos.size();
     count_[i - strip_] = count;
+    T* z = z_.data() + base(i);
+    std::fill(z + count, z_.data() + base(i + 1), std::numeric_limits<T>::infinity());
     double suffix = 0;
-    for (int64_t k = base(i + 1) - first - 1; k >= count; --k) {
-      z_[first + k] = std::numeric_limits<T>::infinity();
-      column_[first + k] = -1;
-      suffix_[first + k] = 0;
-    }
     for (int64_t k = count - 1; k >= 0; --k) {
-      z_[first + k] = pos.value(k);
-      column_[first + k] = pos.payload(k);
-      suffix += static_cast<double>(z_[first + k]);
-      suffix_[first + k] = suffix;
+      z[k] = pos.value(k);
+      column_[place(i) + k] = pos.payload(k);
+      suffix += static_cast<double>(z[k]);
+      suffix_[place(i) + k] = suffix;
     }
   }
 
@@ -170,7 +171,10 @@ class Engine final : public TripletEngine {
     T sum = 0;
     for (int64_t b0 = j0; b0 < j1; b0 += kBlock) {
       const int64_t b1 = std::min(j1, b0 + kBlock);
-      scores_.from_products(s, i, b0, b1);
+      // The row's own class is left out: prepare() may have turned its products into scores already.
+      const int64_t hole = std::clamp(g_.start[i], b0, b1), after = std::clamp(g_.end[i], hole, b1);
+      scores_.from_products(s, i, b0, hole);
+      scores_.from_products(s, i, after, b1);
       any |= rule_ == nullptr ? fold_all(s, i, b0, b1, gradients, w, sum, work)
                               : fold_ruled(s, i, b0, b1, gradients, w, sum, work);
     }
@@ -283,7 +287,7 @@ class Engine final : public TripletEngine {
         c[j] -= over ? T(1) : T(0);
         active += over ? 1 : 0;
       }
-      weight_[base(i) + k] += active;
+      weight_[place(i) + k] += active;
       total += active;
     }
     double sum = 0;
@@ -319,11 +323,11 @@ class Engine final : public TripletEngine {
 
   // Sum of ap over all triplets of the run, and how many triplets each positive is in.
   void close_ranges(int64_t i, const Work& work) {
-    const double* suffix = suffix_.data() + base(i);
-    double* weight = weight_.data() + base(i);
+    const double* suffix = suffix_.data() + place(i);
+    double* weight = weight_.data() + place(i);
     const int64_t p = count_[i - strip_];
     double loss = 0;
-    for (int64_t k = 0; k <= p; ++k) {
+    for (int64_t k = 0; k < p; ++k) {
       int64_t ends = 0;
       for (int64_t copy = 0; copy < kCopies; ++copy) ends += work.hist[copy * (p + 1) + k];
       if (ends == 0) continue;
@@ -358,6 +362,7 @@ class Engine final : public TripletEngine {
     if (bounded) count_ends(high, n, p, -1, work);
     double loss = 0;
     int64_t total = 0;
+#pragma omp simd reduction(+ : loss, total)
     for (int64_t j = 0; j < n; ++j) {
       const int32_t count = (bounded ? high[j] : p) - begin[j];
       loss += count * (o_.margin - static_cast<double>(v[j]));
@@ -417,7 +422,7 @@ class Engine final : public TripletEngine {
         slope += in ? sigma : T(0);
         counted += in & !(value <= T(0)) ? 1 : 0;
       }
-      if (gradients) weight_[base(i) + k] += static_cast<double>(slope);
+      if (gradients) weight_[place(i) + k] += static_cast<double>(slope);
       if (o_.positive_only)
         total += counted;
       else
@@ -436,9 +441,9 @@ class Engine final : public TripletEngine {
     const bool ranges = searches(i);
     double running = 0;
     for (int64_t k = 0; k < count_[i - strip_]; ++k) {
-      const double own = weight_[base(i) + k];
+      const double own = weight_[place(i) + k];
       running = ranges ? running + own : own;
-      const int64_t j = column_[base(i) + k];
+      const int64_t j = column_[place(i) + k];
       const T z = z_[base(i) + k], s = o_.sign > 0 ? -z : z;
       T value = static_cast<T>(running) * w * (o_.sign > 0 ? T(-1) : T(1));
       factor_[g_.offset[i] + j - g_.start[i]] = over_difference(g_.distance, value, s);

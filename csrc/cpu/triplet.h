@@ -32,6 +32,9 @@ class TripletEngine {
   // each row's weighted by w[i] (null: 1). True where any entry is not zero.
   virtual bool fold(void* tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, bool gradients, const void* w) = 0;
 
+  // The coefficients [n, n] of a whole batch against itself become those of both roles: their sum with their transpose.
+  virtual void symmetrise(void* tile, int64_t n) const = 0;
+
   // Sums and counts [2, N].
   virtual void rows(double* out) const = 0;
 

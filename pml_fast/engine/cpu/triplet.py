@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,8 @@ from pml_fast.engine.cpu.rows import TILE_BYTES, SortedRows, Tile, extension, ti
 from pml_fast.engine.problem import TripletProblem
 
 POSITIVE_ONLY, EVERY = (0.0, float("inf")), (float("-inf"), float("inf"))
+# About what the compiled tables of a strip take for each positive pair.
+PAIR_BYTES = 40
 
 
 def refuse_triplet(problem: TripletProblem) -> str | None:
@@ -30,6 +34,17 @@ class TripletSweep:
             self.rows.compiled, spec.margin, spec.smooth, spec.select, spec.select_margin,
             tuple(problem.limits) == POSITIVE_ONLY, problem.score.sign, self.rows.is_double,
         )  # fmt: skip
+        # Both roles of such a batch share one product.
+        self.whole = self._fits_one_tile()
+
+    def _tiles(self) -> Iterator[Tile]:
+        n, m = self.rows.n, self.rows.m
+        return iter([Tile(0, n, 0, m, m)]) if self.whole else tiles(n, m, False, self.rows.x.element_size())
+
+    def _fits_one_tile(self) -> bool:
+        """Whether all scores of a batch with itself, and the tables of its positives, are no more than a tile."""
+        n, pairs = self.rows.n, int(self.rows.layout.offset[-1])
+        return self.rows.shared and 0 < n * n * self.rows.x.element_size() <= TILE_BYTES and pairs * PAIR_BYTES <= TILE_BYTES
 
     def _prepare(self, i0: int, i1: int) -> None:
         """Score and sort the positives of some rows of a strip: their columns are one run."""
@@ -54,22 +69,30 @@ class TripletSweep:
         dy = dx if shared else (torch.zeros_like(rows.y) if need_y else None)
         gradients = dx is not None or dy is not None
         own = rows.x.new_zeros(rows.m) if dy is not None and self.problem.score.kind != "dot" else None
-        for tile in tiles(rows.n, rows.m, False, rows.x.element_size()):
-            if tile.j0 == 0:
+        for tile in self._tiles():
+            first = tile.j0 == 0
+            if first:
                 self.engine.begin_strip(tile.i0, tile.i1)
+            inside = first and int(rows.layout.end[tile.i1 - 1]) <= tile.j1
+            if first and not inside:
                 self._prepare(tile.i0, tile.i1)
             s = rows.products(tile)
+            if inside:
+                # The strip's positives are all in its first tile.
+                self.engine.prepare(s.data_ptr(), s.stride(0), tile.i0, tile.i1, tile.j0)
             live = self.engine.fold(s.data_ptr(), s.stride(0), tile.i0, tile.i1, tile.j0, tile.j1, gradients, weights)
             if gradients and tile.j1 == rows.m:
                 self.engine.finish_strip(tile.i0, tile.i1, weights)
             if not (gradients and live):
                 continue
-            if dx is not None:
-                dx[tile.i0 : tile.i1].addmm_(s, rows.y[tile.j0 : tile.j1])
-            if dy is not None:
-                dy[tile.j0 : tile.j1].addmm_(s.t(), rows.x[tile.i0 : tile.i1])
             if own is not None:
                 own[tile.j0 : tile.j1] -= s.sum(dim=0)
+            if self.whole:
+                self.engine.symmetrise(s.data_ptr(), rows.n)
+            if dx is not None:
+                dx[tile.i0 : tile.i1].addmm_(s, rows.y[tile.j0 : tile.j1])
+            if dy is not None and not self.whole:
+                dy[tile.j0 : tile.j1].addmm_(s.t(), rows.x[tile.i0 : tile.i1])
         if gradients:
             if own is not None and dy is not None:
                 dy.addcmul_(own.unsqueeze(1), rows.y)
