@@ -89,7 +89,8 @@ def _map(report: Report) -> Figure:
     )
     bar = figure.colorbar(image, ax=axes, ticks=[-1, 0, 1, 2])
     bar.ax.set_yticklabels(["0.1", "1", "10", "100"])
-    figure.text(0.01, 0.002, "* than dense PyTorch, where PML has no such loss; grey: PML did not finish", fontsize=7)
+    note = "* than dense PyTorch, where PML has no such loss; grey: PML did not finish"
+    figure.supxlabel(note, x=0.01, ha="left", fontsize=7)
     return figure
 
 
