@@ -190,8 +190,8 @@ def test_demo_passes_its_options_on(capsys: pytest.CaptureFixture[str], tmp_path
     captured = capsys.readouterr()
     assert "train on 4 images of classes ash, birch" in captured.out
     assert "NTXentLoss" not in captured.out
-    assert "training" in captured.err  # the progress bar
-    assert sorted(path.name for path in out.iterdir()) == ["loss.png", "map.png", "neighbours.png"]
+    assert "training: step 1 of 2" in captured.err
+    assert sorted(path.name for path in out.iterdir()) == ["loss.png", "map.png", "neighbours.png", "similarities.png"]
 
 
 # --- bench -----------------------------------------------------------------------------------------------------------

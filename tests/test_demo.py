@@ -19,7 +19,7 @@ from pml_fast.demo.model import Embedder, channel_statistics, embed
 from pml_fast.demo.run import DemoOptions, run
 from pml_fast.demo.train import batch_shape, seed_everything, train
 
-FIGURES = ("loss.png", "map.png", "neighbours.png")
+FIGURES = ("loss.png", "map.png", "neighbours.png", "similarities.png")
 
 
 def write_folder(root: Path, classes: int = 4, images: int = 3, size: tuple[int, int] = (11, 9)) -> Path:

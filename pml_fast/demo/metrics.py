@@ -1,17 +1,19 @@
-"""Retrieval metrics of an embedding by cosine similarity."""
+"""Retrieval metrics of an embedding by cosine similarity, as the library's tester measures them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
-from pml_fast import functional
+from pml_fast import functional, testers
 from pml_fast.utils.accuracy_calculator import AccuracyCalculator
 from pml_fast.utils.inference import ExactKNN
 
 _NAMES = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
+_BATCH_SIZE = 512
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,14 @@ def retrieval_metrics(embeddings: Tensor, labels: Tensor) -> RetrievalMetrics:
     queries = int((sizes[which] > 1).sum())
     if queries == 0:
         raise ValueError("labels must hold a class with at least two items, else there is nothing to retrieve")
-    calculator = AccuracyCalculator(include=_NAMES, knn_func=ExactKNN("cosine"), device=embeddings.device)
-    found = calculator.get_accuracy(embeddings, labels)
-    precision_at_1, r_precision, map_at_r = (float(found[name]) for name in _NAMES)
+    tester = testers.GlobalEmbeddingSpaceTester(
+        batch_size=_BATCH_SIZE,
+        dataloader_num_workers=0,
+        data_device=embeddings.device,
+        accuracy_calculator=AccuracyCalculator(include=_NAMES, knn_func=ExactKNN("cosine"), device=embeddings.device),
+    )
+    found = tester.test({"test": TensorDataset(embeddings, labels)}, 0, nn.Identity())["test"]
+    precision_at_1, r_precision, map_at_r = (float(found[tester.accuracies_keyname(name)]) for name in _NAMES)
     return RetrievalMetrics(precision_at_1, r_precision, map_at_r, queries)
 
 

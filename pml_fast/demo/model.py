@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from pml_fast import testers
 
 _FIRST_WIDTH = 32
 _MAX_WIDTH = 64
@@ -48,11 +51,12 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(std > 0, std, torch.ones_like(std))
 
 
-@torch.no_grad()
 def embed(model: nn.Module, images: Tensor, device: torch.device, batch_size: int = 512) -> Tensor:
     """Embeddings [N, embedding_dim] of all images, on the CPU, in evaluation mode."""
-    model.eval()
-    return torch.cat([model(batch.to(device)).cpu() for batch in images.split(batch_size)])
+    tester = testers.GlobalEmbeddingSpaceTester(batch_size=batch_size, dataloader_num_workers=0, data_device=device)
+    # A tester measures data sets with labels; embeddings alone do not depend on them.
+    embeddings, _ = tester.get_all_embeddings(TensorDataset(images, torch.zeros(len(images), dtype=torch.long)), model)
+    return embeddings.cpu()
 
 
 def _stage(channels: int, width: int, pooled: bool) -> nn.Sequential:

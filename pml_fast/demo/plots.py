@@ -1,4 +1,4 @@
-"""The demo's figures: the loss, maps of the unseen classes, and nearest neighbours as images."""
+"""The demo's figures: the loss, maps of the unseen classes, nearest neighbours as images, similarities of pairs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pml_fast.demo.data import Split
 from pml_fast.demo.metrics import nearest_neighbours
+from pml_fast.utils.plots import similarity_histogram
 
 # The palette of Okabe and Ito, without black: told apart with any kind of colour vision.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B8A900", "#7A5195")
@@ -75,6 +76,12 @@ def neighbour_grid(before: Tensor, after: Tensor, split: Split, seed: int, path:
             if row == column == 0:
                 _caption(cell, f"{title}: {int(right.sum())} of {right.numel()} right")
     return _save(figure, path)
+
+
+def similarities(embeddings: Tensor, split: Split, seed: int, path: Path) -> Path:
+    """Cosine similarities of pairs of one class and of pairs of two."""
+    similarity_histogram(embeddings, split.labels, seed=seed, path=path)
+    return path
 
 
 def _figure(panels: int, width: float, height: float) -> tuple[Figure, list[Axes]]:

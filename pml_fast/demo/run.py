@@ -127,6 +127,7 @@ def _draw(options: DemoOptions, data: ZeroShotData, trained: Trained) -> list[Pa
         plots.loss_curve(trained.history, out / "loss.png"),
         plots.embedding_maps(trained.before, trained.after, test, captions, options.seed, out / "map.png"),
         plots.neighbour_grid(trained.before, trained.after, test, options.seed, out / "neighbours.png"),
+        plots.similarities(trained.after, test, options.seed, out / "similarities.png"),
     ]
 
 

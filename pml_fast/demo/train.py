@@ -1,26 +1,29 @@
-"""Training of the demo's embedder: class-balanced batches, mined pairs, a fused loss."""
+"""Training of the demo's embedder, by the library's trainer: class-balanced batches, mined pairs, a fused loss."""
 
 from __future__ import annotations
 
 import math
 import random
 import sys
+import tempfile
+import time
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
-from tqdm.auto import tqdm
+from torch.utils.data import TensorDataset
 
-from pml_fast import losses, miners, samplers
+from pml_fast import losses, miners, samplers, trainers
 from pml_fast.demo.augment import distort
 from pml_fast.demo.data import DemoError, Split
+from pml_fast.utils import logging_presets
 
 _MAX_PER_CLASS = 32
 _MIN_PER_CLASS = 4
 _MAX_LEARNING_RATE = 5e-3
 _WEIGHT_DECAY = 0.05
+_SECONDS_BETWEEN_LINES = 5.0
 
 
 @dataclass(frozen=True)
@@ -55,39 +58,68 @@ def train(model: nn.Module, split: Split, steps: int, batch_size: int, seed: int
     weighs them (Wang et al., "Multi-Similarity Loss with General Pair Weighting", 2019).
     Raises DemoError if the loss stops being finite.
     """
-    loader = _loader(split, batch_shape(len(split.class_names), batch_size), steps, seed)
-    loss_function = losses.MultiSimilarityLoss()
-    miner = miners.MultiSimilarityMiner(epsilon=0.1)
+    with tempfile.TemporaryDirectory() as folder:
+        keeper, _, _ = logging_presets.get_record_keeper(folder)
+        hooks = logging_presets.HookContainer(keeper, log_freq=1)
+        _trainer(model, split, batch_shape(len(split.class_names), batch_size), steps, seed, device, hooks).train()
+        keeper.save_records()
+        return hooks.get_loss_history(["total_loss"])["total_loss"]
+
+
+def _trainer(
+    model: nn.Module,
+    split: Split,
+    shape: BatchShape,
+    steps: int,
+    seed: int,
+    device: torch.device,
+    hooks: logging_presets.HookContainer,
+) -> trainers.MetricLossOnly:
+    """A trainer whose one epoch has so many steps, each on newly distorted images."""
+    sampler = samplers.MPerClassSampler(
+        split.labels, m=shape.per_class, batch_size=shape.size, length_before_new_iter=steps * shape.size, seed=seed
+    )
     optimiser = torch.optim.AdamW(model.parameters(), lr=_MAX_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=_MAX_LEARNING_RATE, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
-    history: list[float] = []
-    model.train()
-    # Redrawing ten times a second suits a terminal; a log file gets a line now and then.
-    interval = 0.1 if sys.stderr.isatty() else 5.0
-    with tqdm(loader, total=steps, desc="training", unit="step", mininterval=interval) as bar:
-        for images, labels in bar:
-            embeddings = model(distort(images, generator).to(device))
-            labels = labels.to(device)
-            loss = loss_function(embeddings, labels, miner(embeddings, labels))
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            history.append(_finite(loss, len(history)))
-            bar.set_postfix(loss=f"{history[-1]:.4f}", refresh=False)
-    return history
+    report = _Report(steps)
 
+    def distorted(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        images, labels = batch
+        return distort(images, generator), labels
 
-def _loader(split: Split, shape: BatchShape, steps: int, seed: int) -> DataLoader[tuple[Tensor, ...]]:
-    sampler = samplers.MPerClassSampler(
-        split.labels,
-        m=shape.per_class,
+    def end_of_iteration(trainer: trainers.MetricLossOnly) -> None:
+        report(_finite(trainer.losses["total_loss"], trainer.iteration), trainer.iteration)
+        hooks.end_of_iteration_hook(trainer)
+
+    return trainers.MetricLossOnly(
+        models={"trunk": model},
+        optimizers={"trunk_optimizer": optimiser},
         batch_size=shape.size,
-        length_before_new_iter=steps * shape.size,
-        seed=seed,
+        loss_funcs={"metric_loss": losses.MultiSimilarityLoss()},
+        mining_funcs={"tuple_miner": miners.MultiSimilarityMiner(epsilon=0.1)},
+        dataset=TensorDataset(split.images, split.labels),
+        sampler=sampler,
+        iterations_per_epoch=steps,
+        lr_schedulers={"trunk_scheduler_by_iteration": schedule},
+        data_device=device,
+        dataloader_num_workers=0,
+        data_and_label_getter=distorted,
+        end_of_iteration_hook=end_of_iteration,
     )
-    return DataLoader(TensorDataset(split.images, split.labels), batch_size=shape.size, sampler=sampler)
+
+
+class _Report:
+    """A line now and then where no terminal shows the trainer's progress bar."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.last = -math.inf
+
+    def __call__(self, loss: float, iteration: int) -> None:
+        if not sys.stderr.isatty() and time.monotonic() - self.last >= _SECONDS_BETWEEN_LINES:
+            self.last = time.monotonic()
+            print(f"training: step {iteration + 1} of {self.steps}, loss {loss:.4f}", file=sys.stderr)
 
 
 def _finite(loss: Tensor, step: int) -> float:
