@@ -30,7 +30,11 @@ class Tolerance:
 
 # A smooth loss carries the rounding of its scores. Where terms are counted that are above zero, or chosen by a comparison, a
 # term within rounding of the edge may be in or out, and each such flip moves value and gradient by a step. At large sizes
-# there are always such terms: the oracle measures by how much they move its own answer.
+# there are always such terms: the oracle measures by how much they move its own answer, with all terms up to its EDGE above
+# zero left out, and with all terms down to EDGE below zero taken in. What a float32 score flips is some of either, and flips of
+# different pairs hardly overlap: together they move the answer by at most the sum of both, so by twice the larger.
+# ContrastiveLoss of 8192 rows has 56,212 active negatives; one ordered both ways, a pair at distance 1 + 7e-8, is 2e-3 of its
+# gradient, and with that pair counted as in float32 the rest of the difference is 3e-5.
 SMOOTH = Tolerance(1e-5, 1e-4)
 COUNTED = Tolerance(1e-4, 1e-3)
 LOW_PRECISION = Tolerance(3e-2, 1e-1)
