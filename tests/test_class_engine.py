@@ -152,12 +152,15 @@ def test_only_the_wanted_gradients_are_computed() -> None:
         assert not loss(x, labels).requires_grad
 
 
-def test_second_derivatives_are_refused() -> None:
+def test_second_derivatives_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Fewer scores are a graph of plain torch, which has them.
+    monkeypatch.setattr(small, "FEWEST", 1)
     x, labels = batch()
     x.requires_grad_()
     loss = losses.CosFaceLoss(C, D).double()
-    with use(backend="chunked"), pytest.raises(RuntimeError, match="cannot be differentiated again"):
-        torch.autograd.grad(loss(x, labels), x, create_graph=True)
+    for backend in ("auto", "chunked"):
+        with use(backend=backend), pytest.raises(RuntimeError, match="cannot be differentiated again"):
+            torch.autograd.grad(loss(x, labels), x, create_graph=True)
 
 
 # ---- memory and what explain says of it ----
@@ -233,11 +236,15 @@ def test_explain_counts_the_products() -> None:
     assert all_kept is not None and all_kept.step_flops == 3 * g // 4
 
 
-def test_a_few_scores_take_plain_torch_and_say_so() -> None:
+def test_a_few_scores_take_no_operator_and_say_so() -> None:
     x, labels = batch(64, torch.float32)
     loss = losses.ArcFaceLoss(C, D)
-    said = explain(loss, x, labels)
-    assert said.mode == "fused" and said.engine == "classes" and said.backend is None and "plain torch" in str(said)
+    said = explain(losses.ArcFaceLoss(1000, D), x, labels)
+    assert said.mode == "fused" and said.engine == "classes" and said.backend == "cpu" and "without an operator" in str(said)
+    distance = losses.NormalizedSoftmaxLoss(1000, D, distance=distances.LpDistance())
+    for plain in (loss, distance):
+        said = explain(plain, x, labels)
+        assert said.mode == "fused" and said.engine == "classes" and said.backend is None and "plain torch" in str(said)
     with use(backend="chunked"):
         assert explain(loss, x, labels).backend == "chunked"
     large = explain(losses.ArcFaceLoss(20000, D), x, labels)
@@ -248,7 +255,10 @@ def test_a_few_scores_take_plain_torch_and_say_so() -> None:
         assert "scores the blocks again" in str(explain(losses.ArcFaceLoss(20000, D), x, labels))
 
 
-def test_small_and_streamed_agree_in_float32() -> None:
+@pytest.mark.parametrize("fewest", [1, small.FEWEST])
+def test_small_and_streamed_agree_in_float32(fewest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores that take the kernels without an operator, and those that take plain torch."""
+    monkeypatch.setattr(small, "FEWEST", fewest)
     x, labels = batch(64, torch.float32)
     x.requires_grad_()
     for loss in (losses.ArcFaceLoss(C, D), losses.ProxyAnchorLoss(C, D), losses.ProxyNCALoss(C, D), losses.P2SGradLoss(D, C)):

@@ -385,7 +385,7 @@ def test_explain_prints_every_loss() -> None:
             # The rows of the batch are its classes: the pairwise engine runs it.
             assert "fused" in text and "pairwise" in text
             continue
-        assert "fused" in text and "classes" in text and "plain torch" in text and f"against {C} classes" in text
+        assert "fused" in text and "classes" in text and "smaller than a block" in text and f"against {C} classes" in text
     centres = str(explain(make(OURS, "subcenter").float(), x, labels))
     assert "9 classes of 3 centres" in centres and "one score (max)" in centres
     with use(backend="triton"):

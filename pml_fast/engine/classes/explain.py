@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pml_fast.engine.classes.blocks import ROWS, classes_a_block, is_one_block, kept_classes
 from pml_fast.engine.classes.problem import ClassProblem
-from pml_fast.engine.classes.small import is_small
+from pml_fast.engine.classes.small import is_compiled, is_small
 from pml_fast.engine.classes.spec import ClassSpec
 from pml_fast.engine.cost import Cost, Size
 from pml_fast.engine.explain import Explainer
@@ -48,15 +48,20 @@ class ClassExplainer(WeightsExplainer):
         self.spec = plan.spec
 
     def small(self) -> bool:
-        """Whether plain torch takes the call."""
+        """Whether no operator runs."""
         return is_small(self.x.shape[0], self.y.shape[0], self.y.shape[1], self.x.device)
 
-    def _problem(self) -> ClassProblem | None:
-        if self.small():
-            return None
+    def plain(self) -> bool:
+        """Whether plain torch takes the call."""
+        return self.small() and not is_compiled(self._class_problem())
+
+    def _class_problem(self) -> ClassProblem:
         wide = self._computed_in()
         rows = torch.empty((), dtype=wide, device=self.x.device).expand(self.x.shape)
         return ClassProblem(self.spec, rows, self.y.detach(), torch.empty(0, dtype=torch.int64), None)
+
+    def _problem(self) -> ClassProblem | None:
+        return None if self.plain() else self._class_problem()
 
     def _computed_in(self) -> torch.dtype:
         return compute_type(torch.promote_types(self.x.dtype, self.y.dtype))
@@ -73,7 +78,7 @@ class ClassExplainer(WeightsExplainer):
         item, stored = self._computed_in().itemsize, self.y.dtype.itemsize
         n, m, d, g = size.n, size.m, size.d, size.gemm
         dense = backend == "reference"
-        plain = dense or self.small()
+        plain = dense or self.plain()
         kept = 1.0 if plain else self._kept_share(backend)
         columns = m if plain else min(m, self.spec.centers * classes_a_block(n, d, self.spec.centers))
         scores = columns * (n if plain else min(n, ROWS))
@@ -89,8 +94,7 @@ class ClassExplainer(WeightsExplainer):
     def _kept_share(self, backend: str) -> float:
         """The share of the scores that the forward keeps for the backward."""
         if backend == "cpu":
-            problem = self._problem()
-            assert problem is not None
+            problem = self._class_problem()
             return kept_classes(problem) / problem.classes
         return float(is_one_block(len(self.x), len(self.y), self.x.shape[1], self.spec.centers))
 
@@ -105,7 +109,9 @@ class ClassExplainer(WeightsExplainer):
         raised = "" if score.power == 1 else f" to the power {score.power:g}"
         unit = "; weights are divided by their norms block by block" if spec.unit else ""
         notes = [f"scores are {what}{raised}{how[spec.lift]}{unit}"]
-        if self.small():
+        if self.small() and not self.plain():
+            notes.append("the matrix of scores is smaller than a block: the kernels are called without an operator")
+        if self.plain():
             notes.append("the matrix of scores is smaller than a block: plain torch, without an operator")
             return notes
         chosen = next((c.name for c in self._candidates()[0] if c.status == "chosen"), None)

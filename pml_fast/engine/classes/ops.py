@@ -107,7 +107,7 @@ differentiable("class_scores", _context, _backward)
 def class_scores(x: Tensor, y: Tensor, target: Tensor, spec: ClassSpec, bias: Tensor | None = None) -> ClassScores:
     """The fold, the rows' own scores and norms, differentiable by the rows ``x`` and the weights ``y``.
 
-    A few scores take plain torch (:mod:`pml_fast.engine.classes.small`), all others the operator.
+    A few scores take a shorter way (:mod:`pml_fast.engine.classes.small`), all others the operator.
     """
     if small.is_small(x.shape[0], y.shape[0], y.shape[1], x.device):
         return small.class_scores(ClassProblem(spec, x, y, target, bias))
