@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print("\n".join(["peers:", *(f"  {name}" for name in peers)]), highlight=False)
         return 0
     command = shlex.join(["python", "-m", "benchmarks", *(sys.argv[1:] if argv is None else argv)])
-    report = _measure(arguments, suite, cases, peers, device, command)
-    show(report, console)
-    folder, stem = _write(report, arguments, suite)
-    console.print(f"written to {folder}/{stem}.json, .md and plots", highlight=False)
+    report, setup, limits = _prepared(arguments, suite, device, command)
+    try:
+        _measure(report, suite.run, cases, peers, setup, _plan(arguments, suite), limits)
+    finally:  # an interrupted run keeps what it has measured
+        if report.cases:
+            show(report, console)
+            folder, stem = _write(report, arguments, suite, whole=len(report.cases) == len(cases))
+            console.print(f"written to {folder}/{stem}.json, .md and plots", highlight=False)
     failed = failures(report.cases)
     for line in failed:
         console.print(line, style="red", highlight=False, markup=False)
@@ -105,9 +109,8 @@ def _selection(arguments: argparse.Namespace, suite: Suite) -> tuple[list[Any], 
     return cases, peers, "cuda:0" if arguments.gpu else "cpu"
 
 
-def _measure(
-    arguments: argparse.Namespace, suite: Suite, cases: list[Any], peers: list[str], device: str, command: str
-) -> Report:
+def _prepared(arguments: argparse.Namespace, suite: Suite, device: str, command: str) -> tuple[Report, Setup, Limits]:
+    """A report without cases, and what every process and every step of the run is bound to."""
     limits = Limits(
         memory_bytes=_memory_limit(arguments, device),
         seconds=arguments.limit or suite.limit,
@@ -135,18 +138,25 @@ def _measure(
         seconds_limit=limits.seconds,
         suite="core" if suite is QUICK else arguments.suite,
     )
+    return report, setup, limits
+
+
+def _measure(
+    report: Report,
+    run: Callable[..., Iterator[Any]],
+    cases: list[Any],
+    peers: list[str],
+    setup: Setup,
+    plan: Plan,
+    limits: Limits,
+) -> None:
+    """Add each case to the report as it is done."""
     began = time.monotonic()
     with tqdm(total=len(cases), unit="case", dynamic_ncols=True) as bar:
-
-        def progress(text: str) -> None:
-            if text:
-                bar.set_postfix_str(text)
-            else:
-                bar.update()
-
-        report.cases = suite.run(cases, peers, setup, _plan(arguments, suite), limits, progress)
-    report.wall_seconds = time.monotonic() - began
-    return report
+        for result in run(cases, peers, setup, plan, limits, bar.set_postfix_str):
+            report.cases.append(result)
+            report.wall_seconds = time.monotonic() - began
+            bar.update()
 
 
 def _plan(arguments: argparse.Namespace, suite: Suite) -> Plan:
@@ -164,11 +174,11 @@ def _memory_limit(arguments: argparse.Namespace, device: str) -> int | None:
     return None if available is None else int(0.85 * available)
 
 
-def _write(report: Report, arguments: argparse.Namespace, suite: Suite) -> tuple[Path, str]:
+def _write(report: Report, arguments: argparse.Namespace, suite: Suite, whole: bool) -> tuple[Path, str]:
     """Write JSON, Markdown and plots; a run of some cases or peers does not overwrite that of all."""
     folder = arguments.out or REPOSITORY / "benchmarks" / "results" / report.machine.slug
     stem = suite.stem
-    if arguments.cases or arguments.peers:
+    if arguments.cases or arguments.peers or not whole:
         stem = "partial" if suite.stem in ("full", "quick") else f"{suite.stem}-partial"
     results.write(report, folder / f"{stem}.json")
     write_markdown(report, folder / f"{stem}.md")

@@ -50,6 +50,11 @@ class Answer:
         return value_error, max(_relative(found, exact) for found, exact in pairs)
 
 
+def numbers(gradient: Tensor) -> np.ndarray:
+    """A gradient in float64, all of it."""
+    return gradient.detach().cpu().double().numpy()
+
+
 def _relative(found: np.ndarray, exact: np.ndarray) -> float:
     difference = np.linalg.norm(found.astype(np.float64) - exact)
     return float(difference / max(float(np.linalg.norm(exact)), float(np.finfo(np.float64).tiny)))

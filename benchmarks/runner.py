@@ -6,7 +6,7 @@ import gc
 import importlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,11 +55,10 @@ def run_cases(
     plan: Plan,
     limits: Limits,
     on_progress: Callable[[str], None] = lambda text: None,
-) -> list[CaseResult]:
+) -> Iterator[CaseResult]:
     """Run every case against the peers named; a case that the budget has no time for is marked not run."""
     began = time.monotonic()
     missing = {name: reason for name in peers if (reason := why_unavailable(PEERS[name]))}
-    done = []
     for case in cases:
         result = CaseResult(case.name, case.operation, case.size, case.dim, case.per_class, case.dtype, case.memory_bound)
         result.columns = case.columns
@@ -71,9 +70,7 @@ def run_cases(
         else:
             _run_case(case, result, entered, missing, setup.of(case), plan, limits, on_progress)
         judge(case, result, on_gpu=setup.on_gpu)
-        done.append(result)
-        on_progress("")
-    return done
+        yield result
 
 
 def failures(cases: Sequence[CaseResult]) -> list[str]:

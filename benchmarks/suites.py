@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -81,7 +81,7 @@ class Suite:
     def known_peers(self) -> list[str]:
         return list(PEERS)
 
-    def run(self, *arguments: Any) -> list[CaseResult]:
+    def run(self, *arguments: Any) -> Iterator[CaseResult]:
         return run_cases(*arguments)
 
 
@@ -98,7 +98,7 @@ class WorkSuite(Suite):
     def known_peers(self) -> list[str]:
         return list(self.peers_on_cpu)
 
-    def run(self, *arguments: Any) -> list[CaseResult]:
+    def run(self, *arguments: Any) -> Iterator[CaseResult]:
         return run_workloads(*arguments)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks import evaluation, results, sampling
@@ -37,11 +37,10 @@ def run_workloads(
     plan: Plan,
     limits: Limits,
     on_progress: Callable[[str], None] = lambda text: None,
-) -> list[CaseResult]:
+) -> Iterator[CaseResult]:
     """Run every case with the peers named that can do it; one that the budget has no time for is marked not run."""
     began = time.monotonic()
     truths: dict[object, Outcome] = {}
-    done = []
     for case in cases:
         work = WORKS[case.operation]
         entered = [name for name in peers if name in work.peers]
@@ -58,9 +57,7 @@ def run_workloads(
                 truths[key] = run_apart(setup, None, TRUTH_SECONDS, truth_of, case, setup)
             _run_case(case, work, result, entered, truths[key], setup, plan, limits, on_progress)
         judge(case, result, on_gpu=setup.on_gpu)
-        done.append(result)
-        on_progress("")
-    return done
+        yield result
 
 
 def _run_case(

@@ -6,7 +6,9 @@ import json
 import math
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ import pml_fast.losses
 import pml_fast.miners
 from benchmarks import __main__ as command
 from benchmarks import bounded, library_oracle, on_gpu, oracle, peers, results, runner
+from benchmarks import probe as probe_module
 from benchmarks.cases import FLOOR_RATIO, NOT_SLOWER, NOT_SLOWER_THAN_PML, Case, Target
 from benchmarks.floor import floor
 from benchmarks.inputs import Inputs
@@ -230,6 +233,16 @@ def test_a_sketch_keeps_the_length_of_a_difference(monkeypatch: pytest.MonkeyPat
         found = library_oracle.digest(second) - library_oracle.digest(first)
         assert found.shape == (64, 32)
         assert np.linalg.norm(found) == pytest.approx(change.norm().item(), rel=0.1)
+
+
+def test_sampled_rows_are_compared_with_the_whole_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library_oracle, "WHOLE_NUMBERS", 1000)
+    monkeypatch.setattr(library_oracle, "SKETCH_ROWS", 16)
+    monkeypatch.setattr(probe_module, "STREAMED_ORACLE_LIMIT", 64)
+    case = Case("supcon", 512, 4)
+    truth = run_oracle(case, SETUP)
+    assert len(truth.rows) == oracle.SAMPLED_ROWS
+    assert compare(run_probe(case, "pml_fast/auto", SETUP), truth)[1] < 1e-5
 
 
 def test_who_answers_is_chosen_by_size_and_exactness() -> None:
@@ -532,6 +545,19 @@ def test_command_runs_a_case_end_to_end(tmp_path, capsys: pytest.CaptureFixture[
         assert case.peer(name).seconds.p50 > 0
         assert case.peer(name).gradient_error < 1e-4
     assert "supcon/n64/k4/float32" in capsys.readouterr().out
+
+
+def test_an_interrupted_run_keeps_what_it_measured(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails_later(cases: list[Case], *rest: Any) -> Iterator[Any]:
+        yield from run_cases(cases[:1], *rest)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("benchmarks.suites.run_cases", fails_later)
+    arguments = ["--cases", "^supcon/n(32|64)/", "--peers", "eager", "--rounds", "2", "--out", str(tmp_path)]
+    with pytest.raises(KeyboardInterrupt):
+        command.main([*arguments, "--threads", "1", "--limit", "120"])
+    (case,) = results.read(tmp_path / "partial.json").cases
+    assert case.case == "supcon/n32/k4/float32" and case.peer("eager").status == results.OK
 
 
 def test_a_suite_writes_files_of_its_own(tmp_path) -> None:

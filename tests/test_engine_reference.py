@@ -77,7 +77,7 @@ def test_strips_equal_the_dense_formula(monkeypatch: pytest.MonkeyPatch, name: s
     chunked, reference = ChunkedBackend(), ReferenceBackend()
     for itself, ruled, limits in itertools.product([True, False], [False, True], [NO_LIMITS, (0.0, INF), (0.1, 0.9)]):
         problem = pair_problem(PAIR_SPECS[name](), score, itself, ruled, limits)
-        got, want = chunked.pair_rows(problem, False), reference.pair_rows(problem, False)
+        got, want = chunked.pair_rows(problem, False, False), reference.pair_rows(problem, False, False)
         torch.testing.assert_close(got.rows, want.rows, rtol=1e-9, atol=1e-10, equal_nan=True)
         assert got.exists.tolist() == want.exists.tolist()
         w = torch.linspace(-1, 2, want.rows[:, 0].numel(), dtype=torch.float64).view_as(want.rows[:, 0]).clone()
@@ -99,7 +99,7 @@ def test_tiny_batches_are_finite(name: str, n: int) -> None:
     spec = PAIR_SPECS[name]()
     problem = PairProblem(spec, DOT, x, x, labels, labels, True, None, [NO_LIMITS] * len(spec.terms))
     for backend in (ChunkedBackend(), ReferenceBackend()):
-        state = backend.pair_rows(problem, False)
+        state = backend.pair_rows(problem, False, False)
         assert state.rows.shape == (len(spec.terms), 2, n)
         assert torch.isfinite(state.rows).all()
         dx, dy = backend.pair_grads(problem, state, torch.ones(len(spec.terms), n, dtype=x.dtype), True, False)
@@ -115,7 +115,7 @@ def test_contrastive_by_hand() -> None:
     spec = PAIR_SPECS["contrastive"](0.5, 2.5)
     assert [f.name for f in fields(spec)] == ["pos_margin", "neg_margin"]
     problem = PairProblem(spec, L2, x, x, labels, labels, True, None, [(0.0, INF), (0.0, INF)])
-    state = ReferenceBackend().pair_rows(problem, False)
+    state = ReferenceBackend().pair_rows(problem, False, False)
     assert state.rows[0].tolist() == [[0.5, 0.5, 0.0], [1.0, 1.0, 0.0]]
     assert state.rows[1].tolist() == [[0.0, 0.5, 0.5], [0.0, 1.0, 1.0]]
     assert state.exists.tolist() == [True, True]
@@ -250,4 +250,4 @@ def test_refuses_what_does_not_fit() -> None:
     assert "triplets" in (backend.refuse(triplets) or "")
     assert backend.refuse(pairs) is None
     assert backend.refuse(IndexedProblem(DOT, x, x, labels[:1], labels[:1])) is None
-    assert isinstance(backend.pair_rows(pair_problem(spec, DOT), False), PairRows)
+    assert isinstance(backend.pair_rows(pair_problem(spec, DOT), False, False), PairRows)

@@ -118,7 +118,7 @@ def check(problem: PairProblem, weight: Tensor | None = None) -> PairRows:
     n = problem.x.shape[0]
     w = torch.rand(len(problem.spec.terms), n, generator=torch.Generator().manual_seed(5)).to(DEVICE)
     w = w if weight is None else weight
-    got, want = triton_backend.pair_rows(problem, False), oracle.pair_rows(exact(problem), False)
+    got, want = triton_backend.pair_rows(problem, False, False), oracle.pair_rows(exact(problem), False, False)
     assert_rows(got, want)
     # The backward works from what is saved alone.
     state = PairRows(got.rows, got.exists, got.saved)
@@ -190,8 +190,8 @@ def test_huge_scores_do_not_overflow(spec: str, scale: float) -> None:
     problem = problem_of(spec, "dot", True, shape=(24, 24, 16))
     x = problem.x * scale**0.5
     problem = replace(problem, x=x, y=x, score=Score(normalize=False))
-    got = triton_backend.pair_rows(problem, False)
-    want = oracle.pair_rows(exact(problem), False)
+    got = triton_backend.pair_rows(problem, False, False)
+    want = oracle.pair_rows(exact(problem), False, False)
     assert want.rows.abs().max() > 500
     torch.testing.assert_close(got.rows.double(), want.rows, rtol=1e-5, atol=1e-2)
     w = torch.ones(1, 24, device=DEVICE)
@@ -217,7 +217,7 @@ def test_a_row_that_weighs_nothing_has_no_say() -> None:
     w = torch.rand(1, 20, device=DEVICE)
     w[0, ::2] = 0
     check(problem, w)
-    state = triton_backend.pair_rows(problem, False)
+    state = triton_backend.pair_rows(problem, False, False)
     state.saved[:, ::2] = float("nan")
     dx, dy = triton_backend.pair_grads(problem, state, w, True, True)
     assert dx is not None
@@ -231,14 +231,14 @@ def test_a_row_that_weighs_nothing_has_no_say() -> None:
 def test_a_nan_is_seen(spec: str, score: str) -> None:
     problem = problem_of(spec, score, True, shape=(20, 20, 8), classes=2)
     problem.x[3] = float("nan")
-    value = triton_backend.pair_rows(problem, False).rows[:, 0]
+    value = triton_backend.pair_rows(problem, False, False).rows[:, 0]
     assert value[:, 3].isnan().any()
 
 
 @pytest.mark.parametrize("need_x,need_y", [(True, False), (False, True), (False, False)])
 def test_only_what_is_needed_is_computed(need_x: bool, need_y: bool) -> None:
     problem = problem_of("circle", "dot", False)
-    state = triton_backend.pair_rows(problem, False)
+    state = triton_backend.pair_rows(problem, False, False)
     w = torch.ones(1, problem.x.shape[0], device=DEVICE)
     dx, dy = triton_backend.pair_grads(problem, state, w, need_x, need_y)
     assert (dx is not None, dy is not None) == (need_x, need_y)
@@ -251,7 +251,7 @@ def test_tf32_rounds_its_operands(precision: str, score: str) -> None:
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision(precision)
-        got = triton_backend.pair_rows(problem, False)
+        got = triton_backend.pair_rows(problem, False, False)
         rounded = layout.rounded_tf32(problem.x)
         w = torch.ones(1, problem.x.shape[0], device=DEVICE)
         dx, _ = triton_backend.pair_grads(problem, got, w, True, False)
@@ -260,7 +260,7 @@ def test_tf32_rounds_its_operands(precision: str, score: str) -> None:
     assert ((rounded - problem.x).abs() <= 2.0**-11 * problem.x.abs()).all()
     assert ((rounded.view(torch.int32) & 0x1FFF) == 0).all()
     same = replace(problem, x=rounded, y=rounded)
-    want = oracle.pair_rows(exact(same), False)
+    want = oracle.pair_rows(exact(same), False, False)
     assert_rows(got, want)
     want_dx, _ = oracle.pair_grads(exact(same), want, w.double(), True, False)
     assert_gradient(dx, want_dx, 6e-4)
@@ -367,7 +367,7 @@ def test_the_same_call_twice_is_bit_identical_and_never_waits_for_the_host(spec:
     w = torch.rand(len(problem.spec.terms), 5000, device=DEVICE)
 
     def both() -> list[Tensor]:
-        state = triton_backend.pair_rows(problem, False)
+        state = triton_backend.pair_rows(problem, False, False)
         grads = triton_backend.pair_grads(problem, state, w, True, True)
         return [state.rows, state.saved, *(g for g in grads if g is not None)]
 
@@ -388,7 +388,7 @@ def test_a_cuda_graph_replays_it(spec: str) -> None:
     w = torch.rand(len(problem.spec.terms), 300, device=DEVICE)
 
     def both() -> tuple[Tensor, Tensor]:
-        state = triton_backend.pair_rows(problem, False)
+        state = triton_backend.pair_rows(problem, False, False)
         dx, _ = triton_backend.pair_grads(problem, state, w, True, False)
         assert dx is not None
         return state.rows, dx

@@ -55,7 +55,7 @@ def _anchor_pairs(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     with math_precision():
         *_, problem, backend = _pairs(x, y, x_labels, y_labels, rule, spec, params, score, itself, limits)
-        state = backend.pair_rows(problem, False)
+        state = backend.pair_rows(problem, False, False)
         values, counts = state.rows.unbind(1)
         return values.clone(), counts.clone(), state.exists.to(x.device).clone()
 
@@ -74,8 +74,9 @@ def _anchor_pairs_grad(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     with math_precision():
         rows, cols, problem, backend = _pairs(x, y, x_labels, y_labels, rule, spec, params, score, itself, limits)
-        state = backend.pair_rows(problem, True)
-        dx, dy = backend.pair_grads(problem, state, w, need_x, need_y and not shared(itself, score))
+        need_y = need_y and not shared(itself, score)
+        state = backend.pair_rows(problem, need_x, need_y)
+        dx, dy = backend.pair_grads(problem, state, w, need_x, need_y)
         return settled(w, rows.back(dx)), settled(w, cols.back(dy))
 
 

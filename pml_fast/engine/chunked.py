@@ -95,7 +95,7 @@ class ChunkedBackend:
     def refuse(self, problem: Any) -> str | None:
         return None
 
-    def pair_rows(self, problem: PairProblem, need_x: bool, need_y: bool = False) -> PairRows:
+    def pair_rows(self, problem: PairProblem, need_x: bool, need_y: bool) -> PairRows:
         n, m = problem.x.shape[0], problem.y.shape[0]
         if (need_x or need_y) and problem.spec.sweeps == 1 and 0 < problem.spec.width * n * m <= grad_sum.STRIP_ELEMENTS:
             return _single_strip(problem)

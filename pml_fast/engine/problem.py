@@ -132,7 +132,7 @@ class Backend(Protocol):
 
     def refuse(self, problem: Any) -> str | None: ...
 
-    def pair_rows(self, problem: PairProblem, need_x: bool, need_y: bool = False) -> PairRows:
+    def pair_rows(self, problem: PairProblem, need_x: bool, need_y: bool) -> PairRows:
         """The forward sweep; ``need_x`` and ``need_y`` say which gradients will follow at once."""
         ...
 

@@ -58,7 +58,7 @@ class ReferenceBackend:
         what = "triplets (N*M*M)" if triplets else "pairs (N*M)"
         return f"the reference backend holds all {what}: {elements} elements are more than {MOST_ELEMENTS}"
 
-    def pair_rows(self, problem: PairProblem, need_x: bool, need_y: bool = False) -> PairRows:
+    def pair_rows(self, problem: PairProblem, need_x: bool, need_y: bool) -> PairRows:
         view = _view(problem, dense_scores(problem.score, problem.x, problem.y))
         rows = torch.stack([torch.stack(_term_rows(problem, view, t)) for t in range(len(problem.spec.terms))])
         exists = torch.stack([view.pos.count().sum() > 0, view.neg.count().sum() > 0])

@@ -56,7 +56,7 @@ class CpuBackend:
             return refuse_triplet(problem)
         return None
 
-    def pair_rows(self, problem: PairProblem, need_x: bool, need_y: bool = False) -> PairRows:
+    def pair_rows(self, problem: PairProblem, need_x: bool, need_y: bool) -> PairRows:
         if problem.spec.name in COMPILED_ROWS:
             return strip.pair_rows(problem, need_x, need_y)
         keep = need_x or need_y
@@ -72,7 +72,7 @@ class CpuBackend:
             return strip.pair_grads(problem, state, w, need_x, need_y)
         sweep = state.scratch
         if sweep is None:
-            sweep = self.pair_rows(problem, True).scratch
+            sweep = self.pair_rows(problem, need_x, need_y).scratch
         return sweep.gradients(w, need_x, need_y)
 
     def triplet_rows(

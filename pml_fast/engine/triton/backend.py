@@ -64,7 +64,7 @@ class TritonBackend:
             return _module("triplet").refuse_triplet(problem)
         return None
 
-    def pair_rows(self, problem: PairProblem, need_x: bool, need_y: bool = False) -> PairRows:
+    def pair_rows(self, problem: PairProblem, need_x: bool, need_y: bool) -> PairRows:
         return _module("sweeps").pair_rows(problem)
 
     def pair_grads(
