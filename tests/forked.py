@@ -1,6 +1,7 @@
 """Child processes that are forked from a server which has imported the heavy packages once: a second less each, or several.
 
-The server holds neither this package nor its peer, so that a child may choose which of them its imports are of.
+It is the process's one server, which others may have started with packages of their own: a child that must import something
+first is no child of it.
 """
 
 from __future__ import annotations
