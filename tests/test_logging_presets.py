@@ -260,9 +260,10 @@ def test_a_run_killed_at_any_moment_leaves_a_checkpoint_to_go_on_from(tmp_path: 
     """Killed again and again at random moments, each run goes on from the last; in the end the losses are one run's."""
     epochs = [0]
     for _ in range(2):
-        run = forked.start(KILLED, str(tmp_path), str(Path(__file__).parent))
+        log = tmp_path / "printed"
+        run = forked.start(KILLED, str(tmp_path), str(Path(__file__).parent), log=log)
         while not list((tmp_path / "models").glob("trunk_*.pth")):
-            assert run.is_alive()
+            assert run.is_alive(), log.read_text()
             time.sleep(0.01)
         time.sleep(0.3 * random.random())
         run.kill()

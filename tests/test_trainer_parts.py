@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import time
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -155,6 +156,33 @@ def test_a_truncated_file_is_named_and_left(tmp_path: Path) -> None:
     assert torch.equal(model.weight, before)
 
 
+def test_a_changed_byte_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    model_files.save_state({"w": torch.randn(50, 10), "step": torch.tensor(3), "names": ["a", "b"]}, path)
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        entries = [info for info in archive.infolist() if info.file_size]
+    for info in entries:
+        # The data follow a header of 30 bytes, the name and what fills up to where they are aligned.
+        lengths = whole[info.header_offset + 26 : info.header_offset + 30]
+        start = info.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
+        place = start + random.randrange(info.file_size)
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << random.randrange(8)]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match="cannot be read as a checkpoint: it is damaged"):
+            model_files.load_state(path)
+    assert len(entries) >= 3
+
+
+@pytest.mark.parametrize("kind", ["without checksums", "the older format"])
+def test_files_of_other_programs_are_read(kind: str, tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(kind != "without checksums")
+    try:
+        torch.save({"w": torch.ones(3)}, tmp_path / "x", _use_new_zipfile_serialization=kind != "the older format")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert torch.equal(model_files.load_state(tmp_path / "x")["w"], torch.ones(3))
+
+
 def test_numpy_numbers_are_written_as_pythons(tmp_path: Path) -> None:
     model_files.save_state({"lr": np.float64(0.5), "n": [np.int64(3)]}, tmp_path / "x")
     assert model_files.load_state(tmp_path / "x") == {"lr": 0.5, "n": [3]}
@@ -173,10 +201,11 @@ def test_files_saved_together_stay_together_when_a_run_is_killed(tmp_path: Path)
     """Killed at random moments of saving: the three files are whole and of one save, and no save is lost."""
     newest = 0.0
     for k in range(3):
-        ready = tmp_path.with_name(f"ready{k}")
-        run = forked.start(SAVER, str(tmp_path), str(ready))
-        while not ready.exists():
-            assert run.is_alive()
+        ready, log = tmp_path.with_name(f"ready{k}"), tmp_path.with_name(f"printed{k}")
+        run = forked.start(SAVER, str(tmp_path), str(ready), log=log)
+        # The last run is let save at least once, however slow the machine.
+        while not ready.exists() or (k == 2 and not (tmp_path / "c").exists()):
+            assert run.is_alive(), log.read_text()
             time.sleep(0.01)
         time.sleep(0.05 + 0.3 * random.random())
         run.kill()

@@ -447,6 +447,18 @@ def test_a_checkpoint_of_another_trainer_changes_nothing(tmp_path: Path) -> None
     assert all(torch.equal(value, before[key]) for key, value in other.weights().items())
     with pytest.raises(ValueError, match="optimizers"):
         trainers.MetricLossOnly(**{**run.arguments, "optimizers": {}}).load_checkpoint(tmp_path / "x")
+    other = Run()
+    groups = [{"params": [parameter]} for parameter in other.models["trunk"].parameters()]
+    other.optimizers["embedder_optimizer"] = torch.optim.Adam(groups)
+    drawing = {**run.arguments, "mining_funcs": {"tuple_miner": miners.DistanceWeightedMiner(seed=3)}}
+    before = {key: value.clone() for key, value in other.weights().items()}
+    with pytest.raises(ValueError, match=r"optimizers\['embedder_optimizer'\] of the checkpoint has groups of \[.\] param"):
+        trainers.MetricLossOnly(**other.arguments).load_checkpoint(tmp_path / "x")
+    with pytest.raises(ValueError, match="0 generators were saved, and 1 modules here have one"):
+        trainers.MetricLossOnly(**{**drawing, "models": other.models}).load_state_dict(
+            {**trainer.state_dict(), "mining_funcs": {"tuple_miner": drawing["mining_funcs"]["tuple_miner"].state_dict()}}
+        )
+    assert all(torch.equal(value, before[key]) for key, value in other.weights().items())
     (tmp_path / "x").write_bytes((tmp_path / "x").read_bytes()[:500])
     with pytest.raises(ValueError, match="damaged"):
         trainer.load_checkpoint(tmp_path / "x")

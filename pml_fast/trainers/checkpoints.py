@@ -10,7 +10,13 @@ import torch
 
 from pml_fast.utils import common_functions as c_f
 from pml_fast.utils.model_files import load_into, load_state, save_state, unwrapped
-from pml_fast.utils.random_state import get_generators, get_random_state, set_generators, set_random_state
+from pml_fast.utils.random_state import (
+    check_generators,
+    get_generators,
+    get_random_state,
+    set_generators,
+    set_random_state,
+)
 
 from .resumable_loader import sampler_state
 
@@ -168,6 +174,7 @@ class Checkpoints:
             raise ValueError(f"the checkpoint is of {len(state['ranks'])} processes: resume it with as many")
         if (state["grad_scaler"] is None) != (self.grad_scaler is None):
             raise ValueError("the checkpoint and this trainer must both have a grad scaler, or neither: make it alike")
+        check_generators(self._drawing(), state["ranks"][rank()]["generators"])
         if self._lacks_order(state):
             c_f.LOGGER.warning("The checkpoint does not hold the place in the data, which begins anew")
 
@@ -180,6 +187,8 @@ class Checkpoints:
             for key, obj in self._stateful(name):
                 if isinstance(obj, torch.nn.Module):
                     _check_shapes(f"{name}[{key!r}]", unwrapped(obj).state_dict(), state[name][key])
+                if isinstance(obj, torch.optim.Optimizer):
+                    _check_groups(f"{name}[{key!r}]", obj.state_dict(), state[name][key])
 
     def _lacks_order(self, state: Mapping[str, Any]) -> bool:
         return state["phase"] == "iteration" and state["ranks"][rank()]["loader"] is None
@@ -193,3 +202,11 @@ def _check_shapes(name: str, here: Mapping[str, Any], saved: Mapping[str, Any]) 
         # A memory queue or lazily made buffers may grow: their own load_state_dict decides.
         if shapes[0] != shapes[1] and isinstance(value, torch.Tensor) and value.numel():
             raise ValueError(f"{name} of the checkpoint has {key} of shape {shapes[1]}, here it is {shapes[0]}")
+
+
+def _check_groups(name: str, here: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    sizes = [[len(group["params"]) for group in state["param_groups"]] for state in (saved, here)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"{name} of the checkpoint has groups of {sizes[0]} parameters, here they have {sizes[1]}: make it alike"
+        )

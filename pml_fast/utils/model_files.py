@@ -9,6 +9,7 @@ import glob
 import json
 import os
 import re
+import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -75,6 +76,7 @@ def save_state(state: Any, filename: PathLike) -> None:
 def load_state(filename: PathLike, device: torch.device | str | None = "cpu") -> Any:
     """Read a state; ValueError for a file that is damaged, or that holds more than tensors, numbers and strings."""
     try:
+        _check_sums(filename)
         return torch.load(filename, map_location=device, weights_only=True)
     except OSError:
         raise
@@ -82,6 +84,18 @@ def load_state(filename: PathLike, device: torch.device | str | None = "cpu") ->
         raise ValueError(
             f"{filename} cannot be read as a checkpoint: it is damaged, or holds objects that would execute code ({error})"
         ) from error
+
+
+def _check_sums(filename: PathLike) -> None:
+    """ValueError where bytes have changed since they were written: `torch.load` does not look at a file's checksums."""
+    if not zipfile.is_zipfile(filename):  # torch's older format has none; a file cut short fails to load
+        return
+    with zipfile.ZipFile(filename) as archive:
+        if not any(info.CRC for info in archive.infolist()):  # `torch.serialization.set_crc32_options(False)`
+            return
+        changed = archive.testzip()
+    if changed is not None:
+        raise ValueError(f"the checksum of {changed} is another")
 
 
 def save_together(states: Mapping[str, Any], folder: PathLike) -> None:

@@ -44,15 +44,19 @@ def get_generators(modules: Iterable[torch.nn.Module]) -> list[Any]:
     return [None if m.generator is None else m.generator.get_state() for m in _drawing(modules)]
 
 
-def set_generators(modules: Iterable[torch.nn.Module], states: list[Any], device: torch.device | str) -> None:
-    """Put back what `get_generators` returned; ValueError where the modules are others."""
-    drawing = _drawing(modules)
-    if len(drawing) != len(states):
+def check_generators(modules: Iterable[torch.nn.Module], states: list[Any]) -> None:
+    """ValueError where `get_generators` was called with other modules."""
+    drawing = len(_drawing(modules))
+    if drawing != len(states):
         raise ValueError(
-            f"{len(states)} generators were saved, and {len(drawing)} modules here have one: "
+            f"{len(states)} generators were saved, and {drawing} modules here have one: "
             "make the losses and miners as for the run that was saved"
         )
-    for module, state in zip(drawing, states):
+
+
+def set_generators(modules: Iterable[torch.nn.Module], states: list[Any], device: torch.device | str) -> None:
+    """Put back what `get_generators` returned for these modules."""
+    for module, state in zip(_drawing(modules), states, strict=True):
         if state is None:
             module.generator = None
             continue
