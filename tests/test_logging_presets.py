@@ -244,6 +244,32 @@ def test_what_is_refused(tmp_path: Path) -> None:
         run.trainer.train()
 
 
+def test_a_run_killed_after_its_records_keeps_the_files_of_the_best_epoch(tmp_path: Path) -> None:
+    """Killed between the records of its best epoch and the files, a run measures that epoch anew, and keeps one row of it."""
+
+    class Killed(Exception):
+        pass
+
+    run = Experiment(tmp_path, accuracies=[0.1, 0.5])
+    write = run.hooks.save_models
+
+    def killed(trainer: Any, folder: Any, suffix: Any, before: Any = None) -> None:
+        if suffix == 2:
+            raise Killed
+        write(trainer, folder, suffix, before)
+
+    run.hooks.save_models = killed
+    with pytest.raises(Killed):
+        run.trainer.train(num_epochs=2)
+    again = Experiment(tmp_path, accuracies=[0.4, 0.45, 0.3])
+    assert again.hooks.load_latest_saved_models(again.trainer, tmp_path / "models") == 2
+    again.trainer.train(num_epochs=4)
+    assert again.files() == epoch_files(4) | epoch_files("best3")
+    history = again.hooks.get_accuracy_history(again.tester, "val", return_all_metrics=True)
+    assert (history["epoch"], history["best_epoch"]) == ([1, 2, 3, 4], [1, 2, 3, 3])
+    assert history["precision_at_1_level0"] == [0.1, 0.4, 0.45, 0.3]
+
+
 KILLED = """
 import sys
 sys.path.insert(0, sys.argv[2])

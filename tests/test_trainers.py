@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
+import re
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -226,6 +229,29 @@ def test_wrong_keys_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             trainers.MetricLossOnly(**{**run.arguments, name: value})
+
+
+def test_a_trunk_alone_is_no_matter_for_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """It is a choice; a classifier that is missing is none."""
+    trainers.MetricLossOnly(**Run(("trunk",)).arguments)
+    assert not caplog.records
+    funcs = {"metric_loss": losses.TripletMarginLoss(), "classifier_loss": nn.CrossEntropyLoss()}
+    trainers.TrainWithClassifier(**Run(("trunk",), funcs).arguments)
+    assert [record.message for record in caplog.records] == ['models is missing "classifier"']
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_shows_the_losses_to_a_person(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tqdm")
+    shown = io.StringIO()
+    shown.isatty = lambda: terminal  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", shown)
+    Run().train(trainers.MetricLossOnly, epochs=2)
+    if not terminal:
+        assert shown.getvalue() == ""
+        return
+    assert "epoch 2: 100%" in shown.getvalue() and "5/5" in shown.getvalue()
+    assert re.search(r"metric_loss=0\.\d{5}, total_loss=0\.\d{5}", shown.getvalue())
 
 
 def test_nothing_to_train_on_is_said() -> None:

@@ -9,8 +9,12 @@ from typing import Any
 import torch
 
 from pml_fast.utils import common_functions as c_f
-from pml_fast.utils.key_checker import KeyChecker, KeyCheckerDict
+from pml_fast.utils.key_checker import KeyChecker, KeyCheckerDict, default_important
 from pml_fast.utils.loss_tracker import LossTracker
+
+
+def _but_embedder(s: KeyChecker, d: Mapping[str, KeyChecker]) -> list[str]:
+    return c_f.exclude(default_important(s, d), ["embedder"])
 
 
 class Construction:
@@ -100,7 +104,12 @@ class Construction:
         scheduler_suffixes = list(self.allowed_lr_scheduler_key_suffixes.values())
         self.schema = KeyCheckerDict(
             {
-                "models": KeyChecker(["trunk", "embedder"], essential=["trunk"]),
+                # Without an embedder the trunk's output is embedded as it is.
+                "models": KeyChecker(
+                    ["trunk", "embedder"],
+                    essential=["trunk"],
+                    important=lambda s, _: c_f.exclude(s.keys, ["trunk", "embedder"]),
+                ),
                 "loss_funcs": KeyChecker(["metric_loss"]),
                 "mining_funcs": KeyChecker(["subset_batch_miner", "tuple_miner"], warn_empty=False, important=[]),
                 "loss_weights": KeyChecker(self.loss_names, warn_empty=False, essential=self.loss_names),

@@ -26,6 +26,7 @@ from .faiss_search import (
     run_pca,
     try_gpu,
 )
+from .progress import Progress
 
 __all__ = [
     "BatchedDistance",
@@ -150,7 +151,7 @@ class InferenceModel:
         """Embeddings ``[N, D]``, ``batch_size`` inputs at a time; of a dataset's items ``(input, label)`` the inputs."""
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be a positive int, got {batch_size!r}")
-        embeddings = [self.get_embeddings(batch) for batch in _progress(self._batches(inputs, batch_size))]
+        embeddings = [self.get_embeddings(batch) for batch in Progress(self._batches(inputs, batch_size), "embedding")]
         if not embeddings:
             raise ValueError("inputs must not be empty: there is nothing to embed")
         return torch.cat(embeddings)
@@ -244,14 +245,3 @@ class _InputsOnly:
     def __iter__(self) -> Any:
         for batch in self.loader:
             yield batch[0] if isinstance(batch, (list, tuple)) else batch
-
-
-def _progress(batches: Any) -> Iterable[Any]:
-    """The batches under a progress bar, where tqdm is installed, a person looks on and there are many."""
-    if len(batches) < 10:
-        return batches
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return batches
-    return tqdm(batches, desc="embedding", unit="batch", disable=None)

@@ -189,7 +189,7 @@ class HookContainer(RecordedAccuracies):
             raise ValueError(
                 f"validation_split_name must be among what was tested, {', '.join(tester.all_accuracies)}, got {split!r}"
             )
-        previous_best, _ = self.get_best_epoch_and_accuracy(tester, split)
+        previous_best, _ = self.get_best_epoch_and_accuracy(tester, split, ignore_epoch=(-1, epoch))
         is_new_best, accuracy, best_epoch, _ = self.is_new_best_accuracy(tester, split, epoch)
         self.record_keeper.save_records()
         trainer.step_lr_plateau_schedulers(accuracy)

@@ -15,9 +15,7 @@ _SECONDS = 0.25
 class Progress(Iterable[T]):
     """The items of an iterable under a bar; without tqdm, or where the output is no terminal, the items alone."""
 
-    def __init__(
-        self, items: Iterable[T], description: str, total: int | None = None, unit: str = "batch", hidden: bool = False
-    ) -> None:
+    def __init__(self, items: Iterable[T], description: str, unit: str = "batch", hidden: bool = False) -> None:
         self._bar: Any = None
         self.items: Iterable[T] = items
         self._last = 0.0

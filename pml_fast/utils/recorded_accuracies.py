@@ -19,9 +19,10 @@ class RecordedAccuracies:
     # The best epoch
 
     def is_new_best_accuracy(self, tester: Any, split_name: str, epoch: int) -> tuple[bool, Any, Any, Any]:
-        """Whether this epoch is the best; its accuracy; the best epoch and its accuracy."""
+        """Whether this epoch is better than all others; its accuracy; the best epoch and its accuracy."""
         accuracy = self.get_curr_primary_metric(tester, split_name)
-        best_epoch, best_accuracy = self.get_best_epoch_and_accuracy(tester, split_name)
+        # A run that was killed may have recorded this epoch, and not saved its files.
+        best_epoch, best_accuracy = self.get_best_epoch_and_accuracy(tester, split_name, ignore_epoch=(-1, epoch))
         if best_epoch is None or accuracy > best_accuracy:
             return True, accuracy, epoch, accuracy
         return False, accuracy, best_epoch, best_accuracy

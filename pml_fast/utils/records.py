@@ -37,7 +37,8 @@ def quoted(name: str) -> str:
 class RecordWriter:
     """Collects numbers by group and series; :meth:`save_records` writes them to `folder`.
 
-    A group has the file `<group>.csv` and the table `<group>` of `logs.db`. The table is written in one transaction, and the
+    A group has the file `<group>.csv` and the table `<group>` of `logs.db`, a row an iteration: what a run that was killed
+    records again takes the place of what it had recorded. The table is written in one transaction, and the
     CSV from it, whole or not at all; a run that is killed leaves what was saved before.
     """
 
@@ -174,7 +175,7 @@ class RecordKeeper:
 
 
 def _insert(db: sqlite3.Connection, group: str, rows: Mapping[Any, Mapping[str, Any]]) -> None:
-    """Rows for the iterations of a group; columns that are new are added."""
+    """Rows for the iterations of a group, where it has none of them yet; columns that are new are added."""
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     table = quoted(group)
     db.execute(f"CREATE TABLE IF NOT EXISTS {table} (id INTEGER PRIMARY KEY)")
@@ -182,11 +183,15 @@ def _insert(db: sqlite3.Connection, group: str, rows: Mapping[Any, Mapping[str, 
     for name in [_STEP, *names]:
         if name not in known:
             db.execute(f"ALTER TABLE {table} ADD COLUMN {quoted(name)}")
-    columns = ", ".join(map(quoted, [_STEP, *names]))
-    places = ", ".join("?" * (1 + len(names)))
+    there = dict(db.execute(f"SELECT {quoted(_STEP)}, id FROM {table}").fetchall())
     for iteration, row in rows.items():
-        values = [str(row[name]) if isinstance(row.get(name), list) else row.get(name) for name in names]
-        db.execute(f"INSERT INTO {table} ({columns}) VALUES ({places})", [iteration, *values])
+        values = [str(value) if isinstance(value, list) else value for value in row.values()]
+        if iteration in there:
+            settings = ", ".join(f"{quoted(name)} = ?" for name in row)
+            db.execute(f"UPDATE {table} SET {settings} WHERE id = ?", [*values, there[iteration]])
+        else:
+            columns = ", ".join(map(quoted, [_STEP, *row]))
+            db.execute(f"INSERT INTO {table} ({columns}) VALUES ({', '.join('?' * (1 + len(row)))})", [iteration, *values])
 
 
 def _is_value(obj: Any) -> bool:
