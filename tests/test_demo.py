@@ -91,14 +91,6 @@ def test_metrics_refuse_bad_input(embeddings: torch.Tensor, labels: torch.Tensor
         metrics.retrieval_metrics(embeddings, labels)
 
 
-def test_neighbours_leave_out_the_query_and_come_nearest_first() -> None:
-    angles = torch.tensor([0.0, 0.1, 0.3, 0.7, 1.5])
-    points = torch.stack([angles.cos(), angles.sin()], 1)
-    found = metrics.nearest_neighbours(points, torch.tensor([0, 3]), 3)
-    assert found.tolist() == [[1, 2, 3], [2, 1, 0]]
-    assert metrics.nearest_neighbours(points, torch.tensor([0]), 99).shape == (1, 4)
-
-
 # --- data ------------------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from pml_fast import testers
-from pml_fast.utils import plots
+from pml_fast.utils import plots, verification
 
 
 def digits(n: int = 200) -> tuple[Tensor, Tensor]:
@@ -43,6 +43,47 @@ def test_a_map_has_every_row_under_its_label(method: str, tmp_path: Path) -> Non
     for k, collection in enumerate(axis.collections):
         np.testing.assert_allclose(np.abs(collection.get_offsets()), np.abs(expected[labels == k]), atol=1e-3)
     assert is_picture(tmp_path / "map.png")
+
+
+@pytest.mark.parametrize("classes", [3, 9, 17])
+def test_every_class_that_is_named_has_a_colour_of_its_own(classes: int) -> None:
+    x, _ = digits(100)
+    (axis,) = plots.embedding_map(x, torch.arange(100) % classes).axes
+    assert len({tuple(c.get_facecolor()[0]) for c in axis.collections}) == classes
+
+
+def test_a_map_by_neighbourhoods_keeps_classes_together_and_repeats() -> None:
+    x, labels = digits(120)
+    maps = [plots.embedding_map(x, labels, "tsne", seed=3) for _ in range(2)]
+    points = [np.concatenate([c.get_offsets() for c in figure.axes[0].collections]) for figure in maps]
+    np.testing.assert_array_equal(*points)
+    ordered = torch.cat([labels[labels == k] for k in range(10)])
+    nearest = torch.cdist(torch.tensor(points[0]), torch.tensor(points[0])).fill_diagonal_(torch.inf).argmin(1)
+    assert (ordered[nearest] == ordered).float().mean() > 0.8 and maps[0].axes[0].get_title() == "t-SNE"
+
+
+def test_losses_are_drawn_with_their_running_mean(tmp_path: Path) -> None:
+    values = [5.0, 1.0, 3.0, 4.0, 0.0]
+    figure = plots.loss_curve({"metric_loss": values, "total_loss": values}, window=3, path=tmp_path / "loss.png")
+    lines = figure.axes[0].get_lines()
+    np.testing.assert_allclose(lines[0].get_ydata(), values)
+    np.testing.assert_allclose(lines[1].get_ydata(), [5, 3, 8 / 3, 7 / 3, 0])
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["metric_loss", "total_loss"]
+    assert is_picture(tmp_path / "loss.png")
+
+
+def test_plots_share_a_figure_of_the_callers(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    x, labels = digits(40)
+    whole = Figure(layout="constrained")
+    parts = whole.subfigures(1, 4)
+    plots.loss_curve([1.0, 2.0], figure=parts[0])
+    plots.embedding_map(x, labels, figure=parts[1])
+    plots.retrieval_grid(x.view(-1, 8, 8), x, labels, [0], k=2, figure=parts[2])
+    plots.similarity_histogram(x, labels, figure=parts[3])
+    assert [len(part.axes) for part in parts] == [1, 1, 3, 1]
+    whole.savefig(tmp_path / "whole.png")
 
 
 def test_many_classes_share_one_scale() -> None:
@@ -81,6 +122,10 @@ def test_a_retrieval_grid_has_the_nearest_first(reference: bool, tmp_path: Path)
             spine = figure.axes[5 * q + column].spines["left"].get_edgecolor()
             green = spine[1] > spine[0]
             assert column == 0 or green == bool(labels[row] == labels[q])
+            marks = [text.get_text() for text in figure.axes[5 * q + column].texts]
+            assert marks == ([] if column == 0 else ["\N{CHECK MARK}" if green else "\N{MULTIPLICATION SIGN}"])
+    right = int((labels[near] == labels[:2, None]).sum())
+    assert figure.get_suptitle() == f"{right} of 8 right"
     assert is_picture(tmp_path / "grid.png")
     with pytest.raises(ValueError, match="k must be from 1 to"):
         plots.retrieval_grid(images, x, labels, [0], k=200)
@@ -100,7 +145,7 @@ def test_a_sample_of_many_pairs_is_distinct_fair_and_of_its_kind() -> None:
     """Pairs of 300 rows in classes of very different sizes: every pair of a kind is about as likely."""
     labels = torch.cat([torch.zeros(150), torch.ones(100), torch.arange(2, 52)]).long()[torch.randperm(300)]
     for same in (True, False):
-        i, j = plots._pairs(labels, same, 4000, torch.Generator().manual_seed(0))
+        i, j = verification.random_pairs(labels, same, 4000, torch.Generator().manual_seed(0))
         assert len(i) == 4000 and ((labels[i] == labels[j]) == same).all() and (i != j).all()
         assert len(set(zip(torch.minimum(i, j).tolist(), torch.maximum(i, j).tolist()))) == 4000
         if same:
@@ -131,8 +176,8 @@ def test_the_area_is_scikit_learns(tmp_path: Path) -> None:
 
 def test_what_is_refused() -> None:
     x, labels = digits(20)
-    with pytest.raises(ValueError, match='method must be "pca", "umap"'):
-        plots.embedding_map(x, labels, "tsne")
+    with pytest.raises(ValueError, match='method must be "pca", "tsne", "umap"'):
+        plots.embedding_map(x, labels, "som")
     with pytest.raises(ValueError, match="no pair of one kind"):
         plots.roc_curve(x, torch.zeros(20))
     with pytest.raises(ValueError, match=r"points \[N, 2\]"):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from pml_fast import functional, testers
+from pml_fast import testers
 from pml_fast.utils.accuracy_calculator import AccuracyCalculator
 from pml_fast.utils.inference import ExactKNN
 
@@ -50,12 +50,6 @@ def retrieval_metrics(embeddings: Tensor, labels: Tensor) -> RetrievalMetrics:
     found = tester.test({"test": TensorDataset(embeddings, labels)}, 0, nn.Identity())["test"]
     precision_at_1, r_precision, map_at_r = (float(found[tester.accuracies_keyname(name)]) for name in _NAMES)
     return RetrievalMetrics(precision_at_1, r_precision, map_at_r, queries)
-
-
-def nearest_neighbours(embeddings: Tensor, queries: Tensor, k: int) -> Tensor:
-    """Indices [Q, k] of the items nearest to each query item by cosine similarity, itself left out."""
-    found = functional.nearest_neighbors(embeddings, min(k, len(embeddings) - 1), distance="cosine")
-    return found.indices[queries]
 
 
 def _check(embeddings: Tensor, labels: Tensor) -> None:

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from pml_fast.demo import plots, speed, tables
 from pml_fast.demo.augment import with_orientations
 from pml_fast.demo.data import DemoError, ZeroShotData, load_digits, load_folder
-from pml_fast.demo.metrics import retrieval_metrics
+from pml_fast.demo.metrics import RetrievalMetrics, retrieval_metrics
 from pml_fast.demo.model import Embedder, channel_statistics, embed
 from pml_fast.demo.train import seed_everything, train
+
+_PIXELS, _BEFORE, _AFTER = "pixels, no network", "before training", "after training"
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,9 @@ def run(options: DemoOptions, console: Console) -> list[Path]:
     device = _device(options.device)
     _introduce(data, console)
     trained = _train(options, data, device)
-    console.print(_metrics_table(data, trained))
-    paths = _draw(options, data, trained)
+    found = _judged(data, trained)
+    console.print(tables.metrics_table(found))
+    paths = _draw(options, data, trained, found)
     console.print("Figures:")
     for path in paths:
         console.print(f"  {path}", soft_wrap=True, highlight=False, markup=False)
@@ -110,22 +112,17 @@ def _train(options: DemoOptions, data: ZeroShotData, device: torch.device) -> Tr
     return Trained(history, before, embed(model, data.test.images, device))
 
 
-def _metrics_table(data: ZeroShotData, trained: Trained) -> Table:
-    candidates = {
-        "pixels, no network": data.test.images.flatten(1),
-        "before training": trained.before,
-        "after training": trained.after,
-    }
-    return tables.metrics_table({name: retrieval_metrics(points, data.test.labels) for name, points in candidates.items()})
+def _judged(data: ZeroShotData, trained: Trained) -> dict[str, RetrievalMetrics]:
+    candidates = {_PIXELS: data.test.images.flatten(1), _BEFORE: trained.before, _AFTER: trained.after}
+    return {name: retrieval_metrics(points, data.test.labels) for name, points in candidates.items()}
 
 
-def _draw(options: DemoOptions, data: ZeroShotData, trained: Trained) -> list[Path]:
+def _draw(options: DemoOptions, data: ZeroShotData, trained: Trained, found: dict[str, RetrievalMetrics]) -> list[Path]:
     test, out = data.test, options.out
-    scores = [retrieval_metrics(points, test.labels).map_at_r for points in (trained.before, trained.after)]
-    captions = (f"before training: MAP@R {scores[0]:.3f}", f"after training: MAP@R {scores[1]:.3f}")
+    before, after = (f"{name}: MAP@R {found[name].map_at_r:.3f}" for name in (_BEFORE, _AFTER))
     return [
         plots.loss_curve(trained.history, out / "loss.png"),
-        plots.embedding_maps(trained.before, trained.after, test, captions, options.seed, out / "map.png"),
+        plots.embedding_maps(trained.before, trained.after, test, (before, after), options.seed, out / "map.png"),
         plots.neighbour_grid(trained.before, trained.after, test, options.seed, out / "neighbours.png"),
         plots.similarities(trained.after, test, options.seed, out / "similarities.png"),
     ]

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 T = TypeVar("T")
 
 # Seconds between two looks at the losses: reading one waits for the device.
@@ -33,4 +35,5 @@ class Progress(Iterable[T]):
         if self._bar is None or self._bar.disable or time.monotonic() - self._last < _SECONDS:
             return
         self._last = time.monotonic()
-        self._bar.set_postfix({name: f"{float(value):.5f}" for name, value in values.items()}, refresh=False)
+        numbers = {name: value.detach() if isinstance(value, Tensor) else value for name, value in values.items()}
+        self._bar.set_postfix({name: f"{float(value):.5f}" for name, value in numbers.items()}, refresh=False)
