@@ -400,9 +400,16 @@ def resumable(kind: str) -> Run:
         options["autocast_dtype"] = torch.float16
     if kind == "miner":
         options["mining_funcs"] = {"tuple_miner": miners.DistanceWeightedMiner(seed=3)}
+    if kind == "torch's batches, shared":
+        order = torch.utils.data.BatchSampler(torch.utils.data.RandomSampler(options["dataset"]), 40, drop_last=True)
+        options["sampler"] = samplers.DistributedBatchSampler(order, num_replicas=1, rank=0)
     loss = losses.CrossBatchMemory(losses.ContrastiveLoss(), 16, 128) if kind == "memory" else losses.ContrastiveLoss()
     options["loss_funcs"] = {"metric_loss": loss}
     run = Run(**options)
+    if kind == "weights":
+        run.arguments["sampler"] = samplers.TuplesToWeightsSampler(
+            run.models["trunk"], miners.BatchHardMiner(), TensorDataset(*digits()[:300]), dataloader_num_workers=0
+        )
     run.arguments["lr_schedulers"] = {
         "trunk_scheduler_by_iteration": torch.optim.lr_scheduler.CosineAnnealingLR(run.optimizers["trunk_optimizer"], 30),
         "embedder_scheduler_by_epoch": torch.optim.lr_scheduler.StepLR(run.optimizers["embedder_optimizer"], 1),
@@ -410,7 +417,10 @@ def resumable(kind: str) -> Run:
     return run
 
 
-@pytest.mark.parametrize("kind", ["shuffled", "sampler", "batches", "workers", "float16", "miner", "memory"])
+@pytest.mark.parametrize(
+    "kind",
+    ["shuffled", "sampler", "batches", "workers", "float16", "miner", "memory", "weights", "torch's batches, shared"],
+)
 def test_a_run_is_taken_up_at_the_identical_next_step(kind: str, tmp_path: Path) -> None:
     """A checkpoint in the middle of the second epoch, and one at its end: the rest of the run is the same to the bit."""
     torch.manual_seed(5)

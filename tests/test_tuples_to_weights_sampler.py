@@ -75,6 +75,32 @@ def test_an_epoch_is_taken_up_in_the_middle() -> None:
     assert begun + list(later) == list(sampler())
 
 
+@pytest.mark.parametrize("position", [None, 0])
+def test_an_epoch_taken_up_has_the_weights_it_began_with(position: int | None) -> None:
+    """Training has changed the model since; the next epoch is embedded by it as it is."""
+
+    def begun_with(weight: float) -> tuple[nn.Linear, TuplesToWeightsSampler]:
+        model = nn.Linear(5, 5, bias=False)
+        nn.init.eye_(model.weight)
+        model.weight.data[0, 0] = weight
+        return model, TuplesToWeightsSampler(model, miners.BatchHardMiner(), DATA, seed=3, **QUICK)
+
+    model, first = begun_with(1.0)
+    drawn = iter(first)
+    begun = [next(drawn) for _ in range(7)]
+    model.weight.data[0, 0] = 50.0
+    state = first.state_dict(position)
+    rest = list(drawn)
+    _, later = begun_with(50.0)
+    later.load_state_dict(state)
+    later.set_epoch(0)
+    assert list(later) == (rest if position is None else begun + rest)
+    assert list(later) == list(first)
+    wrong = {**state, "weights": torch.ones(7)}
+    with pytest.raises(ValueError, match=r"weights of shape \(60,\)"):
+        later.load_state_dict(wrong)
+
+
 def test_weights_follow_the_model_and_it_keeps_its_mode() -> None:
     model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Dropout())
     model.train()

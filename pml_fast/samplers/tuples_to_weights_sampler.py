@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,8 @@ class TuplesToWeightsSampler(IndexSampler):
 
     Draws are with replacement; what no tuple names is not drawn, and everything is equally likely where there is no tuple.
     `weights` `[len(dataset)]`, float32, are those of the newest epoch: how often each sample is named, as a share of the most
-    named one. The order depends on seed, epoch and the model as it is then; an epoch taken up in the middle is embedded anew.
+    named one. The order depends on seed, epoch and the model as it is when the epoch begins; the state holds the weights of an
+    epoch that is taken up in the middle.
 
     Args:
         model: embeds the data; in evaluation mode meanwhile, and in its own mode again afterwards.
@@ -59,6 +60,7 @@ class TuplesToWeightsSampler(IndexSampler):
             raise ValueError(f"label_hierarchy_level must be one column, got {self.tester.label_hierarchy_level!r}")
         self.device = self.tester.data_device
         self.weights = None
+        self._weighed: int | None = None  # the epoch that the weights are of
 
     def __len__(self) -> int:
         return len(self.dataset) if self.subset_size is None else self.subset_size
@@ -67,11 +69,37 @@ class TuplesToWeightsSampler(IndexSampler):
         chosen = np.arange(len(self.dataset))
         if self.subset_size is not None and self.subset_size < len(chosen):
             chosen = c_f.safe_random_choice(chosen, self.subset_size, generator)
-        weights = self._weights(chosen)
-        self.weights = torch.zeros(len(self.dataset), device=self.device)
-        self.weights[torch.as_tensor(chosen, device=self.device)] = weights
-        share = weights.double().cpu().numpy()
+        rows = torch.as_tensor(chosen, device=self.device)
+        if self.weights is None or self._weighed != epoch:
+            weights = self._weights(chosen)
+            self.weights, self._weighed = torch.zeros(len(self.dataset), device=self.device), epoch
+            self.weights[rows] = weights
+        share = self.weights[rows].double().cpu().numpy()
         yield from generator.choice(chosen, len(self), p=share / share.sum()).tolist()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next iterator that of `epoch`, embedded anew unless it is the one of a loaded state."""
+        if epoch != self.epoch:
+            self._weighed = None
+        super().set_epoch(epoch)
+
+    def state_dict(self, position: int | None = None) -> dict[str, Any]:
+        state: dict[str, Any] = super().state_dict(position)
+        if self.weights is not None and self._weighed == state["epoch"]:
+            state["weights"] = self.weights.cpu()
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        weights = state_dict.get("weights")
+        if weights is not None and tuple(weights.shape) != (len(self.dataset),):
+            raise ValueError(
+                f"state_dict must have weights of shape ({len(self.dataset)},), one a sample, got {tuple(weights.shape)}: "
+                "make the sampler with the dataset of the one that was saved"
+            )
+        super().load_state_dict(state_dict)
+        self._weighed = None if weights is None else self.epoch
+        if weights is not None:
+            self.weights = weights.to(self.device, torch.float32)
 
     def _weights(self, chosen: np.ndarray) -> Tensor:
         """How often the miner names each of the chosen samples."""

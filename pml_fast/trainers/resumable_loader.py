@@ -20,11 +20,21 @@ _BEYOND = 1 << 40
 
 def sampler_state(sampler: Any, ended: bool) -> Any:
     """What the next iterator of a sampler depends on, if its newest one has `ended`; None for one without a state."""
-    if not (hasattr(sampler, "state_dict") and hasattr(sampler, "load_state_dict")):
+    inner = sampler.batches if isinstance(sampler, DistributedBatchSampler) else sampler
+    if not (hasattr(inner, "state_dict") and hasattr(inner, "load_state_dict")):
         return None
-    if ended and isinstance(sampler, (SeededSampler, Batches, DistributedBatchSampler)):
-        return sampler.state_dict(position=_BEYOND)
-    return sampler.state_dict()
+    if isinstance(inner, (SeededSampler, Batches)):
+        return inner.state_dict(position=_BEYOND if ended else None)
+    return inner.state_dict()
+
+
+def _begun(sampler: Any, state: Any) -> Any:
+    """`state`, from which an iterator began, with what a sampler has found out since for that epoch."""
+    inner = sampler.batches if isinstance(sampler, DistributedBatchSampler) else sampler
+    if not isinstance(inner, (SeededSampler, Batches)):
+        return state
+    now = inner.state_dict(position=0)
+    return now if now["epoch"] == state["epoch"] else state
 
 
 class ResumableLoader:
@@ -94,6 +104,7 @@ class CountingIterator(Iterator[Any]):
 
     def state_dict(self) -> dict[str, Any]:
         """What `ResumableLoader.resumed` goes on from."""
+        order = self._loader.order
         try:
             exhausted = self.position >= len(self._loader)
         except TypeError:  # an iterable data set has no length
@@ -102,7 +113,7 @@ class CountingIterator(Iterator[Any]):
             "position": self.position,
             "passes": self._loader.passes,
             "exhausted": exhausted,
-            "sampler": sampler_state(self._loader.order, ended=True) if exhausted else self._sampler_state,
+            "sampler": sampler_state(order, ended=True) if exhausted else _begun(order, self._sampler_state),
             "random_state": self._random_state,
             "first_random_state": self._first_random_state,
         }
