@@ -21,7 +21,7 @@ import pml_fast.engine.triplet_ops  # noqa: F401  (defines the operators)
 from pml_fast import _extension, losses, use
 from pml_fast.distances import LpDistance
 from pml_fast.engine import dispatch
-from pml_fast.engine.cpu.pairwise import COMPILED
+from pml_fast.engine.cpu.levels import COMPILED
 from pml_fast.engine.cpu.strip import COMPILED_ROWS
 from pml_fast.engine.fold import Fold
 from pml_fast.engine.score import Score

@@ -53,8 +53,8 @@ PairLayout problem(Address x, Address y, Address start, Address end, Address off
 }
 
 std::unique_ptr<PairEngine> make(const PairLayout& g, const std::string& spec, const std::vector<double>& params, double sign,
-                                 const std::vector<std::pair<double, double>>& limits, double fixed_shift, bool is_double) {
-  return PML_FAST_DISPATCH(make_pair_engine(spec, params, sign, open_intervals(limits), g, fixed_shift, is_double));
+                                 const std::vector<std::pair<double, double>>& limits, double fixed_level, bool is_double) {
+  return PML_FAST_DISPATCH(make_pair_engine(spec, params, sign, open_intervals(limits), g, fixed_level, is_double));
 }
 
 }  // namespace
@@ -69,9 +69,8 @@ void bind_pairwise(py::module_& m) {
       .def("score_positives", &PairEngine::score_positives, Release())
       .def(
           "fold",
-          [](PairEngine& e, Address tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t mirror) {
-            e.fold(at<void>(tile), ld, i0, i1, j0, j1, mirror);
-          },
+          [](PairEngine& e, Address tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t mirror,
+             bool scored) { e.fold(at<void>(tile), ld, i0, i1, j0, j1, mirror, scored); },
           Release())
       .def(
           "fold_extreme",
@@ -99,7 +98,9 @@ void bind_pairwise(py::module_& m) {
              return py::make_tuple(exists[0], exists[1]);
            })
       .def("set_weights", [](PairEngine& e, Address w) { e.set_weights(at<void>(w)); })
-      .def("set_shift", [](PairEngine& e, Address shift) { e.set_shift(at<void>(shift)); })
+      .def("end_sweep", &PairEngine::end_sweep)
+      .def_property_readonly("sweeps", &PairEngine::sweeps)
+      .def("set_levels", [](PairEngine& e, Address levels) { e.set_levels(at<void>(levels)); })
       .def(
           "finish_gradients", [](PairEngine& e, Address dx, Address dy) { e.finish_gradients(at<void>(dx), at<void>(dy)); },
           Release())

@@ -15,12 +15,12 @@ namespace pml_fast {
 namespace {
 
 void pair_loss(Address x, Address labels, Address rule, int64_t n, int64_t d, const std::string& distance, bool normalize,
-               bool gated, bool gradients, double sign, double fixed_shift, int threads, const std::string& spec,
+               bool gated, bool gradients, double sign, double fixed_level, int threads, const std::string& spec,
                const std::vector<double>& params, const std::vector<std::pair<double, double>>& limits,
                const std::vector<std::pair<std::string, bool>>& folds, Address terms, Address dx, bool is_double) {
   const SmallBatch batch{
       at<void>(x), at<int64_t>(labels), at<void>(rule), n,           d,      distance_named(distance), normalize,
-      gated,       gradients,           sign,           fixed_shift, threads};
+      gated,       gradients,           sign,           fixed_level, threads};
   std::vector<SmallTerm> reductions;
   for (const auto& [fold, element] : folds) reductions.push_back({fold, element});
   const std::vector<Limits> intervals = open_intervals(limits);

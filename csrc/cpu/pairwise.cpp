@@ -5,6 +5,7 @@
 
 #include "../engine/pair_specs.h"
 #include "../runtime/parallel.h"
+#include "pair_runs.h"
 #include "scores.h"
 
 namespace pml_fast {
@@ -17,53 +18,38 @@ int64_t blocks_of(int64_t first, int64_t last) {
   return (last - first + kBlock - 1) / kBlock;
 }
 
-// A run of columns that are negatives of one row; `mirror` says that they fold into their own rows as well.
-struct Segment {
-  int64_t first, last;
-  bool mirror;
-};
-
-// The negatives of row i among columns j0..j1: what lies before and after its positives, cut where mirroring begins.
-struct Segments {
-  Segment part[4];
-  int count = 0;
-
-  Segments(int64_t start, int64_t end, int64_t j0, int64_t j1, int64_t j_mirror) {
-    add(j0, std::min(j1, start), j_mirror);
-    add(std::max(j0, end), j1, j_mirror);
-  }
-
- private:
-  void add(int64_t first, int64_t last, int64_t j_mirror) {
-    if (first >= last) return;
-    const int64_t cut = std::min(std::max(first, j_mirror), last);
-    if (first < cut) part[count++] = {first, cut, false};
-    if (cut < last) part[count++] = {cut, last, true};
-  }
-};
+// Whether an engine has a loss, or only finds extremes.
+template <typename Spec>
+constexpr bool kFolds = !std::is_same_v<Spec, NoFold>;
 
 template <typename T, typename Spec>
 class Engine final : public PairEngine {
  public:
-  Engine(const Spec& spec, const PairLayout& layout, double fixed_shift)
-      : spec_(spec),
-        g_(layout),
-        scores_(layout),
-        per_row_shift_(fixed_shift != fixed_shift),
-        fixed_shift_(per_row_shift_ ? T(0) : T(fixed_shift)) {
+  Engine(const Spec& spec, const PairLayout& layout, double fixed_level) : spec_(spec), g_(layout), scores_(layout) {
     const T* rule = static_cast<const T*>(layout.rule);
-    if (rule != nullptr)
-      for (int k = 0; k < 4; ++k) rule_[k] = rule + k * g_.n;
+    if (rule != nullptr) {
+      pos_low_ = rule;
+      pos_high_ = rule + g_.n;
+      negatives_.low = rule + 2 * g_.n;
+      negatives_.high = rule + 3 * g_.n;
+    }
+    negatives_.level = fixed_level != fixed_level ? T(0) : T(fixed_level);
     table_.resize(g_.offset[g_.n]);
-    first_.assign(g_.n, T(0));
-    second_.assign(g_.n, T(0));
+    clear_state();
   }
 
   int terms() const override {
-    if constexpr (std::is_same_v<Spec, NoFold>)
-      return 0;
-    else
+    if constexpr (kFolds<Spec>)
       return Spec::kTerms;
+    else
+      return 0;
+  }
+
+  int sweeps() const override {
+    if constexpr (kFolds<Spec>)
+      return Spec::kMeans ? 2 : 1;
+    else
+      return 1;
   }
 
   void score_positives() override {
@@ -110,62 +96,59 @@ class Engine final : public PairEngine {
     });
   }
 
-  void fold(void* tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t j_mirror) override {
-    if constexpr (!std::is_same_v<Spec, NoFold>) {
-      const auto f = spec_.fold();
-      const int64_t rows = i1 - i0, blocks = blocks_of(j0, j1);
-      partial_.assign(2 * blocks * rows, T(0));
-      over_blocks(j0, j1, [&](int64_t block, int64_t b0, int64_t b1) {
-        for (int64_t i = i0; i < i1; ++i) {
-          T* s = static_cast<T*>(tile) + (i - i0) * ld - j0;
-          scores_.from_products(s, i, b0, b1);
-          T* sums = partial_.data() + 2 * (block * rows + i - i0);
-          const Segments segments(g_.start[i], g_.end[i], b0, b1, j_mirror);
-          for (int p = 0; p < segments.count; ++p) fold_segment(f, s, i, segments.part[p], sums[0], sums[1]);
-        }
-      });
-      for (int64_t block = 0; block < blocks; ++block)
-        for (int64_t r = 0; r < rows; ++r) {
-          first_[i0 + r] += partial_[2 * (block * rows + r)];
-          second_[i0 + r] += partial_[2 * (block * rows + r) + 1];
-        }
+  void fold(void* tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t j_mirror, bool scored) override {
+    if constexpr (kFolds<Spec>) {
+      const Tile at{static_cast<T*>(tile), ld, i0, i1, j0, j1, j_mirror};
+      if constexpr (Spec::kMeans)
+        if (!has_means_) return fold_tile(ScoreFold<T>{}, at, scored);
+      fold_tile(spec_.fold(), at, scored);
+    }
+  }
+
+  void end_sweep() override {
+    if constexpr (kFolds<Spec>) {
+      if constexpr (Spec::kMeans)
+        if (!has_means_) take_means();
     }
   }
 
   void finish(void* out, bool exists[2]) override {
-    if constexpr (!std::is_same_v<Spec, NoFold>) {
+    if constexpr (kFolds<Spec>) {
       T* rows = static_cast<T*>(out);
       slope_table_.assign(table_.size(), T(0));
-      alpha_.assign(g_.n, T(0));
-      over_rows([&](int64_t i) {
-        Positives<T> pos = positives(i);
-        pos.q = slope_table_.data() + g_.offset[i];
-        Row<T> row;
-        spec_.finish(pos, {first_[i], second_[i], shift(i)}, row);
-        for (int t = 0; t < Spec::kTerms; ++t) {
-          rows[(2 * t) * g_.n + i] = row.value[t];
-          rows[(2 * t + 1) * g_.n + i] = row.count[t];
-        }
-        alpha_[i] = row.alpha;
-      });
+      for (int b = 0; b < Spec::Fold::kBack; ++b) back_[b].assign(g_.n, T(0));
+      if constexpr (Spec::kNeighbours) {
+        neighbour_table_.assign(table_.size(), T(0));
+        log_sum_.resize(g_.n);
+        over_rows([&](int64_t i) { log_sum_[i] = state(i).log_sum(); });
+      }
+      if constexpr (Spec::kMeans)
+        for (auto& flow : flow_) flow.resize(g_.n);
+      over_rows([&](int64_t i) { finish_one(i, rows); });
       exists[0] = exists[1] = false;
       for (int64_t i = 0; i < g_.n; ++i) {
-        exists[1] |= first_[i] != T(0);
+        exists[1] |= state_[0][i] != T(0);
         const Positives<T> pos = positives(i);
         for (int64_t k = 0; k < pos.count && !exists[0]; ++k) exists[0] = pos.keeps(k);
       }
     }
   }
 
-  void set_shift(const void* shift) override { row_shift_ = static_cast<const T*>(shift); }
+  void set_levels(const void* levels) override { negatives_.levels = static_cast<const T*>(levels); }
 
   void set_weights(const void* weights) override {
-    if constexpr (!std::is_same_v<Spec, NoFold>) {
+    if constexpr (kFolds<Spec>) {
       const T* w = static_cast<const T*>(weights);
-      pos_weight_ = w + Spec::kPosTerm * g_.n;
-      const T* neg = w + Spec::kNegTerm * g_.n;
-      weighted_.resize(g_.n);
-      for (int64_t i = 0; i < g_.n; ++i) weighted_[i] = neg[i] == T(0) ? T(0) : alpha_[i] * neg[i];
+      const T *pos = w + Spec::kPosTerm * g_.n, *neg = w + Spec::kNegTerm * g_.n;
+      if constexpr (Spec::kNeighbours)
+        weigh_neighbours(pos);
+      else
+        for (int b = 0; b < Spec::Fold::kBack; ++b)
+          for (int64_t i = 0; i < g_.n; ++i) back_[b][i] = times(neg[i], back_[b][i]);
+      over_rows([&](int64_t i) {
+        for (int64_t k = g_.offset[i]; k < g_.offset[i + 1]; ++k) slope_table_[k] = times(pos[i], slope_table_[k]);
+      });
+      if constexpr (Spec::kMeans) weigh_means(pos, neg);
       row_sum_.assign(g_.n, T(0));
       col_sum_.assign(g_.itself ? 0 : g_.m, T(0));
     }
@@ -173,10 +156,11 @@ class Engine final : public PairEngine {
 
   bool coefficients(void* tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t j_mirror, bool scored,
                     bool both_roles) override {
-    if constexpr (std::is_same_v<Spec, NoFold>) {
+    if constexpr (!kFolds<Spec>) {
       return false;
     } else {
       const auto f = spec_.fold();
+      const PairRuns<T> runs(negatives_);
       const int64_t rows = i1 - i0, blocks = blocks_of(j0, j1);
       partial_.assign(blocks * rows, T(0));
       std::vector<char> live(blocks, 0);
@@ -189,7 +173,7 @@ class Engine final : public PairEngine {
           const Segments segments(g_.start[i], g_.end[i], b0, b1, b1);
           for (int p = 0; p < segments.count; ++p) {
             const Segment& seg = segments.part[p];
-            coefficient_segment(f, s, i, seg, both_roles, h + (seg.first - b0));
+            runs.slopes(f, s, i, seg, both_roles, back_, h + (seg.first - b0));
           }
           const int64_t p0 = std::clamp(g_.start[i], b0, b1), p1 = std::clamp(g_.end[i], p0, b1);
           for (int64_t j = p0; j < p1; ++j) h[j - b0] = T(0);
@@ -206,7 +190,7 @@ class Engine final : public PairEngine {
   }
 
   void finish_gradients(void* dx_out, void* dy_out) override {
-    if constexpr (!std::is_same_v<Spec, NoFold>) {
+    if constexpr (kFolds<Spec>) {
       T* dx = static_cast<T*>(dx_out);
       T* dy = static_cast<T*>(dy_out);
       if (dx != nullptr) over_rows([&](int64_t i) { finish_row(i, dx + i * g_.d); });
@@ -245,11 +229,108 @@ class Engine final : public PairEngine {
   Positives<T> positives(int64_t i) const {
     const T infinity = std::numeric_limits<T>::infinity();
     const int64_t self = g_.exclude_self ? g_.own_column(i) - g_.start[i] : -1;
-    const T low = rule_[0] != nullptr ? rule_[0][i] : -infinity, high = rule_[1] != nullptr ? rule_[1][i] : infinity;
+    const T low = pos_low_ != nullptr ? pos_low_[i] : -infinity, high = pos_high_ != nullptr ? pos_high_[i] : infinity;
     return {table_.data() + g_.offset[i], nullptr, g_.end[i] - g_.start[i], self, low, high};
   }
 
-  T shift(int64_t i) const { return per_row_shift_ ? row_shift_[i] : fixed_shift_; }
+  NegativeState<T> state(int64_t i) const { return {{state_[0][i], state_[1][i], state_[2][i]}, negatives_.level_of(i)}; }
+
+  void clear_state() {
+    for (auto& sums : state_) sums.assign(g_.n, T(0));
+  }
+
+  void finish_one(int64_t i, T* rows) {
+    Positives<T> pos = positives(i);
+    pos.q = slope_table_.data() + g_.offset[i];
+    if constexpr (Spec::kNeighbours) {
+      // Columns are rows where they are the same samples in the same order.
+      if (g_.exclude_self && g_.own == nullptr) pos.other = log_sum_.data() + g_.start[i];
+      pos.back = neighbour_table_.data() + g_.offset[i];
+    }
+    Row<T> row;
+    spec_.finish(pos, state(i), row);
+    for (int t = 0; t < Spec::kTerms; ++t) {
+      rows[(2 * t) * g_.n + i] = row.value[t];
+      rows[(2 * t + 1) * g_.n + i] = row.count[t];
+    }
+    for (int b = 0; b < Spec::Fold::kBack; ++b) back_[b][i] = row.back[b];
+    if constexpr (Spec::kMeans)
+      for (int side = 0; side < 2; ++side) flow_[side][i] = row.flow[side];
+  }
+
+  // A row that weighs nothing must not turn an infinite derivative into NaN.
+  static T times(T weight, T derivative) { return weight == T(0) ? T(0) : weight * derivative; }
+
+  // d(loss)/d(log-sum-exp) of a row is its own, and that of the rows it is a positive of.
+  void weigh_neighbours(const T* w) {
+    std::vector<T> total(g_.n);
+    over_rows([&](int64_t i) {
+      T sum = times(w[i], back_[0][i]);
+      if (g_.exclude_self && g_.own == nullptr)
+        for (int64_t j = g_.start[i]; j < g_.end[i]; ++j) sum += times(w[j], neighbour_table_[g_.offset[j] + i - g_.start[j]]);
+      total[i] = log_sum_[i] == minus_infinity<T>() ? T(0) : sum * std::exp(negatives_.level_of(i) - log_sum_[i]);
+    });
+    back_[0] = std::move(total);
+  }
+
+  void take_means() {
+    double sum[2] = {0, 0};
+    count_[0] = count_[1] = 0;
+    for (int64_t i = 0; i < g_.n; ++i) {
+      const Positives<T> pos = positives(i);
+      for (int64_t k = 0; k < pos.count; ++k)
+        if (pos.keeps(k)) {
+          sum[0] += static_cast<double>(pos.s[k]);
+          count_[0] += 1;
+        }
+      sum[1] += static_cast<double>(state_[0][i]);
+      count_[1] += static_cast<double>(state_[1][i]);
+    }
+    for (int side = 0; side < 2; ++side) spec_.take_mean(side, static_cast<T>(sum[side] / std::max(count_[side], 1.0)));
+    has_means_ = true;
+    clear_state();
+  }
+
+  // What flows back to a mean is the same for all its pairs.
+  void weigh_means(const T* pos, const T* neg) {
+    double total[2] = {0, 0};
+    for (int64_t i = 0; i < g_.n; ++i) {
+      total[0] += static_cast<double>(times(pos[i], flow_[0][i]));
+      total[1] += static_cast<double>(times(neg[i], flow_[1][i]));
+    }
+    const T each = static_cast<T>(total[0] / std::max(count_[0], 1.0));
+    back_[1].assign(g_.n, static_cast<T>(total[1] / std::max(count_[1], 1.0)));
+    over_rows([&](int64_t i) {
+      const Positives<T> row = positives(i);
+      for (int64_t k = 0; k < row.count; ++k)
+        if (row.keeps(k)) slope_table_[g_.offset[i] + k] += each;
+    });
+  }
+
+  struct Tile {
+    T* at;
+    int64_t ld, i0, i1, j0, j1, j_mirror;
+  };
+
+  template <typename Fold>
+  void fold_tile(const Fold& f, const Tile& t, bool scored) {
+    constexpr int kState = Fold::kState;
+    const PairRuns<T> runs(negatives_);
+    const int64_t rows = t.i1 - t.i0, blocks = blocks_of(t.j0, t.j1);
+    partial_.assign(3 * blocks * rows, T(0));
+    over_blocks(t.j0, t.j1, [&](int64_t block, int64_t b0, int64_t b1) {
+      for (int64_t i = t.i0; i < t.i1; ++i) {
+        T* s = t.at + (i - t.i0) * t.ld - t.j0;
+        if (!scored) scores_.from_products(s, i, b0, b1);
+        T* sums = partial_.data() + 3 * (block * rows + i - t.i0);
+        const Segments segments(g_.start[i], g_.end[i], b0, b1, t.j_mirror);
+        for (int p = 0; p < segments.count; ++p) runs.fold(f, s, i, segments.part[p], sums, state_);
+      }
+    });
+    for (int64_t block = 0; block < blocks; ++block)
+      for (int64_t r = 0; r < rows; ++r)
+        for (int k = 0; k < kState; ++k) state_[k][t.i0 + r] += partial_[3 * (block * rows + r) + k];
+  }
 
   // ---- extremes
   // --------------------------------------------------------------------------------------------------------------
@@ -263,12 +344,10 @@ class Engine final : public PairEngine {
     }
   }
 
-  bool in_rule(int64_t row, T s) const { return rule_[2] == nullptr || (!(s < rule_[2][row]) && !(s > rule_[3][row])); }
-
   void row_extreme(const T* s, int64_t i, const Segment& seg, T sign, T& top, int64_t& where) const {
     T local = minus_infinity<T>();
-    const bool filter = rule_[2] != nullptr;
-    const T low = filter ? rule_[2][i] : T(0), high = filter ? rule_[3][i] : T(0);
+    const bool filter = negatives_.low != nullptr;
+    const T low = filter ? negatives_.low[i] : T(0), high = filter ? negatives_.high[i] : T(0);
     int kept = 0;
 #pragma omp simd reduction(max : local) reduction(+ : kept)
     for (int64_t j = seg.first; j < seg.last; ++j) {
@@ -279,7 +358,7 @@ class Engine final : public PairEngine {
     }
     if (kept == 0 || (where >= 0 && !(local > top))) return;
     for (int64_t j = seg.first; j < seg.last; ++j)
-      if (in_rule(i, s[j]) && !(sign * s[j] < local)) {
+      if (negatives_.keeps(i, s[j]) && !(sign * s[j] < local)) {
         top = sign * s[j];
         where = j;
         return;
@@ -291,130 +370,14 @@ class Engine final : public PairEngine {
       const T v = sign * s[j];
       // One comparison rules out nearly every pair; ties keep the row that came first.
       if (index[j] >= 0 && !(v > sign * best[j])) continue;
-      if (!in_rule(j, s[j])) continue;
+      if (!negatives_.keeps(j, s[j])) continue;
       best[j] = s[j];
       index[j] = i;
     }
   }
 
-  // ---- folding the negatives
-  // ---------------------------------------------------------------------------------------------------
-
-  template <typename Fold>
-  void fold_segment(const Fold& f, const T* s, int64_t i, const Segment& seg, T& first, T& second) {
-    const bool filter = rule_[2] != nullptr;
-    if (seg.mirror)
-      filter ? fold_run<true, true>(f, s, i, seg, first, second) : fold_run<true, false>(f, s, i, seg, first, second);
-    else
-      filter ? fold_run<false, true>(f, s, i, seg, first, second) : fold_run<false, false>(f, s, i, seg, first, second);
-  }
-
-  template <bool kMirror, bool kFilter>
-  void fold_run(const HingeFold<T>& f, const T* s, int64_t i, const Segment& seg, T& first, T& second) {
-    T sum = 0, count = 0;
-    T *sums = first_.data(), *counts = second_.data();
-    const T *lows = rule_[2], *highs = rule_[3];
-    const T low = kFilter ? lows[i] : T(0), high = kFilter ? highs[i] : T(0);
-#pragma omp simd reduction(+ : sum, count)
-    for (int64_t j = seg.first; j < seg.last; ++j) {
-      const T loss = f.loss(s[j]);
-      const bool inside = f.kept(loss);
-      const bool keep = inside & (!kFilter || (!(s[j] < low) & !(s[j] > high)));
-      sum += keep ? loss : T(0);
-      count += keep ? T(1) : T(0);
-      if constexpr (kMirror) {
-        const bool there = inside & (!kFilter || (!(s[j] < lows[j]) & !(s[j] > highs[j])));
-        sums[j] += there ? loss : T(0);
-        counts[j] += there ? T(1) : T(0);
-      }
-    }
-    first += sum;
-    second += count;
-  }
-
-  template <bool kMirror, bool kFilter, typename Logit>
-  void fold_run(const Logit& f, const T* s, int64_t i, const Segment& seg, T& first, T&) {
-    if (per_row_shift_)
-      sum_run<kMirror, kFilter, true>(f, s, i, seg, first);
-    else
-      sum_run<kMirror, kFilter, false>(f, s, i, seg, first);
-  }
-
-  template <bool kMirror, bool kFilter, bool kRowShift, typename Logit>
-  void sum_run(const Logit f, const T* s, int64_t i, const Segment& seg, T& first) {
-    T sum = 0;
-    T* sums = first_.data();
-    const T *lows = rule_[2], *highs = rule_[3], *shifts = row_shift_;
-    const T low = kFilter ? lows[i] : T(0), high = kFilter ? highs[i] : T(0);
-    const T own = kRowShift ? shifts[i] : fixed_shift_;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = seg.first; j < seg.last; ++j) {
-      const T logit = f.logit(s[j]);
-      const T e = exp_of(logit - own);
-      const bool keep = !kFilter || (!(s[j] < low) & !(s[j] > high));
-      sum += keep ? e : T(0);
-      if constexpr (kMirror) {
-        const T there = kRowShift ? exp_of(logit - shifts[j]) : e;
-        const bool kept = !kFilter || (!(s[j] < lows[j]) & !(s[j] > highs[j]));
-        sums[j] += kept ? there : T(0);
-      }
-    }
-    first += sum;
-  }
-
   // ---- coefficients
   // ------------------------------------------------------------------------------------------------------------
-
-  template <typename Fold>
-  void coefficient_segment(const Fold& f, const T* s, int64_t i, const Segment& seg, bool both, T* h) const {
-    const bool filter = rule_[2] != nullptr;
-    if (both)
-      filter ? coefficient_run<true, true>(f, s, i, seg, h) : coefficient_run<true, false>(f, s, i, seg, h);
-    else
-      filter ? coefficient_run<false, true>(f, s, i, seg, h) : coefficient_run<false, false>(f, s, i, seg, h);
-  }
-
-  template <bool kBoth, bool kFilter>
-  void coefficient_run(const HingeFold<T>& f, const T* s, int64_t i, const Segment& seg, T* h) const {
-    const T *lows = rule_[2], *highs = rule_[3], *weights = weighted_.data();
-    const T low = kFilter ? lows[i] : T(0), high = kFilter ? highs[i] : T(0), own = weights[i];
-#pragma omp simd
-    for (int64_t j = seg.first; j < seg.last; ++j) {
-      const T loss = f.loss(s[j]);
-      const bool active = f.kept(loss) & !(loss <= T(0));
-      T c = (active & (!kFilter || (!(s[j] < low) & !(s[j] > high)))) ? own : T(0);
-      if constexpr (kBoth) c += (active & (!kFilter || (!(s[j] < lows[j]) & !(s[j] > highs[j])))) ? weights[j] : T(0);
-      h[j - seg.first] = f.a * c;
-    }
-  }
-
-  template <bool kBoth, bool kFilter, typename Logit>
-  void coefficient_run(const Logit& f, const T* s, int64_t i, const Segment& seg, T* h) const {
-    if (per_row_shift_)
-      slope_run<kBoth, kFilter, true>(f, s, i, seg, h);
-    else
-      slope_run<kBoth, kFilter, false>(f, s, i, seg, h);
-  }
-
-  template <bool kBoth, bool kFilter, bool kRowShift, typename Logit>
-  void slope_run(const Logit f, const T* s, int64_t i, const Segment& seg, T* h) const {
-    const T *lows = rule_[2], *highs = rule_[3], *weights = weighted_.data(), *shifts = row_shift_;
-    const T low = kFilter ? lows[i] : T(0), high = kFilter ? highs[i] : T(0), own = weights[i];
-    const T own_shift = kRowShift ? shifts[i] : fixed_shift_;
-#pragma omp simd
-    for (int64_t j = seg.first; j < seg.last; ++j) {
-      const T logit = f.logit(s[j]);
-      const T e = exp_of(logit - own_shift);
-      const bool keep = !kFilter || (!(s[j] < low) & !(s[j] > high));
-      T c = keep ? own * e : T(0);
-      if constexpr (kBoth) {
-        const T there = kRowShift ? exp_of(logit - shifts[j]) : e;
-        const bool kept = !kFilter || (!(s[j] < lows[j]) & !(s[j] > highs[j]));
-        c += kept ? weights[j] * there : T(0);
-      }
-      h[j - seg.first] = f.slope(s[j]) * c;
-    }
-  }
 
   // dL/dscore becomes what multiplies the other side's row in the gradient, and the distances' own-row sums are taken.
   T to_products(T* s, const T* h, int64_t i, int64_t j0, int64_t j1, int64_t j_mirror, T& largest) {
@@ -458,7 +421,7 @@ class Engine final : public PairEngine {
   T positive_factor(int64_t i, int64_t k) const {
     const T q = slope_table_[g_.offset[i] + k];
     if (q == T(0)) return T(0);
-    return over_difference(g_.distance, q * pos_weight_[i], table_[g_.offset[i] + k]);
+    return over_difference(g_.distance, q, table_[g_.offset[i] + k]);
   }
 
   void finish_row(int64_t i, T* grad) const {
@@ -482,37 +445,47 @@ class Engine final : public PairEngine {
   Spec spec_;
   PairLayout g_;
   Scores<T> scores_;
-  bool per_row_shift_;
-  T fixed_shift_;
-  const T* rule_[4] = {nullptr, nullptr, nullptr, nullptr};
-  const T* row_shift_ = nullptr;
-  const T* pos_weight_ = nullptr;
-  std::vector<T> table_, slope_table_;          // positives' scores, and d(row value)/d(score)
-  std::vector<T> first_, second_;               // the negatives' state of each row
-  std::vector<T> alpha_, weighted_;             // its factor in the coefficients, without and with the row's weight
+  const T *pos_low_ = nullptr, *pos_high_ = nullptr;  // closed interval of each row's positives, or null
+  RowSettings<T> negatives_;
+  std::vector<T> table_, slope_table_;          // positives' scores, and d(row value)/d(score), later weighed
+  std::vector<T> state_[3];                     // the negatives' sums of each row
+  std::vector<T> back_[2];                      // the numbers of each row in the coefficients, later weighed
+  std::vector<T> log_sum_, neighbour_table_;    // each row's log-sum-exp, and d(row value)/d(that of its positive)
+  std::vector<T> flow_[2];                      // d(row value)/d(mean) of either side
   std::vector<T> row_sum_, col_sum_, partial_;  // sums of a distance's coefficients
+  double count_[2] = {0, 0};
+  bool has_means_ = false;
 };
 
 template <typename T>
 std::unique_ptr<PairEngine> make(const std::string& spec, const std::vector<double>& params, double sign,
-                                 const std::vector<Limits>& limits, const PairLayout& layout, double shift) {
-  const auto build = [&](auto s) { return std::make_unique<Engine<T, decltype(s)>>(s, layout, shift); };
+                                 const std::vector<Limits>& limits, const PairLayout& layout, double level) {
+  const auto build = [&](auto s) { return std::make_unique<Engine<T, decltype(s)>>(s, layout, level); };
   if (spec.empty()) return build(NoFold{});
   if (spec == "supcon") return build(SupCon<T>(params, sign, limits));
   if (spec == "ntxent") return build(NTXent<T>(params, sign, limits));
   if (spec == "multi_similarity") return build(MultiSimilarity<T>(params, sign, limits));
   if (spec == "circle") return build(Circle<T>(params, sign, limits));
   if (spec == "contrastive") return build(Contrastive<T>(params, sign, limits));
+  if (spec == "margin") return build(Margin<T>(params, sign, limits));
+  if (spec == "threshold_consistent") return build(ThresholdConsistent<T>(params, sign, limits));
+  if (spec == "tuplet_margin") return build(TupletMargin<T>(params, sign, limits));
+  if (spec == "nca") return build(NCA<T>(params, sign, limits));
+  if (spec == "generalized_lifted_structure") return build(GeneralizedLiftedStructure<T>(params, sign, limits));
+  if (spec == "lifted_structure") return build(LiftedStructure<T>(params, sign, limits));
+  if (spec == "intra_pair_variance") return build(IntraPairVariance<T>(params, sign, limits));
+  if (spec == "siglip") return build(SigLIP<T>(params, sign, limits));
+  if (spec == "ranked_list") return build(RankedList<T>(params, sign, limits));
   throw std::invalid_argument("spec must be a compiled loss, got '" + spec + "'; use the chunked backend");
 }
 
 }  // namespace
 
 std::unique_ptr<PairEngine> make_pair_engine(const std::string& spec, const std::vector<double>& params, double sign,
-                                             const std::vector<Limits>& limits, const PairLayout& layout, double fixed_shift,
+                                             const std::vector<Limits>& limits, const PairLayout& layout, double fixed_level,
                                              bool is_double) {
-  return is_double ? make<double>(spec, params, sign, limits, layout, fixed_shift)
-                   : make<float>(spec, params, sign, limits, layout, fixed_shift);
+  return is_double ? make<double>(spec, params, sign, limits, layout, fixed_level)
+                   : make<float>(spec, params, sign, limits, layout, fixed_level);
 }
 
 }  // namespace PML_FAST_ISA

@@ -43,9 +43,12 @@ class PairEngine {
                             bool largest, void* value, int64_t* index) = 0;
   virtual void positive_extreme(bool largest, void* value, int64_t* index) = 0;
 
-  // Turns a tile of inner products into scores and folds its negatives into the state; columns from j_mirror on are folded into
-  // their own rows too (a batch against itself, where only tiles on or above the diagonal are visited).
-  virtual void fold(void* tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t j_mirror) = 0;
+  // Turns a tile of inner products into scores (unless it is `scored`) and folds its negatives into the state; columns from
+  // j_mirror on are folded into their own rows too (a batch against itself, where only tiles on or above the diagonal are
+  // visited). Every tile is folded sweeps() times, with end_sweep() after each sweep.
+  virtual void fold(void* tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t j_mirror, bool scored) = 0;
+  virtual int sweeps() const = 0;
+  virtual void end_sweep() = 0;
 
   // Turns a tile into dL/d(inner product) (up to the distance's row sums), in place; true where any entry is not zero.
   virtual bool coefficients(void* tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t j_mirror,
@@ -54,21 +57,22 @@ class PairEngine {
   // Rows' values and counts [terms, 2, N] and whether any positive and any negative pair was seen.
   virtual void finish(void* rows, bool exists[2]) = 0;
 
-  // Weights [terms, N] of the rows' values, before coefficients() and the gradients below.
+  // Weights [terms, N] of the rows' values, before coefficients() and the gradients below; once after finish().
   virtual void set_weights(const void* w) = 0;
 
   // Adds the positives' share, and the distances' own-row share, to the gradients (either may be null).
   virtual void finish_gradients(void* dx, void* dy) = 0;
 
-  virtual void set_shift(const void* largest_logit_score) = 0;
+  // A level [N] for each row, before the first sweep.
+  virtual void set_levels(const void* levels) = 0;
   virtual int terms() const = 0;
 };
 
 // `spec` is a loss of engine/pair_specs.h, or "" for an engine that only finds extremes. `sign` is +1 for similarities.
-// `fixed_shift` is what every logit is reduced by before its exponential; NaN means that set_shift() gives one a row.
+// `fixed_level` is what every logit is reduced by before its exponential; NaN means that set_levels() gives one a row.
 PML_FAST_FOR_EACH_ISA(std::unique_ptr<PairEngine> make_pair_engine(const std::string& spec, const std::vector<double>& params,
                                                                    double sign, const std::vector<Limits>& limits,
-                                                                   const PairLayout& layout, double fixed_shift,
+                                                                   const PairLayout& layout, double fixed_level,
                                                                    bool is_double);)
 
 }  // namespace pml_fast

@@ -157,7 +157,8 @@ T reduce(const SmallTerm& term, const Limits& limits, const T* value, const T* c
   T total = 0, number = 0;
   for (int64_t i = 0; i < n; ++i) {
     if (term.element) {
-      const bool kept = term.fold != "threshold" || !((value[i] <= T(limits.low)) | (value[i] >= T(limits.high)));
+      const bool in = term.fold != "threshold" || !((value[i] <= T(limits.low)) | (value[i] >= T(limits.high)));
+      const bool kept = in && count[i] > T(0);
       w[i] = kept ? T(1) : T(0);
       number += w[i];
       if (kept) total += value[i];
@@ -179,10 +180,13 @@ void run(const SmallBatch& batch, const std::string& spec, const std::vector<dou
   Step<T> step(batch);
   const int64_t n = batch.n, count = static_cast<int64_t>(terms.size());
   const auto engine =
-      make_pair_engine(spec, params, batch.sign, limits, step.layout(), batch.fixed_shift, std::is_same_v<T, double>);
+      make_pair_engine(spec, params, batch.sign, limits, step.layout(), batch.fixed_level, std::is_same_v<T, double>);
   engine->score_positives();
   T* tile = step.products();
-  engine->fold(tile, n, 0, n, 0, n, n);
+  for (int sweep = 0; sweep < engine->sweeps(); ++sweep) {
+    engine->fold(tile, n, 0, n, 0, n, n, sweep > 0);
+    engine->end_sweep();
+  }
   std::vector<T> rows(2 * count * n), weights(count * n);
   bool exists[2];
   engine->finish(rows.data(), exists);

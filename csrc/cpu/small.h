@@ -24,11 +24,11 @@ struct SmallBatch {
   int64_t n, d;
   Distance distance;
   bool normalize, gated, gradients;
-  double sign, fixed_shift;
+  double sign, fixed_level;
   int threads;
 };
 
-// terms[T] and, with gradients, dx [N, D]. The shift must be fixed (not NaN).
+// terms[T] and, with gradients, dx [N, D]. The level must be fixed (not NaN).
 PML_FAST_FOR_EACH_ISA(void small_pair_loss(const SmallBatch& batch, const std::string& spec, const std::vector<double>& params,
                                            const std::vector<Limits>& limits, const std::vector<SmallTerm>& terms,
                                            void* terms_out, void* dx, bool is_double);)

@@ -40,21 +40,43 @@ inline double exp_of(double x) {
   return std::exp(x);
 }
 
+// max(x, 0) that keeps NaN.
+template <typename T>
+inline T relu(T x) {
+  return x < T(0) ? T(0) : x;
+}
+
 // log(1 + exp(x)) without overflow.
 template <typename T>
 inline T softplus(T x) {
   return (x > T(0) ? x : T(0)) + std::log1p(std::exp(-std::abs(x)));
 }
 
+// log(1 + y) for y in [0, 1], to about 1 ulp of the result in float: 2 atanh(y / (2 + y)), whose argument is at most 1/3.
+inline float log1p_of(float y) {
+  const float t = y / (2.0f + y), u = t * t;
+  float p = 7.6923077e-2f;
+  p = p * u + 9.0909091e-2f;
+  p = p * u + 1.1111111e-1f;
+  p = p * u + 1.4285714e-1f;
+  p = p * u + 2.0e-1f;
+  p = p * u + 3.3333333e-1f;
+  return 2.0f * (t + t * u * p);
+}
+
+inline double log1p_of(double y) {
+  return std::log1p(y);
+}
+
+// softplus in terms of what a compiler vectorises.
+template <typename T>
+inline T softplus_of(T x) {
+  return relu(x) + log1p_of(exp_of(x > T(0) ? -x : x));
+}
+
 template <typename T>
 inline T sigmoid(T x) {
   return T(1) / (T(1) + std::exp(-x));
-}
-
-// max(x, 0) that keeps NaN.
-template <typename T>
-inline T relu(T x) {
-  return x < T(0) ? T(0) : x;
 }
 
 }  // namespace PML_FAST_ISA

@@ -18,16 +18,5 @@ struct AnchorSums {
   int64_t count = 0;
 };
 
-// log(1 + e) for e in [0, 1]: 2 atanh(e / (2 + e)), to 1e-8.
-inline float log1p_of(float e) {
-  const float t = e / (2.0f + e), u = t * t;
-  const float p = 1.0f + u * (1.0f / 3 + u * (1.0f / 5 + u * (1.0f / 7 + u * (1.0f / 9 + u * (1.0f / 11 + u / 13)))));
-  return 2.0f * t * p;
-}
-
-inline double log1p_of(double e) {
-  return std::log1p(e);
-}
-
 }  // namespace PML_FAST_ISA
 }  // namespace pml_fast

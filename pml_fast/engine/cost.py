@@ -13,7 +13,8 @@ import torch
 
 from pml_fast.engine import grad_sum
 from pml_fast.engine.cpu import small
-from pml_fast.engine.cpu.pairwise import fixed_shift, kept_bytes
+from pml_fast.engine.cpu.levels import SWEEPS, fixed_level
+from pml_fast.engine.cpu.pairwise import kept_bytes
 from pml_fast.engine.cpu.rows import Tile, tiles
 from pml_fast.engine.cpu.strip import COMPILED_ROWS, strip_height
 from pml_fast.engine.score import Score, compute_type
@@ -141,7 +142,7 @@ def _cpu_pairwise(size: Size, spec: PairSpec | TripletSpec, score: Score, _: boo
         return _cpu_rows(size)
     sweep = list(tiles(size.n, size.m, size.shared, size.item))
     first = sum(map(_area, sweep))
-    shifts = first * math.isnan(fixed_shift(spec.name, spec.params(), score, compute_type(size.dtype)))
+    shifts = first * math.isnan(fixed_level(spec.name, spec.params(), score, compute_type(size.dtype)))
     room = kept_bytes(torch.empty(1, dtype=compute_type(size.dtype)).expand(size.n, size.d))
     kept = 0
     for tile in sweep:
@@ -149,13 +150,16 @@ def _cpu_pairwise(size: Size, spec: PairSpec | TripletSpec, score: Score, _: boo
             kept += _area(tile)
     mirrored = sum((tile.i1 - tile.i0) * (tile.j1 - tile.mirror) for tile in sweep) if size.shared else 0
     products = size.need_x * (first + mirrored) + (0 if size.shared else size.need_y * first)
-    forward = 2 * size.d * (shifts + first + size.pairs)
+    sweeps = SWEEPS.get(spec.name, 1)
+    forward = 2 * size.d * (shifts + sweeps * first + size.pairs)
     need = size.need_x or size.need_y
-    step = forward + 2 * size.d * ((first - kept + products) * need + size.pairs * size.gradients)
+    # Kept scores serve every later sweep.
+    again = first - sweeps * kept + products
+    step = forward + 2 * size.d * (again * need + size.pairs * size.gradients)
     table = size.item * (size.pairs + 16 * size.n) + 8 * 7 * (size.n + size.m)
     buffers = size.item * (kept * need + max(map(_area, sweep), default=0))
     memory = _common_bytes(size, 1 + _half(size)) + table + buffers
-    return _cost(size, forward, step, 1 + bool(shifts) + need, memory)
+    return _cost(size, forward, step, sweeps + bool(shifts) + need, memory)
 
 
 def _cpu_rows(size: Size) -> Cost:

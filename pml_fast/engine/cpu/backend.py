@@ -14,7 +14,8 @@ from pml_fast.engine.cpu import classes, knn, small, strip
 from pml_fast.engine.cpu.classes import refuse_classes
 from pml_fast.engine.cpu.indexed import listed_grads, listed_scores
 from pml_fast.engine.cpu.knn import refuse_knn
-from pml_fast.engine.cpu.pairwise import COMPILED, Sweep
+from pml_fast.engine.cpu.levels import COMPILED
+from pml_fast.engine.cpu.pairwise import Sweep
 from pml_fast.engine.cpu.strip import COMPILED_ROWS
 from pml_fast.engine.cpu.triplet import refuse_triplet, triplet_grads, triplet_rows
 from pml_fast.engine.knn.problem import NearestProblem, RankProblem, RankStrip

@@ -13,16 +13,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from pml_fast.engine.cpu.levels import fixed_level, logit
 from pml_fast.engine.cpu.rows import TILE_BYTES, SortedRows, Tile, extension, tiles
 from pml_fast.engine.problem import ExtremeProblem, PairProblem
-from pml_fast.engine.score import Score
 
 # Tiles of scores kept from the forward sweep for the gradient sweep that follows at once; together with the sorted rows and
 # the tile in work they stay within the step's allowance.
 KEPT_BYTES = 40 << 20
 ALLOWANCE = 64 << 20
-# A float holds exp() over this range without overflow or underflow.
-LOGIT_SPAN = {torch.float32: 150.0, torch.float64: 1200.0}
 
 
 class Sweep:
@@ -33,10 +31,10 @@ class Sweep:
         self.problem, self.rows = problem, SortedRows(problem, rule)
         self.x, self.y, self.layout = self.rows.x, self.rows.y, self.rows.layout
         self.n, self.m, self.shared = self.rows.n, self.rows.m, self.rows.shared
-        self.shift = fixed_shift(spec, params, score, self.x.dtype) if spec else 0.0
+        self.level = fixed_level(spec, params, score, self.x.dtype) if spec else 0.0
         limits = problem.limits if isinstance(problem, PairProblem) else []
         self.engine = extension().pair_engine(
-            self.rows.compiled, spec, params, score.sign, limits, self.shift, self.rows.is_double
+            self.rows.compiled, spec, params, score.sign, limits, self.level, self.rows.is_double
         )
         self.kept: dict[tuple[int, int], Tensor] = {}
 
@@ -46,28 +44,37 @@ class Sweep:
 
     def forward(self, keep: bool) -> None:
         """Fold every tile into the engine's state; keep what fits of the scores when a gradient will follow."""
-        if math.isnan(self.shift):
-            self._take_shifts()
+        if math.isnan(self.level):
+            self._take_levels()
         self.engine.score_positives()
         room = kept_bytes(self.x) if keep else 0
-        for tile in self.tiles():
-            size = (tile.i1 - tile.i0) * (tile.j1 - tile.j0)
-            out = None
-            if size * self.x.element_size() <= room:
-                room -= size * self.x.element_size()
-                out = self.x.new_empty(tile.i1 - tile.i0, tile.j1 - tile.j0)
-                self.kept[tile.i0, tile.j0] = out
-            s = self.rows.products(tile, out)
-            self.engine.fold(s.data_ptr(), s.stride(0), tile.i0, tile.i1, tile.j0, tile.j1, tile.mirror)
+        for _ in range(self.engine.sweeps):
+            for tile in self.tiles():
+                s = self.kept.get((tile.i0, tile.j0))
+                scored = s is not None
+                if s is None:
+                    s, room = self._scores_of(tile, room)
+                self.engine.fold(s.data_ptr(), s.stride(0), tile.i0, tile.i1, tile.j0, tile.j1, tile.mirror, scored)
+            self.engine.end_sweep()
 
-    def _take_shifts(self) -> None:
+    def _scores_of(self, tile: Tile, room: int) -> tuple[Tensor, int]:
+        """Inner products of a tile, kept where there is room, and the room that is left."""
+        shape = tile.i1 - tile.i0, tile.j1 - tile.j0
+        size = shape[0] * shape[1] * self.x.element_size()
+        if size > room:
+            return self.rows.products(tile), room
+        self.kept[tile.i0, tile.j0] = self.x.new_empty(shape)
+        return self.rows.products(tile, self.kept[tile.i0, tile.j0]), room - size
+
+    def _take_levels(self) -> None:
         """Give every row its largest logit, for scores whose range is not known beforehand."""
         problem = self.problem
         assert isinstance(problem, PairProblem)
-        value, index = self.extreme(largest=problem.score.inverted)
-        closest = torch.where(index >= 0, value, 0.0)
-        self.row_shift = largest_logit(problem.spec.name, problem.spec.params(), problem.score, closest)
-        self.engine.set_shift(self.row_shift.data_ptr())
+        own = logit(problem.spec.name, problem.spec.params(), problem.score)
+        assert own is not None
+        value, index = self.extreme(own.rises)
+        self.levels = own.of(torch.where(index >= 0, value, 0.0))
+        self.engine.set_levels(self.levels.data_ptr())
 
     def extreme(self, largest: bool) -> tuple[Tensor, Tensor]:
         """Value and sorted column of each sorted row's extreme negative."""
@@ -121,40 +128,3 @@ def kept_bytes(x: Tensor) -> int:
     """How many bytes of scores a step over the sorted rows ``x`` may keep."""
     slack = 4 << 20
     return max(0, min(KEPT_BYTES, ALLOWANCE - TILE_BYTES - slack - x.numel() * x.element_size()))
-
-
-# The specs of csrc/engine/pair_specs.h.
-COMPILED = ("supcon", "ntxent", "multi_similarity", "circle", "contrastive")
-
-
-def logit_ends(spec: str, params: list[float], score: Score) -> tuple[float, float]:
-    """The range of a loss's negative logit over the range of a bounded score."""
-    low, high = score.range()
-    if spec in ("supcon", "ntxent"):
-        ends = [score.sign * low / params[0], score.sign * high / params[0]]
-    elif spec == "multi_similarity":
-        ends = [score.sign * params[1] * (low - params[2]), score.sign * params[1] * (high - params[2])]
-    elif spec == "circle":
-        m, gamma = params
-        ends = [-gamma * m * m, gamma * max(high + m, 0.0) * (high - m), 0.0]
-    else:
-        ends = [0.0]
-    return min(ends), max(ends)
-
-
-def largest_logit(spec: str, params: list[float], score: Score, closest: Tensor) -> Tensor:
-    """Each row's largest negative logit (up to a constant that cannot overflow) from its closest negative's score."""
-    if spec in ("supcon", "ntxent"):
-        return closest * (score.sign / params[0])
-    if spec == "multi_similarity":
-        return score.sign * params[1] * (closest - params[2])
-    m, gamma = params
-    return gamma * torch.relu(closest + m) * (closest - m)
-
-
-def fixed_shift(spec: str, params: list[float], score: Score, dtype: torch.dtype) -> float:
-    """One shift for every logit where the whole range fits the type's exponent, else NaN: one a row."""
-    if spec == "contrastive":
-        return 0.0
-    low, high = logit_ends(spec, params, score)
-    return (low + high) / 2 if high - low <= LOGIT_SPAN[dtype] else math.nan

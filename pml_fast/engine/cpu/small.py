@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pml_fast import _extension
-from pml_fast.engine.cpu.pairwise import COMPILED, fixed_shift
+from pml_fast.engine.cpu.levels import COMPILED, fixed_level
 from pml_fast.engine.cpu.rows import distance_name, extension
 from pml_fast.engine.cpu.triplet import EVERY, POSITIVE_ONLY
 from pml_fast.engine.fold import Fold
@@ -36,7 +36,7 @@ class Recipe:
     normalize: bool
     gated: bool
     sign: float
-    shifts: dict[torch.dtype, float]
+    levels: dict[torch.dtype, float]
     limits: list[Limits]
     folds: list[tuple[str, bool]]
 
@@ -48,11 +48,11 @@ def recipe(spec: str, params: tuple[float, ...], score: str, folds: tuple[str, .
     if spec not in COMPILED or not _compiled(sc) or any(fold.kind not in _FOLDS for fold in reductions):
         return None
     maths, values = pair_spec(spec, params), list(params)
-    shifts = {dtype: fixed_shift(spec, values, sc, dtype) for dtype in (torch.float32, torch.float64)}
-    if any(math.isnan(shift) for shift in shifts.values()):
+    levels = {dtype: fixed_level(spec, values, sc, dtype) for dtype in (torch.float32, torch.float64)}
+    if any(math.isnan(level) for level in levels.values()):
         return None
     return Recipe(
-        spec, values, distance_name(sc), sc.normalize, maths.gated, sc.sign, shifts,
+        spec, values, distance_name(sc), sc.normalize, maths.gated, sc.sign, levels,
         # A loss a row is compared with its limits when it is reduced, a pair's inside the sweep.
         [(fold.low, fold.high) if fold.kind == "threshold" else fold.pair_limits() for fold in reductions],
         [(fold.kind, term.kind == "element") for fold, term in zip(reductions, maths.terms, strict=True)],
@@ -71,7 +71,7 @@ def pair_loss(x: Tensor, labels: Tensor, rule: Tensor | None, how: Recipe, need:
     dx = torch.empty_like(rows) if need else rows.new_empty(0)
     extension().small_pair_loss(
         rows.data_ptr(), labels.data_ptr(), 0 if rule is None else rule.data_ptr(), rows.shape[0], rows.shape[1],
-        how.distance, how.normalize, how.gated, need, how.sign, how.shifts[wide], torch.get_num_threads(), how.spec,
+        how.distance, how.normalize, how.gated, need, how.sign, how.levels[wide], torch.get_num_threads(), how.spec,
         how.params, how.limits, how.folds, terms.data_ptr(), dx.data_ptr() if need else 0, wide == torch.float64,
     )  # fmt: skip
     return terms.sum(), terms, dx.to(x.dtype) if dx.dtype != x.dtype else dx, rows.new_empty(0, dtype=x.dtype)
