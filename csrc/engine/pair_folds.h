@@ -47,12 +47,12 @@ struct CircleLogit {
   T factor(T s) const { return gamma * relu(s + m); }
 };
 
-// Sum and number of relu(a (s - level) + b), counting only losses inside (low, high).
+// Sum and number of relu(a (s - at - level) + b), counting only losses inside (low, high).
 template <typename T>
 struct HingeFold {
   static constexpr int kState = 2, kBack = 1;
-  T a, b, low, high;
-  T eval(T s, T level) const { return relu(a * (s - level) + b); }
+  T a, at, b, low, high;
+  T eval(T s, T level) const { return relu(a * (s - at - level) + b); }
   template <int K>
   T part(T, T loss) const {
     return within(loss, low, high) ? (K == 0 ? loss : T(1)) : T(0);

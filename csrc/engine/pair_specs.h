@@ -212,12 +212,13 @@ struct Circle : OneTerm {
   }
 };
 
-// relu(a (s - level) + b) a pair on either side, mirrored on the positives'.
+// relu(slope (s - at - level) + offset) a positive pair, and what the negatives' fold summed.
 template <typename T>
-void finish_hinges(const Positives<T>& pos, const NegativeState<T>& neg, const Limits& limits, T slope, T offset, Row<T>& row) {
+void finish_hinges(const Positives<T>& pos, const NegativeState<T>& neg, const Limits& limits, T slope, T at, T offset,
+                   Row<T>& row) {
   for (int64_t k = 0; k < pos.count; ++k) {
     if (!pos.keeps(k)) continue;
-    const T loss = relu(slope * (pos.s[k] - neg.level) + offset);
+    const T loss = relu(slope * (pos.s[k] - at - neg.level) + offset);
     if (!inside(limits, loss)) continue;
     row.value[0] += loss;
     row.count[0] += T(1);
@@ -235,9 +236,9 @@ struct Contrastive : TwoTerms {
   Limits pos_limits, neg_limits;
   Contrastive(const std::vector<double>& p, double sgn, const std::vector<Limits>& l)
       : pos_margin(T(p.at(0))), neg_margin(T(p.at(1))), sign(T(sgn)), pos_limits(l.at(0)), neg_limits(l.at(1)) {}
-  Fold fold() const { return {sign, -sign * neg_margin, T(neg_limits.low), T(neg_limits.high)}; }
+  Fold fold() const { return {sign, neg_margin, T(0), T(neg_limits.low), T(neg_limits.high)}; }
   void finish(const Positives<T>& pos, const NegativeState<T>& neg, Row<T>& row) const {
-    finish_hinges(pos, neg, pos_limits, -sign, sign * pos_margin, row);
+    finish_hinges(pos, neg, pos_limits, -sign, pos_margin, T(0), row);
   }
 };
 
@@ -249,9 +250,9 @@ struct Margin : TwoTerms {
   Limits pos_limits, neg_limits;
   Margin(const std::vector<double>& p, double sgn, const std::vector<Limits>& l)
       : margin(T(p.at(0))), beta(T(p.at(1))), sign(T(sgn)), pos_limits(l.at(0)), neg_limits(l.at(1)) {}
-  Fold fold() const { return {sign, margin - sign * beta, T(neg_limits.low), T(neg_limits.high)}; }
+  Fold fold() const { return {sign, beta, margin, T(neg_limits.low), T(neg_limits.high)}; }
   void finish(const Positives<T>& pos, const NegativeState<T>& neg, Row<T>& row) const {
-    finish_hinges(pos, neg, pos_limits, -sign, margin + sign * beta, row);
+    finish_hinges(pos, neg, pos_limits, -sign, beta, margin, row);
   }
 };
 
