@@ -23,6 +23,8 @@ from agreement import Tally, agree, check, shrink, simpler
 from agreement_cases import FEATURES, ROWS, Case, allowed, difference, draw, options
 from agreement_options import DISTANCES, EVERY, LOSSES, MINERS, OF_CENTERS, OURS, PAIR_LOSSES, PEER, REDUCERS, Loss
 
+from pml_fast import use
+
 ALL = os.environ.get("PML_FAST_TEST_ALL") == "1"
 RANDOM_CASES = 30  # of each loss
 AXES = ("loss", *EVERY)
@@ -228,3 +230,10 @@ def test_differences_have_a_reason_and_a_test() -> None:
     for reason in reasons:
         assert reason is not None and ".py)" in reason
     assert difference(Case("contrastive")) is None
+
+
+@pytest.mark.parametrize("backend", ["auto", "chunked", "reference"])
+def test_distant_pairs_of_the_other_side_have_no_gradient(backend: str) -> None:
+    """Ranked list's exponential overflows for pairs that are none of the side that it weighs."""
+    with use(backend=backend):
+        assert agree(Case("ranked_list", distance="snr", rows=10, ref_rows=2, features=2, seed=164))

@@ -92,8 +92,9 @@ def op_calls(itself: bool, score: Score) -> Iterator[tuple[str, tuple[Any, ...]]
         w = torch.rand(len(folds), 20)
         yield "pairwise_rows_grad", (a, b, labels, ref_labels, None, name, params, s, itself, w, True, True)
         unlimited = [-math.inf, math.inf] * len(folds)
-        yield "anchor_pairs", (*args, rule, name, params, s, itself, unlimited)
-        yield "anchor_pairs_grad", (a, b, labels, ref_labels, None, name, params, s, itself, unlimited, w, True, True)
+        levels = torch.rand(20) if spec.level else None
+        yield "anchor_pairs", (*args, rule, name, params, s, itself, unlimited, levels)
+        yield "anchor_pairs_grad", (a, b, labels, ref_labels, None, name, params, s, itself, unlimited, levels, w, True, True)
     yield "row_extremes", (a, b, labels, ref_labels, low, None, s, itself, True, False)
     yield "hardest_rule", (a, b, labels, ref_labels, s, itself, 0.4)
     for options, select in (([0.1, 0.0, 0.0, 0.0], "every"), ([0.1, 1.0, 0.0, 0.2], "semihard")):

@@ -39,22 +39,22 @@ _GRADS = "Tensor w, bool need_x, bool need_y) -> (Tensor, Tensor)"
 
 def _pairs(
     x: Tensor, y: Tensor, x_labels: Tensor, y_labels: Tensor, rule: Tensor | None, spec: str,
-    params: Sequence[float], score: str, itself: bool, limits: Sequence[float],
+    params: Sequence[float], score: str, itself: bool, limits: Sequence[float], levels: Tensor | None,
 ) -> tuple[Rows, Rows, PairProblem, Backend]:  # fmt: skip
     sc = Score.decode(score)
     rows, cols = both(x, y, itself, sc)
     bounds = list(zip(limits[::2], limits[1::2], strict=True))
-    problem = PairProblem(pair_spec(spec, params), sc, rows.x, cols.x, x_labels, y_labels, itself, rule, bounds)
+    problem = PairProblem(pair_spec(spec, params), sc, rows.x, cols.x, x_labels, y_labels, itself, rule, bounds, levels=levels)
     backend = dispatch.select(problem)
     return rows, cols, prepared(problem, backend, rows, cols), backend
 
 
 def _anchor_pairs(
     x: Tensor, y: Tensor, x_labels: Tensor, y_labels: Tensor, rule: Tensor | None, spec: str,
-    params: Sequence[float], score: str, itself: bool, limits: Sequence[float],
+    params: Sequence[float], score: str, itself: bool, limits: Sequence[float], levels: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     with math_precision():
-        *_, problem, backend = _pairs(x, y, x_labels, y_labels, rule, spec, params, score, itself, limits)
+        *_, problem, backend = _pairs(x, y, x_labels, y_labels, rule, spec, params, score, itself, limits, levels)
         state = backend.pair_rows(problem, False, False)
         values, counts = state.rows.unbind(1)
         return values.clone(), counts.clone(), state.exists.to(x.device).clone()
@@ -62,7 +62,7 @@ def _anchor_pairs(
 
 def _anchor_pairs_fake(
     x: Tensor, y: Tensor, x_labels: Tensor, y_labels: Tensor, rule: Tensor | None, spec: str,
-    params: Sequence[float], score: str, itself: bool, limits: Sequence[float],
+    params: Sequence[float], score: str, itself: bool, limits: Sequence[float], levels: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     values = x.new_empty((len(pair_spec(spec, params).terms), x.shape[0]), dtype=compute_type(x.dtype))
     return values, torch.empty_like(values), x.new_empty(2, dtype=torch.bool)
@@ -70,10 +70,11 @@ def _anchor_pairs_fake(
 
 def _anchor_pairs_grad(
     x: Tensor, y: Tensor, x_labels: Tensor, y_labels: Tensor, rule: Tensor | None, spec: str,
-    params: Sequence[float], score: str, itself: bool, limits: Sequence[float], w: Tensor, need_x: bool, need_y: bool,
+    params: Sequence[float], score: str, itself: bool, limits: Sequence[float], levels: Tensor | None,
+    w: Tensor, need_x: bool, need_y: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     with math_precision():
-        rows, cols, problem, backend = _pairs(x, y, x_labels, y_labels, rule, spec, params, score, itself, limits)
+        rows, cols, problem, backend = _pairs(x, y, x_labels, y_labels, rule, spec, params, score, itself, limits, levels)
         need_y = need_y and not shared(itself, score)
         state = backend.pair_rows(problem, need_x, need_y)
         dx, dy = backend.pair_grads(problem, state, w, need_x, need_y)
@@ -135,29 +136,35 @@ def _grad_fake(x: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return grad_like(x, need_x), grad_like(y, need_y and not shared(itself, score))
 
 
+# Where both operators have their score and whether the columns are the rows themselves.
+_SCORE, _ITSELF = 7, 8
+
+
 def _context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, y, x_labels, y_labels, rule, *rest = inputs
-    ctx.save_for_backward(x, y, x_labels, y_labels, *([] if rule is None else [rule]))
-    ctx.rest = rest
+    ctx.places = [place for place, part in enumerate(inputs) if isinstance(part, Tensor)]
+    ctx.save_for_backward(*(inputs[place] for place in ctx.places))
+    ctx.rest = [None if isinstance(part, Tensor) else part for part in inputs]
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
 def _backward(name: str) -> Any:
     def backward(ctx: Any, w: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
+        inputs = list(ctx.rest)
+        none = (None,) * (len(inputs) - 2)
         if w is None:
-            return (None,) * 10
+            return None, None, *none
         refuse_double_backward()
-        x, y, x_labels, y_labels, *rule = ctx.saved_tensors
-        need_x, need_y = ctx.needs_input_grad[0], ctx.needs_input_grad[1] and not shared(ctx.rest[3], ctx.rest[2])
-        operator = getattr(torch.ops.pml_fast, f"{name}_grad")
-        dx, dy = operator(x, y, x_labels, y_labels, rule[0] if rule else None, *ctx.rest, w.contiguous(), need_x, need_y)
-        return (dx if need_x else None, dy if need_y else None, *(None,) * 8)
+        for place, tensor in zip(ctx.places, ctx.saved_tensors, strict=True):
+            inputs[place] = tensor
+        need_x, need_y = ctx.needs_input_grad[0], ctx.needs_input_grad[1] and not shared(inputs[_ITSELF], inputs[_SCORE])
+        dx, dy = getattr(torch.ops.pml_fast, f"{name}_grad")(*inputs, w.contiguous(), need_x, need_y)
+        return (dx if need_x else None), (dy if need_y else None), *none
 
     return backward
 
 
-_PAIRS = f"({SETS}, str spec, float[] params, str score, bool itself, float[] limits"
+_PAIRS = f"({SETS}, str spec, float[] params, str score, bool itself, float[] limits, Tensor? levels"
 _TRIPLETS = f"({SETS}, float[] options, str select, str score, bool itself, float[] limits"
 define("anchor_pairs", f"{_PAIRS}) -> (Tensor, Tensor, Tensor)", _anchor_pairs, _anchor_pairs_fake)
 define("anchor_pairs_grad", f"{_PAIRS}, {_GRADS}", _anchor_pairs_grad, _grad_fake)

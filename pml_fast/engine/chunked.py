@@ -76,7 +76,7 @@ def _single_strip(problem: PairProblem) -> PairRows:
     with autograd_enabled():
         s = powered(problem.score, base).detach().requires_grad_()
         view = _view(problem, 0, s.shape[0], s)
-        losses = problem.spec.formula(view, problem.score)
+        losses = problem.spec_of(0, s.shape[0]).formula(view, problem.score)
         terms = zip(problem.spec.terms, problem.limits, losses, strict=True)
         values, counts = (torch.stack(part) for part in zip(*(term_rows(*term, view) for term in terms), strict=True))
     exists = torch.stack([view.pos.count().any(), view.neg.count().any()])

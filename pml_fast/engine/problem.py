@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -26,6 +26,7 @@ class PairProblem:
     A backend that ``divides`` gets them as they are, with ``x_norm`` and ``y_norm`` ``[.., 1]`` to divide by.
     ``rule`` is ``[4, N]``, closed intervals of the score a pair must lie in (positive low, high; negative low, high).
     ``limits`` is one interval a term: only pair losses strictly inside it are summed and counted.
+    ``levels`` ``[N]`` are what each row adds to the parameter that the spec names as its ``level``.
     """
 
     spec: PairSpec
@@ -39,11 +40,19 @@ class PairProblem:
     limits: list[Limits]
     x_norm: Tensor | None = None
     y_norm: Tensor | None = None
+    levels: Tensor | None = None
 
     @property
     def shared(self) -> bool:
         """Whether ``y`` is ``x`` itself: one matrix, symmetric, whose gradient has one owner a row."""
         return self.itself and self.score.symmetric
+
+    def spec_of(self, first: int, last: int) -> PairSpec:
+        """The spec of the rows ``first .. last``."""
+        if self.levels is None:
+            return self.spec
+        level = getattr(self.spec, self.spec.level) + self.levels[first:last]
+        return replace(self.spec, **{self.spec.level: level})
 
 
 @dataclass

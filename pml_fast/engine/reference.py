@@ -174,7 +174,7 @@ def _view(problem: PairProblem, s: Tensor) -> View:
 def _term_rows(problem: PairProblem, view: View, t: int) -> tuple[Tensor, Tensor]:
     """Value and count of each row for one term."""
     term: Term = problem.spec.terms[t]
-    given = problem.spec.formula(view, problem.score)[t]
+    given = problem.spec_of(0, problem.x.shape[0]).formula(view, problem.score)[t]
     loss, there = given if isinstance(given, Some) else (given, None)
     if term.kind == "element":
         there = torch.ones_like(loss, dtype=torch.bool) if there is None else there

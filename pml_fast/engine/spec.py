@@ -55,6 +55,8 @@ class PairSpec(ABC):
     # PML gives 0 for the whole batch unless a positive and a negative pair exist.
     gated: ClassVar[bool] = False
     scales: ClassVar[tuple[str, ...]] = ()
+    # The parameter to which each row may add a number of its own; "" where there is none.
+    level: ClassVar[str] = ""
     # Sweeps over all scores that the losses take.
     sweeps: ClassVar[int] = 1
     # Whether the formula holds where the columns are a larger set that begins with the rows (see engine/copies.py): it does

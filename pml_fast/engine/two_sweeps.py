@@ -37,7 +37,7 @@ def losses_of(problem: PairProblem, state: Tensor) -> Callable[[View, int, int],
     """What gives the losses of the rows first .. last, given the first sweep's state."""
     spec, score = problem.spec, problem.score
     if not isinstance(spec, TwoSweepSpec):
-        return lambda view, first, last: spec.formula(view, score)
+        return lambda view, first, last: problem.spec_of(first, last).formula(view, score)
     shared = spec.share(state)
     return lambda view, first, last: spec.losses(view, score, shared[:, first:last], shared)
 

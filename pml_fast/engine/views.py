@@ -26,6 +26,10 @@ class Side:
         """Sum of ``x`` over the pairs of each row."""
         raise NotImplementedError
 
+    def only(self, x: Tensor, fill: float) -> Tensor:
+        """``x`` with ``fill`` in the place of what is no pair of this side."""
+        raise NotImplementedError
+
     def count(self) -> Tensor:
         """Number of pairs of each row, int64."""
         raise NotImplementedError
@@ -49,8 +53,11 @@ class DenseSide(Side):
     def __init__(self, s: Tensor, mask: Tensor) -> None:
         self.s, self.mask = s, mask
 
+    def only(self, x: Tensor, fill: float) -> Tensor:
+        return torch.where(self.mask, x, fill)
+
     def sum(self, x: Tensor) -> Tensor:
-        return torch.where(self.mask, x, 0.0).sum(dim=1)
+        return self.only(x, 0.0).sum(dim=1)
 
     def count(self) -> Tensor:
         return self.mask.sum(dim=1)
@@ -59,7 +66,7 @@ class DenseSide(Side):
         if x.shape[1] == 0:
             return x.sum(dim=1) + NEG_INF
         empty = ~self.mask.any(dim=1)
-        kept = torch.where(self.mask, x, NEG_INF)
+        kept = self.only(x, NEG_INF)
         # A row without pairs would give 0/0 in the backward: let it sum zeros, then say -inf.
         return torch.logsumexp(kept.masked_fill(empty.unsqueeze(1), 0.0), dim=1).masked_fill(empty, NEG_INF)
 
@@ -76,18 +83,18 @@ class ListedSide(Side):
     def __init__(self, s: Tensor, row: Tensor, n: int, keep: Tensor | None = None, column: Tensor | None = None) -> None:
         self.s, self.row, self.n, self.keep, self.column = s, row, n, keep, column
 
-    def _kept(self, x: Tensor, fill: float) -> Tensor:
+    def only(self, x: Tensor, fill: float) -> Tensor:
         return x if self.keep is None else torch.where(self.keep, x, fill)
 
     def sum(self, x: Tensor) -> Tensor:
-        return add_at(x.new_zeros(self.n), self.row, self._kept(x, 0.0))
+        return add_at(x.new_zeros(self.n), self.row, self.only(x, 0.0))
 
     def count(self) -> Tensor:
         ones = torch.ones_like(self.row) if self.keep is None else self.keep.to(self.row.dtype)
         return torch.zeros(self.n, dtype=torch.int64, device=self.row.device).index_add(0, self.row, ones)
 
     def logsumexp(self, x: Tensor) -> Tensor:
-        x = self._kept(x, NEG_INF)
+        x = self.only(x, NEG_INF)
         top = x.new_full((self.n,), NEG_INF).scatter_reduce(0, self.row, x.detach(), "amax")
         shift = torch.where(torch.isinf(top), 0.0, top)
         total = add_at(x.new_zeros(self.n), self.row, torch.exp(x - shift[self.row]))

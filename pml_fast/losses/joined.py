@@ -44,7 +44,7 @@ def joined_pairs(plan: Plan, call: Call, rows: tuple[Tensor, Tensor], labels: tu
     call, score = with_copies(call, plan.score, plan.copies)
     limits = [bound for fold in plan.folds for bound in fold.pair_limits()]
     values, counts, exists = torch.ops.pml_fast.anchor_pairs(
-        *rows, *labels, plan.rule, plan.spec.name, plan.spec.params(), score.encode(), call.itself, limits
+        *rows, *labels, plan.rule, plan.spec.name, plan.spec.params(), score.encode(), call.itself, limits, None
     )
     values, counts = all_.rows(values.T).T, all_.rows(counts.T).T
     terms = [

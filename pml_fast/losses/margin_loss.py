@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pml_fast.engine import dispatch, listed
+import pml_fast.engine.anchor_rows  # noqa: F401  (defines the operator)
+from pml_fast.engine import listed
 from pml_fast.engine.fold import Fold, inside, reduce_rows
 from pml_fast.engine.lazy import LazyIndices
 from pml_fast.engine.plan import MATERIALISED, PARTLY, Call, Plan, learnable, overridden, read_indices
-from pml_fast.engine.problem import NO_LIMITS, PairProblem, comparable_mask, same_labels
-from pml_fast.engine.recompute import over_rows, strip_scores, unit
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.spec import Term
 from pml_fast.engine.specs import Margin
-from pml_fast.engine.views import dense_view
 from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction, LossDict
 from pml_fast.losses.spec_pair_loss import engine_labels
 from pml_fast.reducers import BaseReducer, DivisorReducer, MultipleReducers
@@ -144,25 +143,19 @@ class MarginLoss(BaseMetricLossFunction):
         """Of each row: sums of the positives' and of the negatives' losses, how many are above 0, and how many there are."""
         assert call.labels is not None and call.ref_labels is not None
         labels, ref_labels = engine_labels(call.labels, call.ref_labels, call.itself)
-        x, y = (unit(score, rows) for rows in self.distance.engine_rows(call.embeddings, call.ref_emb))
-        problem = PairProblem(
-            Margin(self.margin, 0.0), score, x, y, labels, ref_labels, call.itself, plan.rule, [NO_LIMITS, NO_LIMITS]
-        )
-        # A backend that cannot run this says so; a traced graph takes the strips.
-        dense = not torch.compiler.is_compiling() and dispatch.select(problem).name == "reference"
-
-        def strip(first: int, last: int, x: Tensor, y: Tensor, beta: Tensor) -> Tensor:
-            same = same_labels(labels[first:last], ref_labels)
-            other = comparable_mask(first, last - first, len(y), y.device) if call.itself else None
-            rule = None if plan.rule is None else plan.rule[:, first:last]
-            view = dense_view(strip_scores(score, x[first:last], y), same, other, rule)
-            parts = Margin(self.margin, beta[first:last]).formula(view, score)
-            sides = list(zip((view.pos, view.neg), parts, strict=True))
-            numbers = [side.sum(loss) for side, loss in sides]
-            numbers += [side.sum((loss > 0).to(loss.dtype)) for side, loss in sides]
-            return torch.stack([*numbers, *(side.count().to(beta.dtype) for side, _ in sides)])
-
-        return over_rows(strip, len(x), 1 if dense else len(y), x, y, beta).unbind(0)
+        spec = Margin(self.margin, 0.0)
+        inputs = (*self.distance.engine_rows(call.embeddings, call.ref_emb), labels, ref_labels, plan.rule)
+        options = spec.name, spec.params(), score.encode(), call.itself
+        level = beta.detach().contiguous()
+        values, active, _ = torch.ops.pml_fast.anchor_pairs(*inputs, *options, [0.0, math.inf] * 2, level)
+        # Each loss above 0 moves with the boundary, the positives' against the negatives'.
+        moved = score.sign * (beta - level)
+        if plan.rule is None:
+            pairs = _pairs_of(labels, ref_labels, call.itself).to(level.dtype)
+        else:
+            with torch.no_grad():
+                pairs = torch.ops.pml_fast.anchor_pairs(*inputs, *options, [-math.inf, math.inf] * 2, level)[1]
+        return values[0] + moved * active[0], values[1] - moved * active[1], *active, *pairs
 
     def _beta_of(self, labels: Tensor | None, embeddings: Tensor) -> Tensor:
         """The boundary of each row ``[N]``."""
@@ -238,6 +231,13 @@ def _over_triplets(
     # A row without triplets adds nothing, also where one of its pairs is not a number.
     total = torch.where(n > 0, n * pos, 0.0) + torch.where(p > 0, p * neg, 0.0)
     return p * n, active, (n * pos_active + p * neg_active).sum(), total
+
+
+def _pairs_of(labels: Tensor, ref_labels: Tensor, itself: bool) -> Tensor:
+    """How many positive and how many negative pairs each row has, ``[2, N]``."""
+    ordered = ref_labels.sort()[0]
+    same = torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels)
+    return torch.stack([same - int(itself), len(ref_labels) - same])
 
 
 def _divided(total: Tensor, divisor: Tensor) -> Tensor:

@@ -44,7 +44,10 @@ class Sweep:
 
     def forward(self, keep: bool) -> None:
         """Fold every tile into the engine's state; keep what fits of the scores when a gradient will follow."""
-        if math.isnan(self.level):
+        problem = self.problem
+        if isinstance(problem, PairProblem) and problem.levels is not None:
+            self._set_levels(problem.levels.to(self.x.dtype).index_select(0, self.rows.layout.row_order))
+        elif math.isnan(self.level):
             self._take_levels()
         self.engine.score_positives()
         room = kept_bytes(self.x) if keep else 0
@@ -73,8 +76,12 @@ class Sweep:
         own = logit(problem.spec.name, problem.spec.params(), problem.score)
         assert own is not None
         value, index = self.extreme(own.rises)
-        self.levels = own.of(torch.where(index >= 0, value, 0.0))
-        self.engine.set_levels(self.levels.data_ptr())
+        self._set_levels(own.of(torch.where(index >= 0, value, 0.0)))
+
+    def _set_levels(self, levels: Tensor) -> None:
+        # The compiled side reads them through their address.
+        self.levels = levels
+        self.engine.set_levels(levels.data_ptr())
 
     def extreme(self, largest: bool) -> tuple[Tensor, Tensor]:
         """Value and sorted column of each sorted row's extreme negative."""

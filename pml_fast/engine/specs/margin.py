@@ -25,6 +25,7 @@ class Margin(PairSpec):
     beta: float | Tensor = 1.2
 
     name: ClassVar[str] = "margin"
+    level: ClassVar[str] = "beta"
     terms: ClassVar[tuple[Term, ...]] = (Term("pos_loss", "pos_pair"), Term("neg_loss", "neg_pair"))
 
     def formula(self, view: View, score: Score) -> list[Tensor]:

@@ -41,6 +41,8 @@ class RankedList(PairSpec):
 
 
 def _weighted_mean(side: Side, beyond: Tensor, temperature: float, floor: Tensor) -> Tensor:
+    # The exponential of what is no pair of this side may overflow, whose gradient would be 0 times infinity.
+    beyond = side.only(beyond, 0.0)
     # Written so that a NaN is inside, and seen.
     inside = ~((beyond <= 0) | (side.s <= 0))
     weight = torch.where(inside, torch.exp(temperature * torch.where(inside, beyond, 0.0)), 0.0)
