@@ -235,7 +235,7 @@ def _over_triplets(
 
 def _pairs_of(labels: Tensor, ref_labels: Tensor, itself: bool) -> Tensor:
     """How many positive and how many negative pairs each row has, ``[2, N]``."""
-    ordered = ref_labels.sort()[0]
+    labels, ordered = labels.contiguous(), ref_labels.sort()[0]
     same = torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels)
     return torch.stack([same - int(itself), len(ref_labels) - same])
 
