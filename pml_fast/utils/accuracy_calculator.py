@@ -15,12 +15,13 @@ from pml_fast.engine.knn import ops
 from pml_fast.engine.knn.fold import Retrieval
 
 from . import common_functions as c_f
-from .clustering import InstalledKMeans, mutual_information
+from .accuracy_inputs import as_embeddings, as_labels, check_sets, class_numbers
+from .accuracy_metrics import AccuracyMetrics
+from .clustering import InstalledKMeans
 from .exact_search import Comparison, ExactKNN
 from .faiss_search import FaissKMeans, FaissKNN
 from .ranking_metrics import (
     EQUALITY,
-    as_labels,
     get_label_match_counts,
     get_lone_query_labels,
     get_relevance_mask,
@@ -63,7 +64,7 @@ _OF_NEIGHBORS = ("knn_labels", "knn_distances")
 _OF_LABELS = ("label_counts", "lone_query_labels", "not_lone_query_mask", "retrieval")
 
 
-class AccuracyCalculator:
+class AccuracyCalculator(AccuracyMetrics):
     """Metrics of how well embeddings find others of their label.
 
     ``calculator.get_accuracy(query, query_labels)`` returns a dictionary of
@@ -158,20 +159,6 @@ class AccuracyCalculator:
         """Names of the metrics of the current call."""
         return list(self.curr_function_dict)
 
-    def requires_clustering(self) -> list[str]:
-        """Names of the metrics that need ``cluster_labels``; subclasses extend it."""
-        return ["NMI", "AMI"]
-
-    def requires_knn(self) -> list[str]:
-        """Names of the metrics that need neighbours; subclasses may extend it."""
-        return [
-            "precision_at_1",
-            "mean_average_precision",
-            "mean_average_precision_at_r",
-            "mean_reciprocal_rank",
-            "r_precision",
-        ]
-
     def check_primary_metrics(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
         """Raise ``TypeError`` unless both are a tuple or list, ``ValueError`` for a name that is no metric."""
         known = self._every_metric
@@ -191,114 +178,6 @@ class AccuracyCalculator:
 
     def _any_of(self, names: Sequence[str]) -> bool:
         return any(name in names for name in self.curr_function_dict)
-
-    # ---- the metrics
-
-    def calculate_precision_at_1(
-        self, knn_labels: Any, query_labels: Any, not_lone_query_mask: Any, label_counts: Any, **kwargs: Any
-    ) -> Any:
-        """Share of queries whose nearest reference has their label."""
-        return self._at_k("precision", 1, knn_labels, query_labels, not_lone_query_mask, label_counts, **kwargs)
-
-    def calculate_r_precision(
-        self, knn_labels: Any, query_labels: Any, not_lone_query_mask: Any, ref_includes_query: Any, label_counts: Any,
-        **kwargs: Any,
-    ) -> Any:  # fmt: skip
-        """Share of the query's label among its R nearest."""
-
-        def of_ranks(r: Retrieval) -> Tensor:
-            return r.hits_within_r.double() / r.count.clamp_max(kwargs["num_k"])
-
-        def of_labels(labels: Tensor, own: Tensor) -> Any:
-            return r_precision(
-                labels, own, ref_includes_query, label_counts, self.avg_of_avgs, self.return_per_class, self.label_comparison_fn
-            )
-
-        return self._metric(of_ranks, of_labels, knn_labels, query_labels, not_lone_query_mask, label_counts, kwargs)
-
-    def calculate_mean_average_precision(
-        self, knn_labels: Any, query_labels: Any, not_lone_query_mask: Any, ref_includes_query: Any, label_counts: Any,
-        **kwargs: Any,
-    ) -> Any:  # fmt: skip
-        """MAP over all neighbours that count."""
-
-        def of_labels(labels: Tensor, own: Tensor) -> Any:
-            return mean_average_precision(
-                labels, own, ref_includes_query, label_counts, self.avg_of_avgs, self.return_per_class, self.label_comparison_fn
-            )
-
-        return self._metric(
-            lambda r: r.precisions / r.count, of_labels, knn_labels, query_labels, not_lone_query_mask, label_counts, kwargs
-        )
-
-    def calculate_mean_average_precision_at_r(
-        self, knn_labels: Any, query_labels: Any, not_lone_query_mask: Any, ref_includes_query: Any, label_counts: Any,
-        **kwargs: Any,
-    ) -> Any:  # fmt: skip
-        """MAP@R."""
-
-        def of_labels(labels: Tensor, own: Tensor) -> Any:
-            return mean_average_precision(
-                labels, own, ref_includes_query, label_counts, self.avg_of_avgs, self.return_per_class,
-                self.label_comparison_fn, at_r=True,
-            )  # fmt: skip
-
-        return self._metric(
-            lambda r: r.precisions_within_r / r.count, of_labels, knn_labels, query_labels, not_lone_query_mask, label_counts,
-            kwargs,
-        )  # fmt: skip
-
-    def calculate_mean_reciprocal_rank(
-        self, knn_labels: Any, query_labels: Any, not_lone_query_mask: Any, label_counts: Any, **kwargs: Any
-    ) -> Any:
-        """Mean of 1 over the place of the first reference of the query's label."""
-
-        def of_labels(labels: Tensor, own: Tensor) -> Any:
-            return mean_reciprocal_rank(labels, own, self.avg_of_avgs, self.return_per_class, self.label_comparison_fn)
-
-        return self._metric(
-            lambda r: torch.where(r.first >= 0, 1.0 / (r.first + 1).double(), 0.0), of_labels, knn_labels, query_labels,
-            not_lone_query_mask, label_counts, kwargs,
-        )  # fmt: skip
-
-    def calculate_AMI(self, query_labels: Any, cluster_labels: Any, **kwargs: Any) -> float:
-        """Adjusted mutual information of labels and clusters."""
-        return mutual_information("adjusted", query_labels, cluster_labels)
-
-    def calculate_NMI(self, query_labels: Any, cluster_labels: Any, **kwargs: Any) -> float:
-        """Normalised mutual information of labels and clusters."""
-        return mutual_information("normalized", query_labels, cluster_labels)
-
-    def get_cluster_labels(self, query: Tensor, query_labels: Tensor, **kwargs: Any) -> Any:
-        """The cluster of each query, of as many clusters as there are labels."""
-        return self.kmeans_func(query, len(torch.unique(query_labels.flatten())))
-
-    def _at_k(
-        self, kind: str, k: int, knn_labels: Any, query_labels: Any, not_lone_query_mask: Any, label_counts: Any, **kwargs: Any
-    ) -> Any:
-        def of_ranks(r: Retrieval) -> Tensor:
-            if kind == "precision" and k > 1:
-                return r.hits[kwargs["cutoffs"].index(k)].double() / k
-            return ((r.first >= 0) & (r.first < k)).double()
-
-        def of_labels(labels: Tensor, own: Tensor) -> Any:
-            function = precision_at_k if kind == "precision" else recall_at_k
-            return function(labels, own, k, self.avg_of_avgs, self.return_per_class, self.label_comparison_fn)
-
-        return self._metric(of_ranks, of_labels, knn_labels, query_labels, not_lone_query_mask, label_counts, kwargs)
-
-    def _metric(
-        self, of_ranks: Callable[[Retrieval], Tensor], of_labels: Callable[[Tensor, Tensor], Any], knn_labels: Tensor | None,
-        query_labels: Tensor, not_lone: Tensor, label_counts: tuple[Tensor, Tensor], kwargs: dict[str, Any],
-    ) -> Any:  # fmt: skip
-        """A metric from the labels of the neighbours where they are given, else from the fold of the ranks."""
-        if not bool(not_lone.any()):
-            return nan_accuracy(label_counts[0], self.return_per_class)
-        own = query_labels[not_lone]
-        if knn_labels is not None:
-            return of_labels(knn_labels[not_lone], own[:, None])
-        values = of_ranks(kwargs["retrieval"])[not_lone]
-        return maybe_get_avg_of_avgs(values, own, self.avg_of_avgs, self.return_per_class)
 
     # ---- a call
 
@@ -322,11 +201,11 @@ class AccuracyCalculator:
         """
         if reference is None:
             reference, reference_labels, ref_includes_query = query, query_labels, True
-        rows = self._embeddings("query", query)
-        ref_rows = rows if reference is query else self._embeddings("reference", reference)
+        rows = as_embeddings("query", query, self.device)
+        ref_rows = rows if reference is query else as_embeddings("reference", reference, self.device)
         labels = as_labels(query_labels, self.device)
         ref_labels = labels if reference_labels is query_labels else as_labels(reference_labels, self.device)
-        self._check_sets(rows, labels, ref_rows, ref_labels, ref_includes_query)
+        check_sets(rows, labels, ref_rows, ref_labels, ref_includes_query)
         self.check_primary_metrics(include, exclude)
         self.curr_function_dict = self.get_function_dict(include, exclude)
         kwargs: dict[str, Any] = {
@@ -412,7 +291,7 @@ class AccuracyCalculator:
                     )
                 return same.bool()
 
-        labels, ref_labels = _codes(query_labels, reference_labels)
+        labels, ref_labels = class_numbers(query_labels, reference_labels)
         with torch.no_grad():
             rows, cols = comparison.rows(query, reference)
         return ops.retrieval(rows, cols, labels, ref_labels, comparison.score, itself, limit, cutoffs, relation)
@@ -422,7 +301,7 @@ class AccuracyCalculator:
         method = self.function_keyword + name
         if not hasattr(type(self), method):
             return isinstance(self.curr_function_dict.get(name), partial)
-        return getattr(type(self), method) is AccuracyCalculator.__dict__.get(method)
+        return getattr(type(self), method) is getattr(AccuracyMetrics, method, None)
 
     def _reads(self, name: str, inputs: Sequence[str], of_subclasses: bool = False) -> bool:
         """Whether a metric asks for any of these; one that takes everything does where ``requires_knn`` names it."""
@@ -443,41 +322,3 @@ class AccuracyCalculator:
             at = _AT_K.fullmatch(name)
             if at is not None and k is not None and int(at[2]) > k and int(at[2]) > 1:
                 raise ValueError(f"{name} needs {at[2]} neighbors, and k={self.k!r} leaves {k}; set k=None or a larger one")
-
-    def _embeddings(self, name: str, rows: Any) -> Tensor:
-        tensor = torch.as_tensor(c_f.numpy_to_torch(rows)).detach().to(self.device, torch.float)
-        if tensor.ndim != 2:
-            raise ValueError(f"{name} must have shape (N, D), got {tuple(tensor.shape)}")
-        if not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{name} must be finite, got NaN or infinity: its neighbors would mean nothing")
-        return tensor
-
-    @staticmethod
-    def _check_sets(query: Tensor, labels: Tensor, reference: Tensor, ref_labels: Tensor, includes: bool) -> None:
-        if len(query) != len(labels) or len(reference) != len(ref_labels):
-            raise ValueError(
-                f"embeddings and labels must have the same length, got {len(query)} and {len(labels)} of the queries, "
-                f"{len(reference)} and {len(ref_labels)} of the references"
-            )
-        if query.shape[1] != reference.shape[1]:
-            raise ValueError(f"reference must have rows of the query's length, {query.shape[1]}, got {reference.shape[1]}")
-        n = len(query)
-        begins = reference is query or (
-            len(reference) >= n
-            and torch.allclose(query, reference[:n])
-            and torch.equal(labels, ref_labels[:n].to(labels.dtype))
-        )
-        if includes and not begins:
-            raise ValueError(
-                "When ref_includes_query is True, the first len(query) elements of reference must be equal to query. "
-                "Likewise, the first len(query_labels) elements of reference_labels must be equal to query_labels."
-            )
-
-
-def _codes(labels: Tensor, ref_labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels of any kind as int64 numbers of their classes."""
-    if labels is ref_labels:
-        codes = torch.unique(labels, dim=0, return_inverse=True)[1].flatten()
-        return codes, codes
-    codes = torch.unique(torch.cat([labels, ref_labels]), dim=0, return_inverse=True)[1].flatten()
-    return codes[: len(labels)], codes[len(labels) :]

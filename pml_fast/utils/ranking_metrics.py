@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import common_functions as c_f
-
 EQUALITY = torch.eq
 Compare = Callable[[Tensor, Tensor], Tensor]
 
@@ -147,12 +145,3 @@ def try_getting_not_lone_labels(
     if not bool(not_lone_query_mask.any()):
         return None, None
     return knn_labels[not_lone_query_mask], query_labels[not_lone_query_mask]
-
-
-def as_labels(labels: Any, device: torch.device | str) -> Tensor:
-    """Labels as the floating-point tensor that comparisons and metrics of one's own get: float32 where it holds them."""
-    tensor = torch.as_tensor(c_f.numpy_to_torch(labels)).to(device)
-    if tensor.is_floating_point() or tensor.dtype == torch.bool or not tensor.numel():
-        return tensor.to(torch.float64 if tensor.dtype == torch.float64 else torch.float32)
-    exact = bool((tensor.abs() <= 1 << 24).all())
-    return tensor.to(torch.float32 if exact else torch.float64)

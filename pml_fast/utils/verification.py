@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .conversions import to_numpy
+
 
 def verification_scores(embeddings: Any, labels: Any, max_pairs: int = 1_000_000, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Cosine similarities of random pairs of rows, and whether their labels match: as many of each kind as there are, up to
@@ -58,4 +60,4 @@ def random_pairs(labels: Tensor, same: bool, count: int, generator: torch.Genera
 
 def as_array(values: Any) -> np.ndarray:
     """A tensor or anything like an array as an array."""
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    return np.asarray(to_numpy(values))
