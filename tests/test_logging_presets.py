@@ -145,6 +145,19 @@ def test_the_best_epoch_is_loaded_on_request(tmp_path: Path) -> None:
     assert again.hooks.load_latest_saved_models(again.trainer, tmp_path / "none") == 1
 
 
+@pytest.mark.parametrize("name", ["trunk_optimizer_1.pth", "trainer_1.pth"])
+def test_a_damaged_file_leaves_the_trainer_as_it_was(name: str, tmp_path: Path) -> None:
+    Experiment(tmp_path).trainer.train()
+    path = tmp_path / "models" / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 1]) + whole[len(whole) // 2 + 1 :])
+    run = Experiment(tmp_path)
+    before = [parameter.clone() for parameter in run.trainer.models["trunk"].parameters()]
+    with pytest.raises(ValueError, match=f"{name} cannot be read as a checkpoint"):
+        run.hooks.load_latest_saved_models(run.trainer, tmp_path / "models")
+    assert all(map(torch.equal, before, run.trainer.models["trunk"].parameters()))
+
+
 def test_records_are_files_for_a_person(tmp_path: Path) -> None:
     run = Experiment(tmp_path)
     run.trainer.train(num_epochs=2)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from . import common_functions as c_f
-from .model_files import finish_interrupted, load_state, local, modelpath_creator, save_together, unwrapped
+from .model_files import finish_interrupted, load_into, load_state, local, modelpath_creator, save_together, unwrapped
 from .recorded_accuracies import RecordedAccuracies
 from .records import RecordKeeper, RecordWriter
 
@@ -133,13 +133,20 @@ class HookContainer(RecordedAccuracies):
         epoch, suffix = c_f.latest_version(model_folder, "trunk_*.pth", best=best)
         if suffix is None:
             return 1
+        found: list[tuple[Any, Any]] = []
         for name in self.saveable_trainer_objects:
             stateful = {key: obj for key, obj in (getattr(trainer, name, None) or {}).items() if hasattr(obj, "state_dict")}
-            c_f.load_dict_of_models(stateful, suffix, model_folder, device, log_if_successful=True)
+            c_f.operate_on_dict_of_models(
+                stateful, suffix, model_folder, lambda obj, path: found.append((obj, load_state(path, device))), "LOAD", True
+            )
         path = modelpath_creator(model_folder, _TRAINER, suffix)
-        if hasattr(trainer, "load_progress") and os.path.exists(path):
+        progress = load_state(path) if hasattr(trainer, "load_progress") and os.path.exists(path) else None
+        # Every file has been read: a damaged one leaves the trainer as it was.
+        for obj, state in found:
+            load_into(obj, state)
+        if progress is not None:
             try:
-                trainer.load_progress(load_state(path))
+                trainer.load_progress(progress)
             except ValueError as error:
                 c_f.LOGGER.warning("Models are loaded, the random states and the place in the data are not: %s", error)
         return epoch + 1
