@@ -101,6 +101,14 @@ def test_another_checksum_leaves_what_was_there(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["data.bin"]
 
 
+@pytest.mark.parametrize("checksum", ["97eceeb196236b17998738112f37df78", "md6:00", ""])
+def test_a_checksum_of_no_kind_is_refused_before_anything_is_fetched(checksum: str, tmp_path: Path) -> None:
+    with serving(DATA) as server:
+        with pytest.raises(ValueError, match=r'checksum must be "md5:\.\.\.", "sha256:\.\.\."'):
+            quick(server.url(), tmp_path / "data.bin", checksum)
+        assert len(server.asked) == 0
+
+
 def test_a_cut_download_leaves_what_was_there(tmp_path: Path) -> None:
     (tmp_path / "data.bin").write_bytes(b"old")
     with serving(DATA, cut=[10, 0, 0]) as server, pytest.raises(ConnectionError, match="was lost 2 times"):

@@ -145,6 +145,21 @@ def test_the_best_epoch_is_loaded_on_request(tmp_path: Path) -> None:
     assert again.hooks.load_latest_saved_models(again.trainer, tmp_path / "none") == 1
 
 
+def test_records_that_cannot_be_written_are_kept_and_the_file_is_left(tmp_path: Path) -> None:
+    keeper, writer, _ = logging_presets.get_record_keeper(tmp_path)
+    (tmp_path / "logs.db").write_bytes(b"this is no database, but something of the user's" * 99)
+    before = (tmp_path / "logs.db").read_bytes()
+    keeper.update_records({"a": 1.5}, 3, parent_name="group")
+    with pytest.raises(ValueError, match=r"cannot be written to .*logs\.db \(file is not a database\)"):
+        keeper.save_records()
+    assert (tmp_path / "logs.db").read_bytes() == before
+    (tmp_path / "logs.db").unlink()
+    keeper.save_records()
+    assert keeper.query("SELECT * FROM [group]", return_dict=True) == {"id": [1], "~iteration~": [3], "a": [1.5]}
+    keeper.save_records()
+    assert writer.records == {} and len(keeper.query("SELECT * FROM [group]")) == 1
+
+
 @pytest.mark.parametrize("name", ["trunk_optimizer_1.pth", "trainer_1.pth"])
 def test_a_damaged_file_leaves_the_trainer_as_it_was(name: str, tmp_path: Path) -> None:
     Experiment(tmp_path).trainer.train()

@@ -16,7 +16,7 @@ class DistributedBatchSampler(Sampler[list[int]]):
 
     With `utils.distributed.DistributedLossWrapper` a step is then that of one process on the whole batch. Parts are
     consecutive, and differ by at most one index: with MPerClassSampler groups stay whole where `batch_size` is a
-    multiple of `m * num_replicas`.
+    multiple of `m * num_replicas`, triplets of FixedSetOfTriplets where it is one of `3 * num_replicas`.
 
     `batches` is a sampler that yields lists (`HierarchicalSampler`, what `batched()` of the others returns, or
     torch's BatchSampler), or one of this package with a `batch_size` of its own. `num_replicas` and `rank` default to

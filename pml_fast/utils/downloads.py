@@ -38,10 +38,12 @@ def download(
         pause: seconds before the next attempt, doubled each time.
 
     Raises:
-        ValueError: another kind of URL; a web page in place of a file; another checksum.
+        ValueError: another kind of URL or of checksum; a web page in place of a file; a file of another checksum.
         ConnectionError: the server refuses, or the connection was lost too often.
     """
     _check_url(url)
+    if checksum is not None and checksum.partition(":")[0] not in hashlib.algorithms_available:
+        raise ValueError(f'checksum must be "md5:...", "sha256:..." or of another name of hashlib, got {checksum!r}')
     target = Path(filename)
     part, failures = _Part(target), 0
     while failures < attempts:

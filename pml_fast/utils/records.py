@@ -57,12 +57,18 @@ class RecordWriter:
         self.records.setdefault(group_name, {}).setdefault(iteration, {})[series_name] = value
 
     def save_records(self) -> None:
-        """Write what was collected since."""
-        collected, self.records = self.records, {}
+        """Write what was collected since; ValueError for a file that is no database, and what was collected is kept."""
+        collected = self.records
         with closing(sqlite3.connect(self.database)) as db:
-            with db:
-                for group, rows in collected.items():
-                    _insert(db, group, rows)
+            try:
+                with db:
+                    for group, rows in collected.items():
+                        _insert(db, group, rows)
+            except sqlite3.DatabaseError as error:
+                raise ValueError(
+                    f"records cannot be written to {self.database} ({error}): free it, or move it away if it is damaged"
+                ) from error
+            self.records = {}
             for group in collected:
                 self._write_csv(db, group)
 
