@@ -254,15 +254,19 @@ def _indexed(size: Size, backend: str) -> Cost:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def _triton_pairwise(size: Size, spec: PairSpec | TripletSpec, _: Score, __: bool) -> Cost:
+def _triton_pairwise(size: Size, spec: PairSpec | TripletSpec, score: Score, _: bool) -> Cost:
     assert isinstance(spec, PairSpec)
     # NT-Xent reads the positives in a second sweep; from SORT_FROM columns on they are one run of sorted columns.
-    from pml_fast.engine.triton.layout import SORT_FROM
+    from pml_fast.engine.triton.configs import ARCHES, config
+    from pml_fast.engine.triton.layout import SORT_FROM, WORKSPACE_BYTES, product_type
 
     forward = size.gemm * (2 if spec.name == "ntxent" and size.m < SORT_FROM else 1)
     # Each side that has a gradient recomputes the tiles; a batch against itself is one side.
     sides = size.need_x + (0 if size.shared else size.need_y)
     memory = _common_bytes(size, 2 + _half(size)) + size.item * 16 * size.n
+    tile = config("grad", ARCHES[-1], product_type(size.dtype), score.kind != "dot", size.d, size.n)
+    if sides and not tile.resident:
+        memory += min(4 * size.n * size.m, WORKSPACE_BYTES)
     return _cost(size, forward, forward + 2 * sides * size.gemm, 1 + sides, memory)
 
 

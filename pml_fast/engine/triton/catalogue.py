@@ -7,7 +7,7 @@ from typing import Any
 from pml_fast.engine.triton.aot import Kernel
 from pml_fast.engine.triton.configs import ARCHES, ENOUGH_BLOCKS, TABLE, config
 from pml_fast.engine.triton.epilogues import EPILOGUES
-from pml_fast.engine.triton.pairwise import extreme_kernel, pair_grad_kernel, pair_state_kernel
+from pml_fast.engine.triton.pairwise import extreme_kernel, pair_grad_kernel, pair_pulls_kernel, pair_state_kernel
 from pml_fast.engine.triton.sweeps import tile_arguments
 
 ELEMENTS = {"bf16": "bf16", "fp16": "fp16", "tf32": "fp32", "tf32x3": "fp32"}
@@ -43,13 +43,19 @@ def _kernel(
     warps, stages, registers = (tile.pop(name) for name in ("num_warps", "num_stages", "maxnreg"))
     precision = "tf32x3" if product == "tf32x3" else "tf32"
     constexprs = {**chosen, **tile, "KIND": kind, "ITSELF": True, "PRECISION": precision}
-    if op == "grad":
-        constexprs["BLOCK_OUT"] = cfg.block_out
     element = f"*{ELEMENTS[product]}"
-    types = {**_POINTERS, **_FLOATS, "x_ptr": element, "y_ptr": element, **dict.fromkeys(constexprs, "constexpr")}
+    pulled = "*bf16" if product == "bf16" else "*fp32"  # as sweeps._strips has it
+    types = {
+        **_POINTERS,
+        **_FLOATS,
+        "x_ptr": element,
+        "y_ptr": element,
+        "h_ptr": pulled,
+        **dict.fromkeys(constexprs, "constexpr"),
+    }
     # What is left are strides and sizes.
     signature = {name: types.get(name, "i32") for name in fn.arg_names}
-    strides = ("stride_xm", "stride_ym", "stride_om", "D")
+    strides = ("stride_xm", "stride_ym", "stride_om", "stride_hm", "D")
     aligned = tuple(n for n in fn.arg_names if n.endswith("_ptr") or n in strides)
     name = f"{label}-kind{kind}-{product}-d{d}-bm{cfg.block_m}"
     return Kernel(name, fn, signature, constexprs, warps, stages, aligned, quick, (arch,), registers)
@@ -69,7 +75,8 @@ def _losses(arch: int, product: str, geometry: str, d: int, op: str, rows: int, 
             chosen |= {"TERMS": 2 if loss == "contrastive" else 1, "SAVED": epilogue.levels > 0}
             chosen |= {"DERIVATIVE": epilogue.derivative, "ROW_ANCHORS": True, "COL_ANCHORS": True}
         quick = full and product == "bf16" and d == CHUNKED_D and (loss, geometry) in QUICK
-        fn = pair_state_kernel if op == "state" else pair_grad_kernel
+        by_block = config(op, arch, product, kind != 0, d, rows).resident
+        fn = pair_state_kernel if op == "state" else pair_grad_kernel if by_block else pair_pulls_kernel
         found.append(_kernel(f"{op}-{loss}", fn, op, arch, product, kind, d, rows, chosen, quick))
     return found
 
@@ -88,7 +95,8 @@ def _catalogue() -> list[Kernel]:
         for rows in (1 << 20, 32 * ENOUGH_BLOCKS[arch], 1):
             full = rows == 1 << 20
             for (op, product, geometry), entries in TABLE[arch].items():
-                for bucket in entries:
+                # The chunked tiles of a state are those of a gradient without a block for its D, too.
+                for bucket in entries if op == "state" else {**entries, 0: ()}:
                     d = bucket or CHUNKED_D
                     found += _losses(arch, product, geometry, d, op, rows, full)
                     if op == "state":

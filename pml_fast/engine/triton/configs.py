@@ -10,13 +10,16 @@ ENOUGH_BLOCKS = {80: 108, 90: 132}
 # Registers a thread can have.
 MOST_REGISTERS = 255
 
-Entry = tuple[int, int, int, int, int, int]
+# Warps of a chunked gradient: its epilogue holds the derivatives of both anchors of a pair.
+PULLS_WARPS = 8
+
+Entry = tuple[int, int, int, int, int]
 Key = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
 class Config:
-    """Tile of a launch. ``block_k`` chunks D (``resident``: one chunk holds it all), ``block_out`` the gradient's D.
+    """Tile of a launch. ``block_k`` chunks D (``resident``: one chunk holds it all).
 
     ``maxnreg`` is the number of registers a thread may take, where the compiler's own choice is overruled.
     """
@@ -24,7 +27,6 @@ class Config:
     block_m: int
     block_n: int
     block_k: int
-    block_out: int
     num_warps: int
     num_stages: int
     resident: bool
@@ -45,189 +47,176 @@ def block_rows(arch: int, largest: int, rows: int) -> int:
 
 
 def config(op: str, arch: int, product: str, distance: bool, d: int, rows: int) -> Config:
-    """The launch of ``op`` (``"state"``, ``"grad"``, or ``"extreme"``, which has the tiles of a state) for ``rows`` rows.
+    """The launch of ``op`` for ``rows`` rows: ``"state"``, ``"extreme"`` (which has its tiles), or ``"grad"``.
+
+    A gradient whose D no block holds (not ``resident``) writes out what multiplies the columns, by the chunked tiles of a
+    state over a grid of both rows and columns, which is never short of blocks.
 
     ``product`` is a :func:`layout.product_type`; ``distance`` whether the score is one rather than an inner product.
     """
-    key = ("grad" if op == "grad" else "state", product, "distance" if distance else "dot")
-    entries = TABLE[arch][key]
-    rounded = max(64, 1 << (d - 1).bit_length())
-    bucket = rounded if rounded in entries else 0
-    block_m, block_n, block_k, block_out, num_warps, num_stages = entries[bucket]
-    if bucket:
-        block_k = block_out = bucket
-    rows_a_block = block_rows(arch, block_m, rows)
+    geometry = "distance" if distance else "dot"
+    bucket = max(64, 1 << (d - 1).bit_length())
+    key = ("grad" if op == "grad" else "state", product, geometry)
+    if bucket not in TABLE[arch].get(key, {}):
+        bucket, key = 0, ("state", product, geometry)
+    block_m, block_n, block_k, num_warps, num_stages = TABLE[arch][key][bucket]
+    of_both = op == "grad" and not bucket
+    rows_a_block = block_m if of_both else block_rows(arch, block_m, rows)
+    if of_both:
+        num_warps = PULLS_WARPS
     if rows_a_block < block_m and (arch, key, bucket) in HALVED:
         block_n //= 2
-    # ptxas spills to fit one more block on a multiprocessor. A shrunken block has no other to make room for, and an
-    # extreme's loop is short.
-    registers = MOST_REGISTERS if rows_a_block < block_m or op == "extreme" else None
-    return Config(rows_a_block, block_n, block_k, block_out or block_k, num_warps, num_stages, bucket != 0, registers)
+    # ptxas spills to fit one more block on a multiprocessor. A shrunken block has no other to make room for, and the
+    # loop of an extreme, or of one tile, is short.
+    registers = MOST_REGISTERS if rows_a_block < block_m or op == "extreme" or of_both else None
+    return Config(rows_a_block, block_n, bucket or block_k, num_warps, num_stages, bucket != 0, registers)
 
 
-# (op, product, geometry) -> D rounded up to a power of two -> block_m, block_n, block_k, block_out, num_warps,
-# num_stages. Entry 0 serves every other D, in chunks of block_k; the others hold D in one block. Each is the largest
-# tile tried that compiles without a spilled register for every loss (tests/test_triton_compile.py); none was timed.
+# (op, product, geometry) -> D rounded up to a power of two -> block_m, block_n, block_k, num_warps, num_stages. Entry 0
+# serves every other D, in chunks of block_k; the others hold D in one block, which is their block_k. Each is the largest tile
+# tried that compiles without a spilled register for every loss (tests/test_triton_compile.py); none was timed.
 TABLE: dict[int, dict[Key, dict[int, Entry]]] = {
     80: {
         ("state", "bf16", "dot"): {
-            64: (64, 64, 0, 0, 4, 2),
-            128: (64, 64, 0, 0, 4, 2),
-            256: (64, 64, 0, 0, 4, 2),
-            0: (64, 64, 64, 0, 4, 3),
+            64: (64, 64, 0, 4, 2),
+            128: (64, 64, 0, 4, 2),
+            256: (64, 64, 0, 4, 2),
+            0: (64, 64, 64, 4, 3),
         },
         ("state", "bf16", "distance"): {
-            64: (64, 64, 0, 0, 8, 2),
-            128: (64, 64, 0, 0, 8, 2),
-            256: (64, 64, 0, 0, 8, 2),
-            0: (64, 64, 32, 0, 8, 2),
+            64: (64, 64, 0, 8, 2),
+            128: (64, 64, 0, 8, 2),
+            256: (64, 64, 0, 8, 2),
+            0: (64, 64, 32, 8, 2),
         },
         ("grad", "bf16", "dot"): {
-            64: (64, 64, 0, 0, 8, 2),
-            128: (64, 64, 0, 0, 8, 2),
-            256: (64, 64, 0, 0, 8, 2),
-            0: (64, 64, 64, 128, 8, 2),
+            64: (64, 64, 0, 8, 2),
+            128: (64, 64, 0, 8, 2),
+            256: (64, 64, 0, 8, 2),
         },
         ("grad", "bf16", "distance"): {
-            64: (64, 32, 0, 0, 4, 2),
-            0: (64, 32, 32, 128, 8, 2),
+            64: (64, 32, 0, 4, 2),
         },
         ("state", "tf32", "dot"): {
-            64: (64, 64, 0, 0, 4, 2),
-            128: (64, 64, 0, 0, 4, 2),
-            0: (64, 64, 32, 0, 4, 3),
+            64: (64, 64, 0, 4, 2),
+            128: (64, 64, 0, 4, 2),
+            0: (64, 64, 32, 4, 3),
         },
         ("state", "tf32", "distance"): {
-            64: (64, 64, 0, 0, 8, 2),
-            128: (64, 64, 0, 0, 8, 2),
-            0: (64, 64, 32, 0, 8, 2),
+            64: (64, 64, 0, 8, 2),
+            128: (64, 64, 0, 8, 2),
+            0: (64, 64, 32, 8, 2),
         },
         ("grad", "tf32", "dot"): {
-            64: (64, 64, 0, 0, 4, 2),
-            128: (64, 64, 0, 0, 8, 2),
-            0: (64, 64, 32, 128, 8, 2),
+            64: (64, 64, 0, 4, 2),
+            128: (64, 64, 0, 8, 2),
         },
         ("grad", "tf32", "distance"): {
-            64: (64, 32, 0, 0, 4, 2),
-            0: (64, 32, 32, 128, 8, 2),
+            64: (64, 32, 0, 4, 2),
         },
         ("state", "tf32x3", "dot"): {
-            64: (64, 32, 0, 0, 4, 2),
-            0: (64, 32, 32, 0, 4, 2),
+            64: (64, 32, 0, 4, 2),
+            0: (64, 32, 32, 4, 2),
         },
         ("state", "tf32x3", "distance"): {
-            64: (64, 32, 0, 0, 4, 2),
-            0: (64, 32, 32, 0, 8, 2),
+            64: (64, 32, 0, 4, 2),
+            0: (64, 32, 32, 8, 2),
         },
         ("grad", "tf32x3", "dot"): {
-            64: (64, 16, 0, 0, 8, 2),
-            0: (64, 32, 32, 128, 8, 2),
+            64: (64, 16, 0, 8, 2),
         },
         ("grad", "tf32x3", "distance"): {
-            64: (64, 16, 0, 0, 8, 2),
-            0: (64, 16, 32, 64, 4, 2),
+            64: (64, 16, 0, 8, 2),
         },
         ("state", "fp16", "dot"): {
-            64: (64, 64, 0, 0, 4, 2),
-            128: (64, 64, 0, 0, 4, 2),
-            256: (64, 64, 0, 0, 4, 2),
-            0: (64, 64, 64, 0, 4, 3),
+            64: (64, 64, 0, 4, 2),
+            128: (64, 64, 0, 4, 2),
+            256: (64, 64, 0, 4, 2),
+            0: (64, 64, 64, 4, 3),
         },
         ("state", "fp16", "distance"): {
-            64: (64, 64, 0, 0, 8, 2),
-            128: (64, 64, 0, 0, 8, 2),
-            256: (64, 64, 0, 0, 8, 2),
-            0: (64, 64, 32, 0, 8, 2),
+            64: (64, 64, 0, 8, 2),
+            128: (64, 64, 0, 8, 2),
+            256: (64, 64, 0, 8, 2),
+            0: (64, 64, 32, 8, 2),
         },
         ("grad", "fp16", "dot"): {
-            64: (64, 64, 0, 0, 8, 2),
-            256: (64, 64, 0, 0, 8, 2),
-            0: (64, 64, 64, 256, 8, 2),
+            64: (64, 64, 0, 8, 2),
+            256: (64, 64, 0, 8, 2),
         },
         ("grad", "fp16", "distance"): {
-            64: (64, 32, 0, 0, 8, 2),
-            0: (64, 32, 32, 128, 8, 2),
+            64: (64, 32, 0, 8, 2),
         },
     },
     90: {
         ("state", "bf16", "dot"): {
-            64: (64, 64, 0, 0, 4, 2),
-            128: (64, 64, 0, 0, 4, 2),
-            256: (64, 64, 0, 0, 4, 2),
-            0: (64, 64, 64, 0, 4, 3),
+            64: (64, 64, 0, 4, 2),
+            128: (64, 64, 0, 4, 2),
+            256: (64, 64, 0, 4, 2),
+            0: (64, 64, 64, 4, 3),
         },
         ("state", "bf16", "distance"): {
-            64: (64, 64, 0, 0, 8, 2),
-            128: (64, 64, 0, 0, 8, 2),
-            256: (64, 64, 0, 0, 8, 2),
-            0: (64, 64, 32, 0, 8, 2),
+            64: (64, 64, 0, 8, 2),
+            128: (64, 64, 0, 8, 2),
+            256: (64, 64, 0, 8, 2),
+            0: (64, 64, 32, 8, 2),
         },
         ("grad", "bf16", "dot"): {
-            64: (64, 64, 0, 0, 4, 2),
-            128: (64, 64, 0, 0, 8, 2),
-            256: (64, 32, 0, 0, 8, 2),
-            0: (64, 64, 64, 256, 8, 2),
+            64: (64, 64, 0, 4, 2),
+            128: (64, 64, 0, 8, 2),
+            256: (64, 32, 0, 8, 2),
         },
         ("grad", "bf16", "distance"): {
-            64: (64, 64, 0, 0, 8, 2),
-            128: (64, 64, 0, 0, 8, 2),
-            0: (64, 64, 64, 128, 8, 2),
+            64: (64, 64, 0, 8, 2),
+            128: (64, 64, 0, 8, 2),
         },
         ("state", "tf32", "dot"): {
-            64: (64, 64, 0, 0, 4, 2),
-            128: (64, 64, 0, 0, 4, 2),
-            0: (64, 64, 64, 0, 4, 3),
+            64: (64, 64, 0, 4, 2),
+            128: (64, 64, 0, 4, 2),
+            0: (64, 64, 64, 4, 3),
         },
         ("state", "tf32", "distance"): {
-            64: (64, 64, 0, 0, 8, 2),
-            128: (64, 64, 0, 0, 8, 2),
-            0: (64, 64, 32, 0, 8, 2),
+            64: (64, 64, 0, 8, 2),
+            128: (64, 64, 0, 8, 2),
+            0: (64, 64, 32, 8, 2),
         },
         ("grad", "tf32", "dot"): {
-            64: (64, 64, 0, 0, 4, 2),
-            128: (64, 32, 0, 0, 4, 2),
-            0: (64, 64, 64, 128, 8, 2),
+            64: (64, 64, 0, 4, 2),
+            128: (64, 32, 0, 4, 2),
         },
         ("grad", "tf32", "distance"): {
-            64: (64, 32, 0, 0, 4, 2),
-            0: (64, 32, 32, 128, 8, 2),
+            64: (64, 32, 0, 4, 2),
         },
         ("state", "tf32x3", "dot"): {
-            64: (64, 64, 0, 0, 4, 2),
-            0: (64, 64, 32, 0, 4, 3),
+            64: (64, 64, 0, 4, 2),
+            0: (64, 64, 32, 4, 3),
         },
         ("state", "tf32x3", "distance"): {
-            0: (64, 64, 32, 0, 8, 2),
+            0: (64, 64, 32, 8, 2),
         },
         ("grad", "tf32x3", "dot"): {
-            64: (64, 32, 0, 0, 4, 2),
-            0: (64, 32, 32, 64, 8, 2),
-        },
-        ("grad", "tf32x3", "distance"): {
-            0: (64, 16, 32, 64, 4, 2),
+            64: (64, 32, 0, 4, 2),
         },
         ("state", "fp16", "dot"): {
-            64: (64, 64, 0, 0, 4, 2),
-            128: (64, 64, 0, 0, 4, 2),
-            256: (64, 64, 0, 0, 4, 2),
-            0: (64, 64, 64, 0, 4, 3),
+            64: (64, 64, 0, 4, 2),
+            128: (64, 64, 0, 4, 2),
+            256: (64, 64, 0, 4, 2),
+            0: (64, 64, 64, 4, 3),
         },
         ("state", "fp16", "distance"): {
-            64: (64, 64, 0, 0, 8, 2),
-            128: (64, 64, 0, 0, 8, 2),
-            256: (64, 64, 0, 0, 8, 2),
-            0: (64, 64, 32, 0, 8, 2),
+            64: (64, 64, 0, 8, 2),
+            128: (64, 64, 0, 8, 2),
+            256: (64, 64, 0, 8, 2),
+            0: (64, 64, 32, 8, 2),
         },
         ("grad", "fp16", "dot"): {
-            64: (64, 64, 0, 0, 4, 2),
-            128: (64, 32, 0, 0, 4, 2),
-            256: (64, 16, 0, 0, 8, 2),
-            0: (64, 64, 64, 256, 8, 2),
+            64: (64, 64, 0, 4, 2),
+            128: (64, 32, 0, 4, 2),
+            256: (64, 16, 0, 8, 2),
         },
         ("grad", "fp16", "distance"): {
-            64: (64, 64, 0, 0, 8, 2),
-            128: (64, 32, 0, 0, 8, 2),
-            0: (64, 32, 32, 128, 8, 2),
+            64: (64, 64, 0, 8, 2),
+            128: (64, 32, 0, 8, 2),
         },
     },
 }
@@ -237,5 +226,4 @@ HALVED: set[tuple[int, Key, int]] = {
     (90, ("state", "bf16", "dot"), 256),
     (90, ("state", "fp16", "dot"), 256),
     (90, ("state", "tf32", "dot"), 128),
-    (90, ("grad", "bf16", "distance"), 0),
 }

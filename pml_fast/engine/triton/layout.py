@@ -13,6 +13,9 @@ from pml_fast.engine.score import Score
 # Every output of a launcher is made here, so that a test can poison them all.
 empty = torch.empty
 
+# What is written out of a gradient at a time, where D is wide: it stays in the second-level cache.
+WORKSPACE_BYTES = 16 << 20
+
 # From this many columns on, a second sweep over the positives pays for sorting both sides by class.
 SORT_FROM = 4096
 

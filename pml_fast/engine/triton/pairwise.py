@@ -1,7 +1,8 @@
 """The pairwise kernels: each program owns a block of rows and streams over the columns, so nothing is added atomically.
 
 ``pair_state_kernel`` leaves each row's loss and levels, ``pair_grad_kernel`` recomputes the scores and applies
-``c = dL/ds``, ``extreme_kernel`` keeps each row's largest or smallest score.
+``c = dL/ds``, ``pair_pulls_kernel`` writes what the gradient multiplies the columns by, where D is too wide for a block,
+and ``extreme_kernel`` keeps each row's largest or smallest score.
 """
 
 from __future__ import annotations
@@ -207,27 +208,62 @@ def coefficients(
 
 
 @triton.jit
+def pulls(
+    s, same, valid, rows, rule_ptr, saved_ptr, w_ptr, offs_n, M,
+    sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2,
+    TERMS: tl.constexpr, SAVED: tl.constexpr, LOGIT: tl.constexpr, DERIVATIVE: tl.constexpr, KIND: tl.constexpr,
+    ROW_ANCHORS: tl.constexpr, COL_ANCHORS: tl.constexpr, HAS_RULE: tl.constexpr,
+):  # fmt: skip
+    # H [BLOCK_M, BLOCK_N]: the gradient by row i is sum_j H_ij y_j, less H_ij x_i for a distance. `rows` is what load_anchor
+    # gives for the rows. Anchors are the rows, the columns, or both (a batch against itself: H = W + W^T).
+    z = LOGIT(s, same, sign, p0, p1, p2)
+    h = tl.zeros(s.shape, dtype=tl.float32)
+    if ROW_ANCHORS:
+        h += coefficients(
+            s, z, same, valid, rows[0][:, None], rows[1][:, None], rows[2][:, None], rows[3][:, None], rows[4][:, None],
+            rows[5][:, None], rows[6][:, None], rows[7][:, None], rows[8][:, None],
+            sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, DERIVATIVE, HAS_RULE,
+        )  # fmt: skip
+    if COL_ANCHORS:
+        cols = load_anchor(rule_ptr, saved_ptr, w_ptr, offs_n, M, TERMS, SAVED, HAS_RULE)
+        h += coefficients(
+            s, z, same, valid, cols[0][None, :], cols[1][None, :], cols[2][None, :], cols[3][None, :], cols[4][None, :],
+            cols[5][None, :], cols[6][None, :], cols[7][None, :], cols[8][None, :],
+            sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, DERIVATIVE, HAS_RULE,
+        )  # fmt: skip
+    if KIND == 1:
+        h = tl.where(s > 0, h / s, h * 0.0)
+    elif KIND == 2:
+        h = 2.0 * h
+    return h
+
+
+@triton.jit
+def no_anchor(offs):
+    # what load_anchor gives, for rows that are not anchors
+    none = offs.to(tl.float32) * 0.0
+    return none, none, none, none, none, none, none, none, none
+
+
+@triton.jit
 def pair_grad_kernel(
     x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, x_label_ptr, y_label_ptr, rule_ptr, saved_ptr, w_ptr, out_ptr,
     stride_xm, stride_ym, stride_om, N, M, D, sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2,
     TERMS: tl.constexpr, SAVED: tl.constexpr, LOGIT: tl.constexpr, DERIVATIVE: tl.constexpr,
     KIND: tl.constexpr, ITSELF: tl.constexpr, ROW_ANCHORS: tl.constexpr, COL_ANCHORS: tl.constexpr,
     HAS_RULE: tl.constexpr, PRECISION: tl.constexpr, RESIDENT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_OUT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    # out [N, D]. Anchors are the rows, the columns (the launch for y), or both (a batch against itself: H = W + W^T).
+    # out [N, D], where one block holds D: the tile that gave the scores is the one the gradient multiplies.
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    # One chunk of D: the tile that gave the scores is the one the gradient multiplies.
-    offs_o = tl.arange(0, BLOCK_OUT) if RESIDENT else tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-    x = tl.zeros([BLOCK_M, BLOCK_K], dtype=x_ptr.dtype.element_ty)
-    if RESIDENT:
-        x = load_rows(x_ptr, offs_m, stride_xm, N, tl.arange(0, BLOCK_K), D)
+    offs_d = tl.arange(0, BLOCK_K)
+    x = load_rows(x_ptr, offs_m, stride_xm, N, offs_d, D)
     x_label = tl.load(x_label_ptr + tl.minimum(offs_m, N - 1))
     if ROW_ANCHORS:
-        rw_pos, rw_neg, rl_pos, rl_neg, r_extra, r0, r1, r2, r3 = load_anchor(
-            rule_ptr, saved_ptr, w_ptr, offs_m, N, TERMS, SAVED, HAS_RULE
-        )
-    total = tl.zeros([BLOCK_M, BLOCK_OUT], dtype=tl.float32)
+        rows = load_anchor(rule_ptr, saved_ptr, w_ptr, offs_m, N, TERMS, SAVED, HAS_RULE)
+    else:
+        rows = no_anchor(offs_m)
+    total = tl.zeros([BLOCK_M, BLOCK_K], dtype=tl.float32)
     h_sum = tl.zeros([BLOCK_M], dtype=tl.float32)
     for start in range(0, M, BLOCK_N):
         offs_n = start + tl.arange(0, BLOCK_N)
@@ -237,29 +273,12 @@ def pair_grad_kernel(
             KIND, PRECISION, RESIDENT, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip  # [BLOCK_M, BLOCK_N]
         y_label = tl.load(y_label_ptr + tl.minimum(offs_n, M - 1))
-        same = x_label[:, None] == y_label[None, :]
-        z = LOGIT(s, same, sign, p0, p1, p2)
-        h = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
-        if ROW_ANCHORS:
-            h += coefficients(
-                s, z, same, valid, rw_pos[:, None], rw_neg[:, None], rl_pos[:, None], rl_neg[:, None],
-                r_extra[:, None], r0[:, None], r1[:, None], r2[:, None], r3[:, None],
-                sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, DERIVATIVE, HAS_RULE,
-            )  # fmt: skip
-        if COL_ANCHORS:
-            cw_pos, cw_neg, cl_pos, cl_neg, c_extra, c0, c1, c2, c3 = load_anchor(
-                rule_ptr, saved_ptr, w_ptr, offs_n, M, TERMS, SAVED, HAS_RULE
-            )
-            h += coefficients(
-                s, z, same, valid, cw_pos[None, :], cw_neg[None, :], cl_pos[None, :], cl_neg[None, :],
-                c_extra[None, :], c0[None, :], c1[None, :], c2[None, :], c3[None, :],
-                sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, DERIVATIVE, HAS_RULE,
-            )  # fmt: skip
-        if KIND == 1:
-            h = tl.where(s > 0, h / s, h * 0.0)
-        elif KIND == 2:
-            h = 2.0 * h
-        y = load_rows(y_ptr, offs_n, stride_ym, M, offs_o, D)  # [BLOCK_N, BLOCK_OUT]
+        h = pulls(
+            s, x_label[:, None] == y_label[None, :], valid, rows, rule_ptr, saved_ptr, w_ptr, offs_n, M,
+            sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2,
+            TERMS, SAVED, LOGIT, DERIVATIVE, KIND, ROW_ANCHORS, COL_ANCHORS, HAS_RULE,
+        )  # fmt: skip
+        y = load_rows(y_ptr, offs_n, stride_ym, M, offs_d, D)  # [BLOCK_N, BLOCK_K]
         if y.dtype == tl.bfloat16:
             h_dot = h.to(tl.bfloat16)
         elif y.dtype == tl.float16:
@@ -275,10 +294,46 @@ def pair_grad_kernel(
             h_sum += tl.sum(h_dot.to(tl.float32), axis=1)
         total = dot(h_dot, y, total, PRECISION)
     if KIND != 0:
-        x_out = load_rows(x_ptr, offs_m, stride_xm, N, offs_o, D).to(tl.float32)
-        total = h_sum[:, None] * x_out - total
-    where = offs_m[:, None].to(tl.int64) * stride_om + offs_o[None, :]
-    tl.store(out_ptr + where, total, mask=(offs_m < N)[:, None] & (offs_o < D)[None, :])
+        total = h_sum[:, None] * x.to(tl.float32) - total
+    where = offs_m[:, None].to(tl.int64) * stride_om + offs_d[None, :]
+    tl.store(out_ptr + where, total, mask=(offs_m < N)[:, None] & (offs_d < D)[None, :])
+
+
+@triton.jit
+def pair_pulls_kernel(
+    x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, x_label_ptr, y_label_ptr, rule_ptr, saved_ptr, w_ptr, h_ptr,
+    first, last, stride_xm, stride_ym, stride_hm, N, M, D, sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2,
+    TERMS: tl.constexpr, SAVED: tl.constexpr, LOGIT: tl.constexpr, DERIVATIVE: tl.constexpr,
+    KIND: tl.constexpr, ITSELF: tl.constexpr, ROW_ANCHORS: tl.constexpr, COL_ANCHORS: tl.constexpr,
+    HAS_RULE: tl.constexpr, PRECISION: tl.constexpr, RESIDENT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    # h [last - first, M]: these rows of H, where D is too wide for one block, for a product to follow. Blocks of rows
+    # come first in the order of programs, so that those which run together share a tile of columns.
+    offs_m = first + tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    valid = comparable(offs_m, offs_n, N, M, ITSELF)
+    x = tl.zeros([BLOCK_M, BLOCK_K], dtype=x_ptr.dtype.element_ty)
+    s = score_tile(
+        x, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, valid, stride_xm, stride_ym, N, M, D,
+        KIND, PRECISION, RESIDENT, BLOCK_M, BLOCK_N, BLOCK_K,
+    )  # fmt: skip  # [BLOCK_M, BLOCK_N]
+    x_label = tl.load(x_label_ptr + tl.minimum(offs_m, N - 1))
+    y_label = tl.load(y_label_ptr + tl.minimum(offs_n, M - 1))
+    if ROW_ANCHORS:
+        rows = load_anchor(rule_ptr, saved_ptr, w_ptr, offs_m, N, TERMS, SAVED, HAS_RULE)
+    else:
+        rows = no_anchor(offs_m)
+    h = pulls(
+        s, x_label[:, None] == y_label[None, :], valid, rows, rule_ptr, saved_ptr, w_ptr, offs_n, M,
+        sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2,
+        TERMS, SAVED, LOGIT, DERIVATIVE, KIND, ROW_ANCHORS, COL_ANCHORS, HAS_RULE,
+    )  # fmt: skip
+    if PRECISION == "tf32" and h_ptr.dtype.element_ty == tl.float32:
+        h = round_tf32(h)
+    where = (offs_m - first)[:, None].to(tl.int64) * stride_hm + offs_n[None, :]
+    inside = (offs_m < last)[:, None] & (offs_n < M)[None, :]
+    tl.store(h_ptr + where, h.to(h_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit

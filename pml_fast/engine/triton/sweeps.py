@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,9 +14,12 @@ from pml_fast.engine.problem import ExtremeProblem, PairProblem, PairRows
 from pml_fast.engine.triton import layout
 from pml_fast.engine.triton.configs import ARCHES, Config, config, table_arch
 from pml_fast.engine.triton.epilogues import EPILOGUES, EXP_THEN_PAIRS, Epilogue
-from pml_fast.engine.triton.pairwise import extreme_kernel, pair_grad_kernel, pair_state_kernel
+from pml_fast.engine.triton.pairwise import extreme_kernel, pair_grad_kernel, pair_pulls_kernel, pair_state_kernel
 
 MAX_PARAMS = 3
+# Whether this torch multiplies bfloat16 into float32 on a GPU (2.8 on). Of float16 it is not asked: coefficients such as
+# 1/N^2 leave its range.
+WIDE_RESULT = hasattr(torch.ops.aten.mm, "dtype_out")
 
 
 def on(x: Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -92,7 +96,7 @@ def _state(problem: PairProblem, epilogue: Epilogue) -> tuple[Tensor, Tensor, Te
 def pair_grads(
     problem: PairProblem, saved: Tensor, w: Tensor, need_x: bool, need_y: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The backward: float32 gradients of ``sum(w * value)``, one launch a side."""
+    """The backward: float32 gradients of ``sum(w * value)``, one launch a side (two a strip where D is wide)."""
     kind = layout.score_kind(problem.score)
     x = layout.operand(problem.x, problem.x_labels, kind)
     w = w.to(torch.float32).contiguous()
@@ -115,16 +119,46 @@ def _grad(
         return out
     kind = layout.score_kind(problem.score)
     cfg = launch_config("grad", x.rows, kind)
-    with on(x.rows):
-        pair_grad_kernel[(triton.cdiv(n, cfg.block_m), triton.cdiv(d, cfg.block_out))](
-            x.rows, y.rows, x.norms, y.norms, x.labels, y.labels, _rule(problem), saved, w, out,
-            x.rows.stride(0), y.rows.stride(0), out.stride(0), n, m, d, *_scalars(problem),
-            TERMS=len(problem.spec.terms), SAVED=epilogue.levels > 0, LOGIT=epilogue.logit,
-            DERIVATIVE=epilogue.derivative, KIND=kind, ITSELF=problem.itself,
-            ROW_ANCHORS=by_row, COL_ANCHORS=by_col, HAS_RULE=problem.rule is not None,
-            PRECISION=layout.dot_precision(x.rows.dtype), BLOCK_OUT=cfg.block_out, **tile_arguments(cfg),
-        )  # fmt: skip
+    inputs = (x.rows, y.rows, x.norms, y.norms, x.labels, y.labels, _rule(problem), saved, w)
+    sizes = (n, m, d, *_scalars(problem))
+    chosen = {
+        "TERMS": len(problem.spec.terms), "SAVED": epilogue.levels > 0, "LOGIT": epilogue.logit,
+        "DERIVATIVE": epilogue.derivative, "KIND": kind, "ITSELF": problem.itself, "ROW_ANCHORS": by_row,
+        "COL_ANCHORS": by_col, "HAS_RULE": problem.rule is not None, "PRECISION": layout.dot_precision(x.rows.dtype),
+        **tile_arguments(cfg),
+    }  # fmt: skip
+    strides = (x.rows.stride(0), y.rows.stride(0))
+    if cfg.resident:
+        with on(x.rows):
+            pair_grad_kernel[(triton.cdiv(n, cfg.block_m),)](*inputs, out, *strides, out.stride(0), *sizes, **chosen)
+        return out
+    pulled = y.rows if x.rows.dtype == torch.bfloat16 and x.rows.is_cuda and WIDE_RESULT else y.rows.float()
+    for first, h in _strips(n, m, pulled):
+        last = first + len(h)
+        with on(x.rows):
+            grid = (triton.cdiv(len(h), cfg.block_m), triton.cdiv(m, cfg.block_n))
+            pair_pulls_kernel[grid](*inputs, h, first, last, *strides, h.stride(0), *sizes, **chosen)
+            _pull(out[first:last], h, x.rows[first:last], pulled, kind)
     return out
+
+
+def _strips(n: int, m: int, pulled: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Strips of rows, each with the same workspace ``[rows, M]``, of the type of what it multiplies."""
+    strip = min(n, max(1, layout.WORKSPACE_BYTES // (max(m, 1) * pulled.dtype.itemsize)))
+    h = layout.empty((strip, m), dtype=pulled.dtype, device=pulled.device)
+    for first in range(0, n, strip):
+        yield first, h[: min(strip, n - first)]
+
+
+def _pull(out: Tensor, h: Tensor, x: Tensor, y: Tensor, kind: int) -> None:
+    """``out = H Y``, less ``x`` times the sums of ``H``'s rows for a distance, in float32."""
+    if h.dtype == torch.float32:
+        torch.mm(h, y, out=out)
+    else:
+        torch.ops.aten.mm.dtype_out(h, y, torch.float32, out=out)
+    if kind != 0:
+        # The sum of what was multiplied: then a column equal to the row cancels.
+        torch.addcmul(-out, h.sum(dim=1, dtype=torch.float32).unsqueeze(1), x.float(), out=out)
 
 
 def extremes(problem: ExtremeProblem) -> tuple[Tensor, Tensor]:
