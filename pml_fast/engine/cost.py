@@ -127,6 +127,11 @@ def _half(size: Size) -> int:
 # --------------------------------------------------------------------------------------------------------
 
 
+def _sorted_bytes(size: Size) -> int:
+    """The sorted copies of the rows, widened where they are halves, and the gradients; these end in the copies' place."""
+    return size.item * ((1 + _half(size)) * size.sets + size.results)
+
+
 def _area(tile: Tile) -> int:
     return (tile.i1 - tile.i0) * (tile.j1 - tile.j0)
 
@@ -158,7 +163,7 @@ def _cpu_pairwise(size: Size, spec: PairSpec | TripletSpec, score: Score, _: boo
     step = forward + 2 * size.d * (again * need + size.pairs * size.gradients)
     table = size.item * (size.pairs + 16 * size.n) + 8 * 7 * (size.n + size.m)
     buffers = size.item * (kept * need + max(map(_area, sweep), default=0))
-    memory = _common_bytes(size, 1 + _half(size)) + table + buffers
+    memory = _sorted_bytes(size) + table + buffers
     return _cost(size, forward, step, sweeps + bool(shifts) + need, memory)
 
 
@@ -166,7 +171,7 @@ def _cpu_rows(size: Size) -> Cost:
     # One pass, unless the reduction weighs rows unevenly; a thread holds a few rows of numbers beside the strip.
     strip = min(size.n, strip_height(size.m, size.item)) * size.m
     table = size.item * (32 * size.n + 16 * size.m) + 8 * 7 * (size.n + size.m)
-    memory = _common_bytes(size, 1 + _half(size)) + table + size.item * strip
+    memory = _sorted_bytes(size) + table + size.item * strip
     return _cost(size, size.gemm, (1 + size.gradients) * size.gemm, 1, memory)
 
 
@@ -177,7 +182,7 @@ def _cpu_triplet(size: Size, _: PairSpec | TripletSpec, __: Score, uniform: bool
     forward = size.gemm + 2 * size.d * size.pairs
     step = forward * (1 + again) + size.gradients * size.gemm
     table = size.item * (6 * size.pairs + 16 * size.n) + 8 * 7 * (size.n + size.m)
-    memory = _common_bytes(size, 1 + _half(size)) + table + size.item * max(map(_area, sweep), default=0)
+    memory = _sorted_bytes(size) + table + size.item * max(map(_area, sweep), default=0)
     return _cost(size, forward, step, 1 + again, memory)
 
 

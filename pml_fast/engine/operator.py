@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pml_fast.engine.problem import Backend
-from pml_fast.engine.score import Score, compute_type, row_norms, unit_rows_backward
+from pml_fast.engine.score import ROWS_AT_ONCE, Score, compute_type, row_norms, unit_rows_backward
 
 LIBRARY = torch.library.Library("pml_fast", "DEF")
 
@@ -86,7 +86,10 @@ def settled(value: Tensor, grad: Tensor) -> Tensor:
     """
     if grad.numel() == 0:
         return grad
-    return grad.masked_fill_((value == 0).all() & ~grad.isfinite(), 0.0)
+    nothing = (value == 0).all()
+    for part in grad.split(ROWS_AT_ONCE):
+        part.masked_fill_(nothing & ~part.isfinite(), 0.0)
+    return grad
 
 
 def differentiable(name: str, setup: Callable[..., None], backward: Callable[..., Any]) -> None:

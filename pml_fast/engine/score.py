@@ -95,7 +95,7 @@ def named_score(distance: Any) -> Score:
 
 
 # Rows handled at a time where a temporary of the whole matrix would show in the peak memory.
-_ROWS = 8192
+ROWS_AT_ONCE = 8192
 
 
 def row_norms(x: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def unit_rows_backward(grad: Tensor, x: Tensor, norm: Tensor) -> Tensor:
     """Gradient by ``x`` given the gradient by its unit rows, which it overwrites."""
-    for part, rows, size in zip(grad.split(_ROWS), x.split(_ROWS), norm.split(_ROWS), strict=True):
+    for part, rows, size in zip(grad.split(ROWS_AT_ONCE), x.split(ROWS_AT_ONCE), norm.split(ROWS_AT_ONCE), strict=True):
         unit = rows / size
         along = (part * unit).sum(dim=1, keepdim=True)
         # A clamped norm is a constant: its rows have no component to project out.

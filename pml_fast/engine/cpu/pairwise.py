@@ -21,6 +21,9 @@ from pml_fast.engine.problem import ExtremeProblem, PairProblem
 # the tile in work they stay within the step's allowance.
 KEPT_BYTES = 40 << 20
 ALLOWANCE = 64 << 20
+# What torch's matrix products pack their operands into, and the tables of a row (its order, ranges and sums), about.
+LIBRARY_BYTES = 16 << 20
+TABLE_BYTES = 64
 
 
 class Sweep:
@@ -133,5 +136,4 @@ class Sweep:
 
 def kept_bytes(x: Tensor) -> int:
     """How many bytes of scores a step over the sorted rows ``x`` may keep."""
-    slack = 4 << 20
-    return max(0, min(KEPT_BYTES, ALLOWANCE - TILE_BYTES - slack - x.numel() * x.element_size()))
+    return max(0, min(KEPT_BYTES, ALLOWANCE - TILE_BYTES - LIBRARY_BYTES - TABLE_BYTES * len(x) - x.numel() * x.element_size()))

@@ -124,9 +124,9 @@ class SortedRows:
         return torch.mm(self.x[tile.i0 : tile.i1], self.y[tile.j0 : tile.j1].t(), out=out)
 
     def unsorted(self, dx: Tensor | None, dy: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Gradients back in the caller's order; the sweep is over, and its buffer goes first."""
+        """Gradients back in the caller's order. The sweep is over: they take the place of the sorted rows."""
         self._buffer = None
-        return _scatter(dx, self.layout.row_order), _scatter(dy, self.layout.col_order)
+        return _scatter(dx, self.layout.row_order, self.x), _scatter(dy, self.layout.col_order, self.y)
 
 
 def _sorted(rows: Tensor, norm: Tensor | None, order: Tensor) -> Tensor:
@@ -134,7 +134,5 @@ def _sorted(rows: Tensor, norm: Tensor | None, order: Tensor) -> Tensor:
     return taken if norm is None else taken.div_(norm.index_select(0, order))
 
 
-def _scatter(sorted_rows: Tensor | None, order: Tensor) -> Tensor | None:
-    if sorted_rows is None:
-        return None
-    return torch.empty_like(sorted_rows).index_copy_(0, order, sorted_rows)
+def _scatter(sorted_rows: Tensor | None, order: Tensor, out: Tensor) -> Tensor | None:
+    return None if sorted_rows is None else out.index_copy_(0, order, sorted_rows)
