@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -59,15 +60,14 @@ SPECS = {
 
 def sets(spec: ClassSpec, n: int = 6, classes: int = 5) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     gen = torch.Generator().manual_seed(8)
-    features = 4 + {"none": 0, "square": 1, "snr": 2}[spec.lift]
-    x = torch.randn(n, features, generator=gen, dtype=torch.float64).requires_grad_()
+    x = torch.randn(n, 4, generator=gen, dtype=torch.float64).requires_grad_()
     y = torch.randn(classes * spec.centers, 4, generator=gen, dtype=torch.float64).requires_grad_()
     target = torch.tensor([0, 1, 1, 4, 2, 0])[:n]
     return x, y, target, torch.rand(n, generator=gen, dtype=torch.float64)
 
 
 def scores(spec: ClassSpec, x: Tensor, y: Tensor, target: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
-    found = class_scores(x, y, target, spec, bias)
+    found = class_scores(x, y, target, replace(spec, unit_rows=spec.unit), bias)
     return (found.others, found.target) + ((found.norms,) if spec.norms else ())
 
 
@@ -152,9 +152,7 @@ def test_only_the_wanted_gradients_are_computed() -> None:
         assert not loss(x, labels).requires_grad
 
 
-def test_second_derivatives_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Fewer scores are a graph of plain torch, which has them.
-    monkeypatch.setattr(small, "FEWEST", 1)
+def test_second_derivatives_are_refused() -> None:
     x, labels = batch()
     x.requires_grad_()
     loss = losses.CosFaceLoss(C, D).double()
@@ -239,12 +237,10 @@ def test_explain_counts_the_products() -> None:
 def test_a_few_scores_take_no_operator_and_say_so() -> None:
     x, labels = batch(64, torch.float32)
     loss = losses.ArcFaceLoss(C, D)
-    said = explain(losses.ArcFaceLoss(1000, D), x, labels)
-    assert said.mode == "fused" and said.engine == "classes" and said.backend == "cpu" and "without an operator" in str(said)
-    distance = losses.NormalizedSoftmaxLoss(1000, D, distance=distances.LpDistance())
-    for plain in (loss, distance):
-        said = explain(plain, x, labels)
-        assert said.mode == "fused" and said.engine == "classes" and said.backend is None and "plain torch" in str(said)
+    said = explain(loss, x, labels)
+    assert said.mode == "fused" and said.engine == "classes" and said.backend == "cpu" and "one compiled call" in str(said)
+    said = explain(losses.NormalizedSoftmaxLoss(1000, D, distance=distances.LpDistance()), x, labels)
+    assert said.mode == "fused" and said.engine == "classes" and said.backend is None and "plain torch" in str(said)
     with use(backend="chunked"):
         assert explain(loss, x, labels).backend == "chunked"
     large = explain(losses.ArcFaceLoss(20000, D), x, labels)
@@ -255,10 +251,11 @@ def test_a_few_scores_take_no_operator_and_say_so() -> None:
         assert "scores the blocks again" in str(explain(losses.ArcFaceLoss(20000, D), x, labels))
 
 
-@pytest.mark.parametrize("fewest", [1, small.FEWEST])
-def test_small_and_streamed_agree_in_float32(fewest: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scores that take the kernels without an operator, and those that take plain torch."""
-    monkeypatch.setattr(small, "FEWEST", fewest)
+@pytest.mark.parametrize("compiled", [True, False])
+def test_small_and_streamed_agree_in_float32(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores that take two compiled calls, and those that take plain torch."""
+    if not compiled:
+        monkeypatch.setattr(small, "is_compiled", lambda *_: False)
     x, labels = batch(64, torch.float32)
     x.requires_grad_()
     for loss in (losses.ArcFaceLoss(C, D), losses.ProxyAnchorLoss(C, D), losses.ProxyNCALoss(C, D), losses.P2SGradLoss(D, C)):

@@ -46,6 +46,10 @@ struct ClassSlopes {
 PML_FAST_FOR_EACH_ISA(void class_norms(const void* weights, int64_t count, int64_t d, int64_t count_step, int64_t d_step,
                                        void* norms, int threads, bool is_double);)
 
+// Divides weights by their norms, no less than `least`, in place; what is of unit norm up to `rounding` stays as it is.
+PML_FAST_FOR_EACH_ISA(void make_unit_weights(void* weights, int64_t count, int64_t d, int64_t count_step, int64_t d_step,
+                                             double least, double rounding, int threads, bool is_double);)
+
 // Adds a block to the state, and writes the pooled score of each row whose class the block has.
 PML_FAST_FOR_EACH_ISA(void fold_classes(const ClassMaths& maths, const ClassBlock& block, const ClassState& state, void* own,
                                         bool is_double);)

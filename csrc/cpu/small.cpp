@@ -1,61 +1,18 @@
 #include "small.h"
 
 #include <algorithm>
+#include <memory>
 
 #include "../runtime/layout.h"
 #include "../runtime/parallel.h"
 #include "scores.h"
+#include "small_matrix.h"
 #include "symmetric.h"
+#include "unit_rows.h"
 
 namespace pml_fast {
 namespace PML_FAST_ISA {
 namespace {
-
-// Rows and columns of a block of the product that stay in registers.
-constexpr int64_t kTall = 4, kWide = 32;
-
-// out[i, j] = sum_k a[i, k] b[k, j] for rows i0..i1; `cols` may be any number.
-template <typename T>
-void multiply_rows(const T* a, int64_t lda, const T* b, int64_t ldb, int64_t inner, int64_t cols, int64_t i0, int64_t i1,
-                   T* out, int64_t ldo) {
-  for (int64_t i = i0; i < i1; i += kTall) {
-    const int64_t tall = std::min(kTall, i1 - i);
-    for (int64_t j = 0; j < cols; j += kWide) {
-      const int64_t wide = std::min(kWide, cols - j);
-      T sum[kTall][kWide] = {};
-      if (tall == kTall && wide == kWide) {
-        for (int64_t k = 0; k < inner; ++k) {
-          const T* row = b + k * ldb + j;
-          for (int64_t r = 0; r < kTall; ++r) {
-            const T own = a[(i + r) * lda + k];
-#pragma omp simd
-            for (int64_t c = 0; c < kWide; ++c) sum[r][c] += own * row[c];
-          }
-        }
-      } else {
-        for (int64_t k = 0; k < inner; ++k)
-          for (int64_t r = 0; r < tall; ++r) {
-            const T own = a[(i + r) * lda + k];
-            for (int64_t c = 0; c < wide; ++c) sum[r][c] += own * b[k * ldb + j + c];
-          }
-      }
-      for (int64_t r = 0; r < tall; ++r)
-        for (int64_t c = 0; c < wide; ++c) out[(i + r) * ldo + j + c] = sum[r][c];
-    }
-  }
-}
-
-template <typename T>
-void multiply(const T* a, int64_t lda, const T* b, int64_t ldb, int64_t rows, int64_t inner, int64_t cols, T* out, int64_t ldo,
-              int threads) {
-  constexpr int64_t kRows = 16;
-  parallel_for((rows + kRows - 1) / kRows, rows * inner * cols < (1 << 20) ? 1 : threads, [&](int64_t task) {
-    multiply_rows(a, lda, b, ldb, inner, cols, task * kRows, std::min(rows, (task + 1) * kRows), out, ldo);
-  });
-}
-
-// F.normalize's own guard against a zero norm.
-constexpr double kNormEps = 1e-12;
 
 template <typename T>
 class Step {
@@ -88,18 +45,19 @@ class Step {
   }
 
   T* products() {
-    std::vector<T> transposed(b_.d * b_.n);
-    for (int64_t i = 0; i < b_.n; ++i)
-      for (int64_t k = 0; k < b_.d; ++k) transposed[k * b_.n + i] = rows_[i * b_.d + k];
-    tile_.resize(b_.n * b_.n);
-    multiply(rows_.data(), b_.d, transposed.data(), b_.n, b_.n, b_.d, b_.n, tile_.data(), b_.n, b_.threads);
-    return tile_.data();
+    const Panels<T> columns({rows_.data(), 1, b_.d}, b_.d, b_.n, b_.threads);
+    tile_.reset(new T[b_.n * b_.n]);
+    multiply({rows_.data(), b_.d, 1}, b_.n, columns, tile_.get(), b_.n, b_.threads);
+    return tile_.get();
   }
 
   // The symmetric coefficients in the tile times the rows.
   T* gradient(bool live) {
     grad_.assign(b_.n * b_.d, T(0));
-    if (live) multiply(tile_.data(), b_.n, rows_.data(), b_.d, b_.n, b_.n, b_.d, grad_.data(), b_.d, b_.threads);
+    if (live) {
+      const Panels<T> rows({rows_.data(), b_.d, 1}, b_.n, b_.d, b_.threads);
+      multiply({tile_.get(), b_.n, 1}, b_.n, rows, grad_.data(), b_.d, b_.threads);
+    }
     return grad_.data();
   }
 
@@ -109,7 +67,7 @@ class Step {
     std::fill(columns, columns + n, T(0));
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = 0; j < n; ++j) columns[j] += tile_[i * n + j];
-    add_transpose(tile_.data(), n, n * n < (1 << 16) ? 1 : b_.threads);
+    add_transpose(tile_.get(), n, n * n < (1 << 16) ? 1 : b_.threads);
   }
 
   T* row(int64_t i) { return rows_.data() + i * b_.d; }
@@ -119,14 +77,10 @@ class Step {
   void write_gradient(T* dx) {
     for (int64_t i = 0; i < b_.n; ++i) {
       T *out = dx + order_[i] * b_.d, *grad = grad_.data() + i * b_.d;
-      const T* unit = rows_.data() + i * b_.d;
-      if (!b_.normalize) {
-        std::copy(grad, grad + b_.d, out);
-        continue;
-      }
-      // A clamped norm is a constant: its row has no component to project out.
-      const T along = norm_[i] <= T(kNormEps) ? T(0) : dot(grad, unit, b_.d);
-      for (int64_t k = 0; k < b_.d; ++k) out[k] = (grad[k] - along * unit[k]) / norm_[i];
+      if (b_.normalize)
+        undivided_gradient(grad, row(i), norm_[i], b_.d, out);
+      else
+        std::copy_n(grad, b_.d, out);
     }
   }
 
@@ -137,18 +91,17 @@ class Step {
     const T* x = static_cast<const T*>(b_.x);
     for (int64_t i = 0; i < b_.n; ++i) {
       const T* from = x + order_[i] * b_.d;
-      T* to = rows_.data() + i * b_.d;
-      if (b_.normalize) {
-        const T norm = std::sqrt(dot(from, from, b_.d));
-        norm_[i] = norm < T(kNormEps) ? T(kNormEps) : norm;
-      }
-      for (int64_t k = 0; k < b_.d; ++k) to[k] = from[k] / norm_[i];
+      if (b_.normalize)
+        norm_[i] = divide_by_norm(from, b_.d, row(i));
+      else
+        std::copy_n(from, b_.d, row(i));
     }
   }
 
   SmallBatch b_;
   std::vector<int64_t> order_, start_, end_, offset_;
-  std::vector<T> rows_, norm_, rule_, tile_, grad_;
+  std::vector<T> rows_, norm_, rule_, grad_;
+  std::unique_ptr<T[]> tile_;
 };
 
 // The reduced loss of one term and every row's weight.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -11,9 +12,8 @@ from torch import Tensor
 
 from pml_fast.distances import BaseDistance, SNRDistance
 from pml_fast.engine.classes.blocks import classes_a_block
-from pml_fast.engine.classes.ops import class_scores
-from pml_fast.engine.classes.problem import ClassScores, check_targets
-from pml_fast.engine.classes.spec import ClassSpec, lifted_rows
+from pml_fast.engine.classes.problem import check_targets
+from pml_fast.engine.classes.spec import ClassSpec
 from pml_fast.engine.plan import FUSED, MATERIALISED, Call, Plan, learnable, overridden
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.views import softplus
@@ -34,16 +34,9 @@ class Comparison:
     p: float
     lift: str = "none"
 
-    def rows(self, embeddings: Tensor, weights: Tensor) -> Tensor:
-        """The rows as the engine takes them, differentiable, in the type that is computed in."""
-        rows = embeddings.to(compute_type(torch.promote_types(embeddings.dtype, weights.dtype)))
-        if self.unit_rows:
-            rows = torch.nn.functional.normalize(rows, p=self.p, dim=1)
-        return lifted_rows(self.lift, rows)
-
     def spec(self, **parts: Any) -> ClassSpec:
         """The engine's spec with this comparison."""
-        return ClassSpec(self.score, self.unit_columns, self.p, self.lift, **parts)
+        return _spec(self, **parts)
 
 
 def comparison(distance: BaseDistance, shift_free: bool) -> Comparison | str:
@@ -57,12 +50,24 @@ def comparison(distance: BaseDistance, shift_free: bool) -> Comparison | str:
         return f"the matrix of {type(distance).__name__} is materialised: {distance.engine_refusal()}"
     unit, p = bool(distance.normalize_embeddings), float(distance.p)
     if isinstance(distance, SNRDistance):
-        return Comparison(replace(score, normalize=False), unit, unit, p, "snr")
+        return _comparison(score, unit, p, "snr")
     if not score.symmetric:
         return f"the matrix of {type(distance).__name__} is materialised: it prepares rows and columns differently"
-    if shift_free and score.kind == "l2" and score.power == 2:
-        return Comparison(Score(normalize=False), unit, unit, p, "square")
-    return Comparison(replace(score, normalize=False, symmetric=False), unit, unit, p)
+    return _comparison(score, unit, p, "square" if shift_free and score.kind == "l2" and score.power == 2 else "none")
+
+
+@lru_cache(maxsize=256)
+def _comparison(score: Score, unit: bool, p: float, lift: str) -> Comparison:
+    if lift == "square":
+        return Comparison(Score(normalize=False), unit, unit, p, lift)
+    return Comparison(replace(score, normalize=False, symmetric=score.symmetric and lift == "snr"), unit, unit, p, lift)
+
+
+@lru_cache(maxsize=256)
+def _spec(compared: Comparison, **parts: Any) -> ClassSpec:
+    return ClassSpec(
+        compared.score, compared.unit_columns, compared.p, compared.lift, unit_rows=compared.unit_rows, **parts
+    )  # fmt: skip
 
 
 def follow(parameter: torch.nn.Parameter, dtype: torch.dtype, device: torch.device) -> None:
@@ -141,7 +146,7 @@ class ClassLoss(BaseMetricLossFunction):
         spec = self.streamable()
         if isinstance(spec, str):
             return Plan(MATERIALISED, "dense", notes=[spec])
-        return Plan(FUSED, "classes", spec, spec.score, notes=self.plan_notes(call, spec))
+        return Plan(FUSED, "classes", spec, spec.score)
 
     def plan_notes(self, call: Call, spec: ClassSpec) -> list[str]:
         """What is fused, in words."""
@@ -212,8 +217,3 @@ class ClassLoss(BaseMetricLossFunction):
 def softmax_losses(others: Tensor, target: Tensor) -> Tensor:
     """Cross entropy from the log-sum-exp of the other classes' logits and the target's logit."""
     return softplus(others - target)
-
-
-def sweep(compared: Comparison, embeddings: Tensor, weights: Tensor, labels: Tensor, spec: ClassSpec) -> ClassScores:
-    """The engine's answer for a batch."""
-    return class_scores(compared.rows(embeddings, weights), weights, labels, spec)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from pml_fast.distances import CosineSimilarity
+from pml_fast.engine.classes.ops import class_scores
 from pml_fast.engine.classes.problem import ClassScores
 from pml_fast.engine.classes.spec import ClassSpec
 from pml_fast.engine.score import NORM_EPS
-from pml_fast.losses.class_loss import ClassLoss, Comparison, check_count, comparison, follow, softmax_losses, sweep
+from pml_fast.losses.class_loss import ClassLoss, Comparison, check_count, comparison, follow, softmax_losses
 from pml_fast.losses.mixins import WeightRegularizerMixin
 from pml_fast.utils import common_functions as c_f
 
@@ -107,9 +108,7 @@ class LargeMarginSoftmaxLoss(WeightRegularizerMixin, ClassLoss):
         return compared if isinstance(compared, str) else compared.spec(scale=float(self.scale), norms=True)
 
     def streamed_losses(self, embeddings: Tensor, labels: Tensor, spec: ClassSpec) -> Tensor:
-        compared = self.comparison()
-        assert isinstance(compared, Comparison)
-        found = sweep(compared, embeddings, self.class_weights(), labels, spec)
+        found = class_scores(embeddings, self.class_weights(), labels, spec)
         return softmax_losses(found.others, self.target_logits(found, embeddings.to(found.target.dtype)))
 
     def target_logits(self, found: ClassScores, embeddings: Tensor) -> Tensor:

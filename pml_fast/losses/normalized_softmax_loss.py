@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from pml_fast.distances import DotProductSimilarity
+from pml_fast.engine.classes.ops import class_scores
 from pml_fast.engine.classes.spec import ClassSpec
-from pml_fast.losses.class_loss import ClassLoss, Comparison, check_count, comparison, follow, softmax_losses, sweep
+from pml_fast.losses.class_loss import ClassLoss, Comparison, check_count, comparison, follow, softmax_losses
 from pml_fast.losses.mixins import WeightRegularizerMixin
 
 
@@ -58,9 +59,7 @@ class NormalizedSoftmaxLoss(WeightRegularizerMixin, ClassLoss):
         return compared if isinstance(compared, str) else compared.spec(scale=compared.score.sign / float(self.temperature))
 
     def streamed_losses(self, embeddings: Tensor, labels: Tensor, spec: ClassSpec) -> Tensor:
-        compared = self.comparison()
-        assert isinstance(compared, Comparison)
-        found = sweep(compared, embeddings, self.class_weights(), labels, spec)
+        found = class_scores(embeddings, self.class_weights(), labels, spec)
         return softmax_losses(found.others, found.target * spec.scale)
 
     def dense_losses(self, embeddings: Tensor, labels: Tensor) -> Tensor:

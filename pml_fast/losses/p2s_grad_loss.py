@@ -7,18 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pml_fast.engine.classes.ops import class_scores
 from pml_fast.engine.classes.spec import ClassSpec
+from pml_fast.engine.classes.unit import make_unit
 from pml_fast.engine.plan import Call
-from pml_fast.engine.score import NORM_EPS, Score
+from pml_fast.engine.score import Score
 from pml_fast.losses.base_metric_loss_function import LossDict
-from pml_fast.losses.class_loss import ClassLoss, Comparison, check_count, follow, sweep
+from pml_fast.losses.class_loss import ClassLoss, check_count, follow
 from pml_fast.utils import common_functions as c_f
 
 # Unit rows against weights whose columns a call has made unit vectors: both roles of the cosine, one of them constant.
-COSINE = Comparison(Score(normalize=False, symmetric=False), unit_rows=True, unit_columns=False, p=2.0)
-
-# Columns made unit vectors at a time.
-_COLUMNS = 4096
+SPEC = ClassSpec(Score(normalize=False, symmetric=False), unit_rows=True, fold="row_squares")
 
 
 class P2SGradLoss(ClassLoss):
@@ -42,13 +41,7 @@ class P2SGradLoss(ClassLoss):
 
     def _make_unit(self) -> None:
         # The data alone: backward passes of earlier calls may still need the values, which change by rounding only.
-        data = self.weight.data
-        rounding = 8 * torch.finfo(data.dtype).eps
-        for part in data.split(_COLUMNS, dim=1):
-            norm = torch.linalg.vector_norm(part, dim=0, dtype=torch.promote_types(part.dtype, torch.float32))
-            # What is of unit norm already stays as it is, so that the same call gives the same bits again.
-            norm = torch.where((norm - 1).abs() <= rounding, 1.0, norm.clamp(min=NORM_EPS))
-            part.copy_(part / norm)
+        make_unit(self.weight.data.t())
 
     def class_weights(self) -> Tensor:
         return self.weight.t()
@@ -58,7 +51,7 @@ class P2SGradLoss(ClassLoss):
         follow(self.weight, dtype, device)
 
     def class_spec(self) -> ClassSpec | str:
-        return COSINE.spec(fold="row_squares")
+        return SPEC
 
     def check_call(self, labels: Tensor | None, indices_tuple: Any, itself: bool) -> None:
         super().check_call(labels, indices_tuple, itself)
@@ -67,8 +60,9 @@ class P2SGradLoss(ClassLoss):
     def row_sums(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Each row's squared errors, summed over classes."""
         self._make_unit()
-        found = sweep(COSINE, embeddings, self.class_weights(), labels, COSINE.spec(fold="row_squares"))
-        return found.others + (found.target.clamp(-1, 1) - 1).square()
+        found = class_scores(embeddings, self.class_weights(), labels, SPEC)
+        missing = found.target.clamp(-1, 1) - 1
+        return torch.addcmul(found.others, missing, missing)
 
     def mean_loss(self, sums: Tensor) -> LossDict:
         """The mean squared error, one number."""

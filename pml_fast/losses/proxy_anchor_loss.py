@@ -83,8 +83,10 @@ class ProxyAnchorLoss(WeightRegularizerMixin, ClassLoss):
 
     def loss_terms(self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, spec: ClassSpec | str) -> LossDict:
         """One positive and one negative loss a proxy."""
-        terms = self._dense_terms if isinstance(spec, str) else self._streamed_terms
-        pos, neg = terms(embeddings, labels, indices_tuple)
+        if isinstance(spec, str):
+            pos, neg = self._dense_terms(embeddings, labels, indices_tuple)
+        else:
+            pos, neg = self._streamed_terms(embeddings, labels, indices_tuple, spec)
         loss_indices = torch.arange(self.num_classes, device=pos.device)
         present = torch.zeros(self.num_classes, dtype=torch.bool, device=pos.device).index_fill_(0, labels, True).sum()
         shared = {"indices": loss_indices, "reduction_type": "element"}
@@ -101,13 +103,10 @@ class ProxyAnchorLoss(WeightRegularizerMixin, ClassLoss):
             return None
         return lmu.convert_to_weights(indices_tuple, labels, dtype=dtype).to(dtype) - 1
 
-    def _streamed_terms(self, embeddings: Tensor, labels: Tensor, indices_tuple: Any) -> tuple[Tensor, Tensor]:
+    def _streamed_terms(self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, spec: ClassSpec) -> tuple[Tensor, Tensor]:
         """Log-sum-exps ``[C]`` over each class's own rows and over the others."""
-        compared, spec = self.comparison(), self.class_spec()
-        assert isinstance(compared, Comparison) and isinstance(spec, ClassSpec)
-        rows = compared.rows(embeddings, self.proxies)
-        bias = self._bias(labels, indices_tuple, rows.dtype)
-        found = class_scores(rows, self.proxies, labels, spec, bias)
+        bias = self._bias(labels, indices_tuple, torch.promote_types(embeddings.dtype, torch.float32))
+        found = class_scores(embeddings, self.proxies, labels, spec, bias)
         exponent = (self.margin - found.target) * spec.scale
         exponent = exponent if bias is None else exponent + bias
         pos = ListedSide(exponent, labels, self.num_classes).logsumexp(exponent)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from pml_fast.distances import LpDistance
+from pml_fast.engine.classes.ops import class_scores
 from pml_fast.engine.classes.spec import ClassSpec
 from pml_fast.losses.base_metric_loss_function import LossDict
-from pml_fast.losses.class_loss import ClassLoss, Comparison, check_count, comparison, follow, softmax_losses, sweep
+from pml_fast.losses.class_loss import ClassLoss, Comparison, check_count, comparison, follow, softmax_losses
 from pml_fast.losses.mixins import WeightRegularizerMixin
 from pml_fast.utils import common_functions as c_f
 from pml_fast.utils import loss_and_miner_utils as lmu
@@ -59,9 +60,7 @@ class ProxyNCALoss(WeightRegularizerMixin, ClassLoss):
         return compared if isinstance(compared, str) else compared.spec(scale=compared.score.sign * float(self.softmax_scale))
 
     def streamed_losses(self, embeddings: Tensor, labels: Tensor, spec: ClassSpec) -> Tensor:
-        compared = self.comparison()
-        assert isinstance(compared, Comparison)
-        found = sweep(compared, embeddings, self.proxies, labels, spec)
+        found = class_scores(embeddings, self.proxies, labels, spec)
         return softmax_losses(found.others, found.target * spec.scale)
 
     def weigh(self, losses: Tensor, labels: Tensor, indices_tuple: Any) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pml_fast.distances import CosineSimilarity
+from pml_fast.engine.classes.ops import class_scores
 from pml_fast.engine.classes.spec import ClassSpec
-from pml_fast.losses.class_loss import ClassLoss, Comparison, check_count, comparison, follow, softmax_losses, sweep
+from pml_fast.losses.class_loss import ClassLoss, Comparison, check_count, comparison, follow, softmax_losses
 from pml_fast.losses.mixins import WeightRegularizerMixin
 from pml_fast.utils import common_functions as c_f
 
@@ -87,9 +88,7 @@ class SoftTripleLoss(WeightRegularizerMixin, ClassLoss):
         return compared.spec(centers=self.centers_per_class, pool="soft", sharpness=float(self.gamma), scale=float(self.la))
 
     def streamed_losses(self, embeddings: Tensor, labels: Tensor, spec: ClassSpec) -> Tensor:
-        compared = self.comparison()
-        assert isinstance(compared, Comparison)
-        found = sweep(compared, embeddings, self.class_weights(), labels, spec)
+        found = class_scores(embeddings, self.class_weights(), labels, spec)
         return softmax_losses(found.others, (found.target - self.margin) * spec.scale)
 
     def dense_losses(self, embeddings: Tensor, labels: Tensor) -> Tensor:

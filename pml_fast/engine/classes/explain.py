@@ -46,6 +46,7 @@ class ClassExplainer(WeightsExplainer):
         super().__init__(loss, miner, call, plan)
         assert isinstance(plan.spec, ClassSpec)
         self.spec = plan.spec
+        plan.notes = loss.plan_notes(call, plan.spec)
 
     def small(self) -> bool:
         """Whether no operator runs."""
@@ -53,7 +54,7 @@ class ClassExplainer(WeightsExplainer):
 
     def plain(self) -> bool:
         """Whether plain torch takes the call."""
-        return self.small() and not is_compiled(self._class_problem())
+        return self.small() and not is_compiled(self.x.shape[0], self.x.device, self.spec)
 
     def _class_problem(self) -> ClassProblem:
         wide = self._computed_in()
@@ -110,7 +111,7 @@ class ClassExplainer(WeightsExplainer):
         unit = "; weights are divided by their norms block by block" if spec.unit else ""
         notes = [f"scores are {what}{raised}{how[spec.lift]}{unit}"]
         if self.small() and not self.plain():
-            notes.append("the matrix of scores is smaller than a block: the kernels are called without an operator")
+            notes.append("the matrix of scores is smaller than a block: one compiled call each way, without an operator")
         if self.plain():
             notes.append("the matrix of scores is smaller than a block: plain torch, without an operator")
             return notes

@@ -16,8 +16,9 @@ from pml_fast.engine import dispatch
 from pml_fast.engine.classes import small
 from pml_fast.engine.classes.blocks import is_one_block, kept_classes
 from pml_fast.engine.classes.problem import ClassGrads, ClassProblem, ClassScores
-from pml_fast.engine.classes.spec import ClassSpec
+from pml_fast.engine.classes.spec import ClassSpec, prepared_rows
 from pml_fast.engine.operator import define, differentiable, refuse_double_backward
+from pml_fast.engine.score import compute_type
 from pml_fast.engine.settings import math_precision
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -105,12 +106,15 @@ differentiable("class_scores", _context, _backward)
 
 
 def class_scores(x: Tensor, y: Tensor, target: Tensor, spec: ClassSpec, bias: Tensor | None = None) -> ClassScores:
-    """The fold, the rows' own scores and norms, differentiable by the rows ``x`` and the weights ``y``.
+    """The fold, the rows' own scores and norms, differentiable by the rows ``x [N, D]`` and the weights ``y``.
 
-    A few scores take a shorter way (:mod:`pml_fast.engine.classes.small`), all others the operator.
+    A few scores take a shorter way (:mod:`pml_fast.engine.classes.small`), all
+    others the operator.
     """
+    x = x.to(compute_type(torch.promote_types(x.dtype, y.dtype)))
     if small.is_small(x.shape[0], y.shape[0], y.shape[1], x.device):
-        return small.class_scores(ClassProblem(spec, x, y, target, bias))
+        return small.class_scores(x, y, target, spec, bias)
+    x = prepared_rows(x, spec)
     keep = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
     others, own, norms, kept = torch.ops.pml_fast.class_scores(x, y, target, bias, spec.encode(), keep)
     return ClassScores(others, own, norms, kept)

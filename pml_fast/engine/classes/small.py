@@ -1,6 +1,6 @@
 """A few scores, where the whole matrix is smaller than a block and an operator's own calls would take longest.
 
-The compiled kernels are called without the operator around them; plain torch takes what they refuse.
+Two compiled calls, one each way, take a batch from its rows to their gradients; plain torch takes what they refuse.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pml_fast.engine import dispatch, grad_sum
-from pml_fast.engine.classes.problem import ClassGrads, ClassProblem, ClassScores
+from pml_fast import _extension
+from pml_fast.engine import grad_sum
+from pml_fast.engine.classes.problem import ClassProblem, ClassScores
+from pml_fast.engine.classes.spec import ClassSpec, prepared_rows
 from pml_fast.engine.operator import refuse_double_backward
 from pml_fast.engine.score import dense_scores
 from pml_fast.engine.settings import current
 from pml_fast.engine.views import DenseSide
 
 NEG_INF = float("-inf")
-FEWEST = 1 << 15
 
 
 def is_small(n: int, m: int, d: int, device: torch.device) -> bool:
@@ -31,49 +32,61 @@ def is_small(n: int, m: int, d: int, device: torch.device) -> bool:
     return current().backend == "auto" and current().precision is None
 
 
-def is_compiled(problem: ClassProblem) -> bool:
-    """Whether the compiled kernels take a small problem: with fewer scores their calls take longer than plain torch."""
-    return problem.x.shape[0] * problem.y.shape[0] >= FEWEST and dispatch.select(problem).name == "cpu"
+def is_compiled(n: int, device: torch.device, spec: ClassSpec) -> bool:
+    """Whether compiled calls take ``n`` rows of a small problem."""
+    if n == 0 or device.type != "cpu" or _extension.load() is None:
+        return False
+    from pml_fast.engine.cpu import small_classes
+
+    return small_classes.takes(spec)
 
 
-def class_scores(problem: ClassProblem) -> ClassScores:
-    """What the operator gives."""
-    if not is_compiled(problem):
-        return _plain_scores(problem)
-    if torch.is_grad_enabled() and (problem.x.requires_grad or problem.y.requires_grad):
-        others, target, norms = _Compiled.apply(problem.x, problem.y, problem)
-        return ClassScores(others, target, norms, problem.x.new_empty(0))
-    found: ClassScores = dispatch.backend("cpu").class_scores(problem, False)
-    return found
+def class_scores(x: Tensor, y: Tensor, target: Tensor, spec: ClassSpec, bias: Tensor | None) -> ClassScores:
+    """What the operator gives for rows ``x`` in the type that is computed in, not yet prepared."""
+    if _are_plain(x, y) and is_compiled(x.shape[0], x.device, spec):
+        others, own, norms = _OneCall.apply(x, y.to(x.dtype), target, bias, spec)
+        return ClassScores(others, own, norms, norms[:0])
+    return _plain_scores(ClassProblem(spec, prepared_rows(x, spec), y, target, bias))
 
 
-class _Compiled(torch.autograd.Function):
-    """The compiled kernels, differentiable."""
+def _are_plain(*tensors: Tensor) -> bool:
+    """Whether tensors have an address: not those of a function transform, or of a subclass."""
+    if torch._C._are_functorch_transforms_active():
+        return False
+    return all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+
+
+class _OneCall(torch.autograd.Function):
+    """The compiled calls, differentiable."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, problem: ClassProblem) -> tuple[Tensor, Tensor, Tensor]:
-        found: ClassScores = dispatch.backend("cpu").class_scores(problem, True)
-        ctx.save_for_backward(x, y, problem.target, problem.bias, found.others)
-        ctx.spec, ctx.kept = problem.spec, found.kept
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, target: Tensor, bias: Tensor | None, spec: ClassSpec
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        from pml_fast.engine.cpu import small_classes
+
+        x, target = x.contiguous(), target.contiguous()
+        bias = None if bias is None else bias.to(x.dtype).contiguous()
+        others, own, norms, state = small_classes.scores(spec, x, y, target, bias)
+        ctx.save_for_backward(x, y, target, bias, others, state)
+        ctx.spec = spec
         ctx.set_materialize_grads(False)
-        return found.others, found.target, found.norms
+        return others, own, norms
 
     @staticmethod
-    def backward(
-        ctx: Any, d_others: Tensor | None, d_target: Tensor | None, d_norms: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, d_others: Tensor | None, d_own: Tensor | None, d_norms: Tensor | None) -> tuple[Tensor | None, ...]:
+        from pml_fast.engine.cpu import small_classes
+
         refuse_double_backward()
-        x, y, target, bias, others = ctx.saved_tensors
-        grads = ClassGrads(
+        x, y, target, bias, others, state = ctx.saved_tensors
+        spec = ctx.spec
+        dx, dy = small_classes.grads(
+            spec, x, y, target, bias, state, others,
             torch.zeros_like(others) if d_others is None else d_others,
-            x.new_zeros(x.shape[0]) if d_target is None else d_target,
-            d_norms if ctx.spec.norms else None,
-        )
-        state = ClassScores(others, grads.target, others, ctx.kept)
-        need_x, need_y = ctx.needs_input_grad[:2]
-        problem = ClassProblem(ctx.spec, x, y, target, bias)
-        dx, dy = dispatch.backend("cpu").class_grads(problem, state, grads, need_x, need_y)
-        return dx, dy, None
+            x.new_zeros(x.shape[0]) if d_own is None else d_own,
+            d_norms if spec.norms else None, *ctx.needs_input_grad[:2],
+        )  # fmt: skip
+        return dx, dy, None, None, None
 
 
 def _plain_scores(problem: ClassProblem) -> ClassScores:

@@ -20,8 +20,9 @@ class ClassSpec:
     """From scores ``s`` of rows against class weights to what is left of a sweep.
 
     Columns: the weights, divided by their ``p``-norm where ``unit``, then lifted (:func:`lifted_columns`), are compared by
-    ``score`` with rows that are prepared already. ``centers`` weights in a row belong to a class; ``pool`` makes one score of
-    theirs: the ``max``, or the mean under softmax weights of ``sharpness * s`` (``soft``). The logit is ``scale * pooled``.
+    ``score`` with rows prepared likewise (:func:`prepared_rows`, ``unit_rows``). ``centers`` weights in a row belong to a
+    class; ``pool`` makes one score of theirs: the ``max``, or the mean under softmax weights of ``sharpness * s`` (``soft``).
+    The logit is ``scale * pooled``.
 
     ``fold`` says what is summed over all pairs of different classes: ``row_lse``, each row's log-sum-exp of logits over the
     other classes; ``class_lse``, each class's over the rows of other classes; ``row_squares``, each row's sum of squares of
@@ -38,6 +39,7 @@ class ClassSpec:
     scale: float = 1.0
     fold: str = "row_lse"
     norms: bool = False
+    unit_rows: bool = False
 
     def __post_init__(self) -> None:
         for name, allowed in (("pool", POOLS), ("fold", FOLDS), ("lift", LIFTS)):
@@ -49,7 +51,7 @@ class ClassSpec:
             raise ValueError(f"norms are Euclidean, of one centre a class, got p={self.p} and centers={self.centers}")
 
     def encode(self) -> str:
-        """The spec as the string that the operator's schema carries."""
+        """The spec as the string that the operator's schema carries: its rows are prepared before."""
         own = (
             int(self.unit), repr(self.p), self.lift, self.centers, self.pool, repr(self.sharpness), repr(self.scale), self.fold,
             int(self.norms),
@@ -59,7 +61,7 @@ class ClassSpec:
     @staticmethod
     @lru_cache(maxsize=256)
     def decode(text: str) -> ClassSpec:
-        """The inverse of :meth:`encode`."""
+        """The inverse of :meth:`encode`, for prepared rows."""
         score, unit, p, lift, centers, pool, sharpness, scale, fold, norms = text.split(";")
         return ClassSpec(
             Score.decode(score), unit == "1", float(p), lift, int(centers), pool, float(sharpness), float(scale), fold,
@@ -115,3 +117,10 @@ def lifted_rows(lift: str, x: Tensor) -> Tensor:
     x = x - x.mean(dim=1, keepdim=True)
     inverse = x.square().sum(dim=1, keepdim=True).reciprocal()
     return torch.cat([x * (-2 * inverse), inverse, torch.ones_like(inverse)], dim=1)
+
+
+def prepared_rows(x: Tensor, spec: ClassSpec) -> Tensor:
+    """Rows as the score of a spec takes them, differentiable."""
+    if spec.unit_rows:
+        x = torch.nn.functional.normalize(x, p=spec.p, dim=1)
+    return lifted_rows(spec.lift, x)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pml_fast.engine.classes.blocks import class_ranges, kept_classes, row_ranges
 from pml_fast.engine.classes.problem import ClassGrads, ClassProblem, ClassScores, add_norm_grads, own_norms
+from pml_fast.engine.classes.spec import ClassSpec
 from pml_fast.engine.cpu.rows import extension
 from pml_fast.engine.score import NORM_EPS
 
@@ -21,7 +22,11 @@ INF = float("inf")
 
 def refuse_classes(problem: ClassProblem) -> str | None:
     """Why the compiled engine cannot run this, or ``None``."""
-    spec = problem.spec
+    return refuse_spec(problem.spec)
+
+
+def refuse_spec(spec: ClassSpec) -> str | None:
+    """Why no compiled kernel has this maths, or ``None``."""
     if spec.score.kind != "dot" or spec.lift == "snr":
         return "blocks of classes have a compiled kernel for inner products and squared distances alone"
     if spec.score.power != 1:
