@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pml_fast import distances, explain, losses, use
 from pml_fast.engine import grad_sum
-from pml_fast.engine.classes import blocks, small
+from pml_fast.engine.classes import blocks, small, unit
+from pml_fast.engine.classes.explain import SCORE_BUFFERS, WEIGHT_BUFFERS
 from pml_fast.engine.classes.ops import class_scores
 from pml_fast.engine.classes.spec import ClassSpec
 from pml_fast.engine.score import Score
@@ -161,6 +162,25 @@ def test_second_derivatives_are_refused() -> None:
             torch.autograd.grad(loss(x, labels), x, create_graph=True)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_are_made_unit_vectors_where_they_lie(
+    dtype: torch.dtype, transposed: bool, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(unit, "_is_compiled", lambda _: False)
+    weights = torch.randn(700, 33, dtype=dtype)
+    weights[3] = 0
+    want = torch.nn.functional.normalize(weights.double(), dim=1).to(dtype)
+    weights = weights.t().contiguous().t() if transposed else weights
+    unit.make_unit(weights)
+    torch.testing.assert_close(weights, want, rtol=4 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps)
+    before = weights.clone()
+    unit.make_unit(weights)
+    assert torch.equal(weights, before)
+
+
 # ---- memory and what explain says of it ----
 
 
@@ -203,9 +223,10 @@ def test_memory_is_gradients_and_blocks_and_explain_bounds_it(name: str, n: int,
     assert 0.9 * peak <= said.costs.memory_bytes <= 8 * peak + (2 << 20)
     matrix = 4 * len(x) * classes
     if matrix > 2 * blocks.KEPT_BYTES:
-        # Nothing as large as the matrix but the weights' gradient; in all, that, kept scores, and a few blocks of 4 MiB.
+        # Nothing as large as the matrix but the weights' gradient; in all, that, the kept scores, and as many buffers of a
+        # block (STRIP_ELEMENTS numbers of 4 bytes) as explain counts.
         assert sorted(events)[-1] <= max(weights, blocks.KEPT_BYTES)
-        assert peak < weights + (40 << 20) + blocks.KEPT_BYTES
+        assert peak < weights + blocks.KEPT_BYTES + (SCORE_BUFFERS + WEIGHT_BUFFERS) * grad_sum.STRIP_ELEMENTS * 4
 
 
 def test_nothing_grows_with_the_batch_times_the_classes() -> None:

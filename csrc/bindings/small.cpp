@@ -47,11 +47,31 @@ void extreme(Address x, Address labels, Address rule, int64_t n, int64_t d, cons
   PML_FAST_DISPATCH(small_extreme(batch, positive, largest, at<void>(value), at<int64_t>(index), is_double));
 }
 
+SmallPairs pairs(Address x, int64_t n, int64_t d, Address i, Address j, int64_t count, const std::string& distance,
+                 bool normalize) {
+  return {at<void>(x), n, d, at<int64_t>(i), at<int64_t>(j), count, distance_named(distance), normalize};
+}
+
 }  // namespace
 
 void bind_small(py::module_& m) {
   m.def("small_triplet_loss", &triplet_loss);
   m.def("small_extreme", &extreme);
+  using Release = py::call_guard<py::gil_scoped_release>;
+  py::class_<SmallPairs>(m, "SmallPairs");
+  m.def("small_pairs", &pairs);
+  m.def(
+      "small_pair_scores",
+      [](const SmallPairs& list, Address scores, bool is_double) {
+        return PML_FAST_DISPATCH(small_pair_scores(list, at<void>(scores), is_double));
+      },
+      Release());
+  m.def(
+      "small_pair_gradients",
+      [](const SmallPairs& list, Address grad, Address dx, bool is_double) {
+        PML_FAST_DISPATCH(small_pair_gradients(list, at<void>(grad), at<void>(dx), is_double));
+      },
+      Release());
   m.def("small_pair_loss", &pair_loss);
 }
 

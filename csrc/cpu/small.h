@@ -42,4 +42,20 @@ PML_FAST_FOR_EACH_ISA(void small_triplet_loss(const SmallBatch& batch, const Tri
 PML_FAST_FOR_EACH_ISA(void small_extreme(const SmallBatch& batch, bool positive, bool largest, void* value, int64_t* index,
                                          bool is_double);)
 
+// `count` listed pairs (i[k], j[k]) of rows of x.
+struct SmallPairs {
+  const void* x;  // [N, D]
+  int64_t n, d;
+  const int64_t *i, *j;
+  int64_t count;
+  Distance distance;
+  bool normalize;
+};
+
+// The score of each pair; false where an index names no row.
+PML_FAST_FOR_EACH_ISA(bool small_pair_scores(const SmallPairs& pairs, void* scores, bool is_double);)
+
+// dx [N, D] of sum(grad[k] * score[k]).
+PML_FAST_FOR_EACH_ISA(void small_pair_gradients(const SmallPairs& pairs, const void* grad, void* dx, bool is_double);)
+
 }  // namespace pml_fast

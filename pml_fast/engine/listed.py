@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import pml_fast.engine.triplet_ops  # noqa: F401  (defines the operators)
+import pml_fast.engine.ops
+import pml_fast.engine.triplet_ops  # noqa: F401  (define the operators)
+from pml_fast.engine.cpu import small
 from pml_fast.engine.fold import Fold, inside, reduce_rows
 from pml_fast.engine.lazy import RowChoice
+from pml_fast.engine.operator import are_plain, refuse_double_backward
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.spec import PairSpec, Some, Term
 from pml_fast.engine.views import ListedSide, View
@@ -19,10 +22,15 @@ from pml_fast.utils import loss_and_miner_utils as lmu
 
 Scorer = Callable[[Tensor, Tensor], Tensor]
 
+# Pairs up to which a direct call, on one thread, is the faster.
+SMALL_LIST = 4096
+
 
 def engine_scorer(x: Tensor, y: Tensor, score: Score) -> Scorer:
     """Scores of listed pairs by the indexed engine."""
     text = score.encode()
+    # A small set against itself takes one compiled call each way, without an operator.
+    direct = x is y and _is_direct(x, score)
 
     def scores(i: Tensor, j: Tensor) -> Tensor:
         if i.shape[0] == 0:
@@ -32,10 +40,47 @@ def engine_scorer(x: Tensor, y: Tensor, score: Score) -> Scorer:
             # A padded list over an empty reference set: nothing of it counts, and nothing can be looked up.
             nothing = (x[:0].sum() + y.sum()).to(compute_type(x.dtype))
             return nothing.expand(i.shape[0])
+        if direct and i.shape[0] <= SMALL_LIST:
+            found: Tensor = _Direct.apply(x.to(compute_type(x.dtype)), i, j, score)
+            return found
         value: Tensor = torch.ops.pml_fast.listed_scores(x, y, i, j, text)
         return value
 
     return scores
+
+
+def _is_direct(x: Tensor, score: Score) -> bool:
+    return are_plain(x) and small.applies(x) and small.has_kernel(score)
+
+
+class _Direct(torch.autograd.Function):
+    """Listed pairs of one small set."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, i: Tensor, j: Tensor, score: Score) -> Tensor:
+        x, i, j = x.contiguous(), i.contiguous(), j.contiguous()
+        ctx.save_for_backward(x, i, j)
+        ctx.score = score
+        return small.pair_scores(x, score, i, j)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_double_backward()
+        x, i, j = ctx.saved_tensors
+        return small.pair_gradients(x, ctx.score, i, j, grad), None, None, None
+
+
+def closest_scores(x: Tensor, score: Score) -> Tensor:
+    """The best score of each row of ``x [N, D]`` with another one ``[N]``; a row without any is compared with itself."""
+    # Every row is a class of its own, so that all the others are its negatives.
+    own, rows = torch.arange(x.shape[0], device=x.device), x.detach()
+    if _is_direct(x, score):
+        closest = small.closest(rows, score, own)
+    else:
+        _, closest = torch.ops.pml_fast.row_extremes(
+            rows, rows, own, own, None, None, score.encode(), True, False, score.inverted
+        )  # fmt: skip
+    return engine_scorer(x, x, score)(own, torch.where(closest < 0, own, closest))
 
 
 def matrix_scorer(mat: Tensor) -> Scorer:

@@ -124,6 +124,13 @@ def differentiable(name: str, setup: Callable[..., None], backward: Callable[...
     LIBRARY.impl(name, autograd, "Autograd")
 
 
+def are_plain(*tensors: Tensor) -> bool:
+    """Whether tensors have an address: not those that are traced, of a function transform, or of a subclass."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    return all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+
+
 def refuse_double_backward() -> None:
     # Grad mode is on inside a backward only where its own graph is wanted.
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():

@@ -13,8 +13,8 @@ NEG_INF = float("-inf")
 
 
 def softplus(x: Tensor) -> Tensor:
-    """``log(1 + exp(x))`` without overflow, and exact where ``x`` is ``-inf`` (torch's own turns linear above 20)."""
-    return torch.logaddexp(x, torch.zeros((), dtype=x.dtype, device=x.device))
+    """``log(1 + exp(x))`` without overflow: linear from where that is ``x`` to the last bit of a float64."""
+    return torch.nn.functional.softplus(x, threshold=40.0)
 
 
 class Side:

@@ -194,6 +194,6 @@ def _check_sizes(kind: str, losses: Any, indices: tuple[Any, ...]) -> None:
             raise TypeError(f"{name} of {kind} losses must be a tensor, got {type(value).__name__}")
         if value.ndim == 0:
             raise ValueError(f"{name} of {kind} losses must have one entry for each loss, got a single number")
-    if any(len(part) != len(losses) for part in indices):
+    if any(part.shape[0] != losses.shape[0] for part in indices):
         sizes = ", ".join(str(len(part)) for part in indices)
         raise ValueError(f"each of the {len(losses)} {kind} losses needs its indices, got {sizes}")

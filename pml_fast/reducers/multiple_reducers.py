@@ -32,14 +32,12 @@ class MultipleReducers(BaseReducer):
     def forward(self, loss_dict: LossDict, embeddings: Tensor, labels: Tensor | None) -> Any:
         """The sum of the reduced losses."""
         self.reset_stats()
-        reduced = embeddings.new_zeros(len(loss_dict))
-        if loss_dict:
-            values = [
-                _scalar(name, self._reducer_of(name)({name: info}, embeddings, labels), embeddings)
-                for name, info in loss_dict.items()
-            ]
-            # cat rather than stack, as it promotes mixed dtypes.
-            reduced = torch.cat(values)
+        values = [
+            _scalar(name, self._reducer_of(name)({name: info}, embeddings, labels), embeddings)
+            for name, info in loss_dict.items()
+        ]
+        # cat rather than stack, as it promotes mixed dtypes.
+        reduced = torch.cat(values) if values else embeddings.new_zeros(0)
         return self.sub_loss_reduction(reduced, embeddings, labels)
 
     def sub_loss_reduction(self, sub_losses: Tensor, embeddings: Tensor | None = None, labels: Tensor | None = None) -> Tensor:

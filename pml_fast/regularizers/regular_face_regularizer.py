@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-import pml_fast.engine.ops  # noqa: F401  (defines the operators)
-
 from ..distances import CosineSimilarity
-from ..engine.listed import engine_scorer
-from ..engine.score import Score
+from ..engine.listed import closest_scores
 from ..utils import common_functions as c_f
 from .base_regularizer import BaseRegularizer
 
@@ -35,7 +31,10 @@ class RegularFaceRegularizer(BaseRegularizer):
     def compute_loss(self, weights: Tensor) -> dict[str, dict[str, Any]]:
         """One loss for each row of `weights` (C, D)."""
         score = self.distance.engine_score()
-        losses = self._matrix_losses(weights) if score is None else self._streamed_losses(weights, score)
+        if score is None:
+            losses = self._matrix_losses(weights)
+        else:
+            losses = closest_scores(self.distance.engine_rows(weights, weights)[0], score)
         return {
             "loss": {
                 "losses": losses,
@@ -43,16 +42,6 @@ class RegularFaceRegularizer(BaseRegularizer):
                 "reduction_type": "element",
             }
         }
-
-    def _streamed_losses(self, weights: Tensor, score: Score) -> Tensor:
-        rows, cols = self.distance.engine_rows(weights, weights)
-        own = c_f.torch_arange_from_size(weights)
-        # Every row is a class of its own, so that all the others are its negatives.
-        _, closest = torch.ops.pml_fast.row_extremes(
-            rows.detach(), cols.detach(), own, own, None, None, score.encode(), True, False, True
-        )
-        # A single row has none, and is compared with itself.
-        return engine_scorer(rows, cols, score)(own, torch.where(closest < 0, own, closest))
 
     def _matrix_losses(self, weights: Tensor) -> Tensor:
         mat = self.distance(weights)

@@ -93,7 +93,7 @@ def check_targets(target: Tensor, classes: int) -> None:
     message = f"labels must be from 0 to {classes - 1}, as the loss has {classes} classes"
     if torch.compiler.is_compiling() or target.device.type != "cpu":
         torch._assert_async(((target >= 0) & (target < classes)).all(), message)
-    elif len(target) > 0:
-        low, high = (int(end) for end in target.aminmax())
+    elif target.numel() > 0:
+        low, high = (end.item() for end in target.aminmax())
         if low < 0 or high >= classes:
             raise ValueError(f"{message}, got labels from {low} to {high}: map them to 0, 1, ..., or pass a larger num_classes")

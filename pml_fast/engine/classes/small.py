@@ -14,7 +14,8 @@ from pml_fast import _extension
 from pml_fast.engine import grad_sum
 from pml_fast.engine.classes.problem import ClassProblem, ClassScores
 from pml_fast.engine.classes.spec import ClassSpec, prepared_rows
-from pml_fast.engine.operator import refuse_double_backward
+from pml_fast.engine.cpu import small_classes
+from pml_fast.engine.operator import are_plain, refuse_double_backward
 from pml_fast.engine.score import dense_scores
 from pml_fast.engine.settings import current
 from pml_fast.engine.views import DenseSide
@@ -36,24 +37,15 @@ def is_compiled(n: int, device: torch.device, spec: ClassSpec) -> bool:
     """Whether compiled calls take ``n`` rows of a small problem."""
     if n == 0 or device.type != "cpu" or _extension.load() is None:
         return False
-    from pml_fast.engine.cpu import small_classes
-
     return small_classes.takes(spec)
 
 
 def class_scores(x: Tensor, y: Tensor, target: Tensor, spec: ClassSpec, bias: Tensor | None) -> ClassScores:
     """What the operator gives for rows ``x`` in the type that is computed in, not yet prepared."""
-    if _are_plain(x, y) and is_compiled(x.shape[0], x.device, spec):
+    if are_plain(x, y) and is_compiled(x.shape[0], x.device, spec):
         others, own, norms = _OneCall.apply(x, y.to(x.dtype), target, bias, spec)
         return ClassScores(others, own, norms, norms[:0])
     return _plain_scores(ClassProblem(spec, prepared_rows(x, spec), y, target, bias))
-
-
-def _are_plain(*tensors: Tensor) -> bool:
-    """Whether tensors have an address: not those of a function transform, or of a subclass."""
-    if torch._C._are_functorch_transforms_active():
-        return False
-    return all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
 
 
 class _OneCall(torch.autograd.Function):
@@ -63,8 +55,6 @@ class _OneCall(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, y: Tensor, target: Tensor, bias: Tensor | None, spec: ClassSpec
     ) -> tuple[Tensor, Tensor, Tensor]:
-        from pml_fast.engine.cpu import small_classes
-
         x, target = x.contiguous(), target.contiguous()
         bias = None if bias is None else bias.to(x.dtype).contiguous()
         others, own, norms, state = small_classes.scores(spec, x, y, target, bias)
@@ -75,8 +65,6 @@ class _OneCall(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_others: Tensor | None, d_own: Tensor | None, d_norms: Tensor | None) -> tuple[Tensor | None, ...]:
-        from pml_fast.engine.cpu import small_classes
-
         refuse_double_backward()
         x, y, target, bias, others, state = ctx.saved_tensors
         spec = ctx.spec

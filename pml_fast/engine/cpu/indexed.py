@@ -18,7 +18,8 @@ def _list(score: Score, x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Any:
     )  # fmt: skip
 
 
-def _check(i: Tensor, j: Tensor, n: int, m: int) -> None:
+def check_pairs(i: Tensor, j: Tensor, n: int, m: int) -> None:
+    """``IndexError`` unless a list of pairs names rows that there are."""
     for name, index, size in (("anchors", i, n), ("positives or negatives", j, m)):
         if len(index) and (int(index.min()) < 0 or int(index.max()) >= size):
             raise IndexError(f"{name} must be indices from 0 to {size - 1}, got {int(index.min())} to {int(index.max())}")
@@ -27,7 +28,7 @@ def _check(i: Tensor, j: Tensor, n: int, m: int) -> None:
 def listed_scores(score: Score, x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """Scores ``[K]`` of listed pairs."""
     x, y, i, j = x.contiguous(), y.contiguous(), i.contiguous(), j.contiguous()
-    _check(i, j, x.shape[0], y.shape[0])
+    check_pairs(i, j, x.shape[0], y.shape[0])
     out = x.new_empty(len(i))
     extension().score_list(_list(score, x, y, i, j), out.data_ptr(), x.dtype == torch.float64)
     return out

@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pml_fast import _extension
+from pml_fast.engine.cpu.indexed import check_pairs
 from pml_fast.engine.cpu.levels import COMPILED, fixed_level
 from pml_fast.engine.cpu.rows import distance_name, extension
 from pml_fast.engine.cpu.triplet import EVERY, POSITIVE_ONLY
@@ -45,7 +47,7 @@ class Recipe:
 def recipe(spec: str, params: tuple[float, ...], score: str, folds: tuple[str, ...]) -> Recipe | None:
     """How to run this in one call, or ``None`` where only tiles will do."""
     sc, reductions = Score.decode(score), [Fold.decode(fold) for fold in folds]
-    if spec not in COMPILED or not _compiled(sc) or any(fold.kind not in _FOLDS for fold in reductions):
+    if spec not in COMPILED or not has_kernel(sc) or any(fold.kind not in _FOLDS for fold in reductions):
         return None
     maths, values = pair_spec(spec, params), list(params)
     levels = {dtype: fixed_level(spec, values, sc, dtype) for dtype in (torch.float32, torch.float64)}
@@ -59,7 +61,8 @@ def recipe(spec: str, params: tuple[float, ...], score: str, folds: tuple[str, .
     )  # fmt: skip
 
 
-def _compiled(score: Score) -> bool:
+def has_kernel(score: Score) -> bool:
+    """Whether compiled calls compute this score between rows of one set."""
     return score.symmetric and (score.kind, score.power) in (("dot", 1.0), ("l2", 1.0), ("l2", 2.0))
 
 
@@ -82,7 +85,7 @@ def triplet_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """The outputs of ``triplet_loss`` for a batch ``[N, D]`` against itself, or ``None`` where only tiles will do."""
     margin, smooth, swap, select_margin = options
-    if not _compiled(score) or swap or fold.kind not in _FOLDS or fold.pair_limits() not in (POSITIVE_ONLY, EVERY):
+    if not has_kernel(score) or swap or fold.kind not in _FOLDS or fold.pair_limits() not in (POSITIVE_ONLY, EVERY):
         return None
     rows, labels, rule = _inputs(x, labels, rule)
     loss = rows.new_empty(())
@@ -106,6 +109,34 @@ def extremes(problem: ExtremeProblem, rule: Tensor | None) -> tuple[Tensor, Tens
         value.data_ptr(), index.data_ptr(), rows.dtype == torch.float64,
     )  # fmt: skip
     return value, index
+
+
+def closest(x: Tensor, score: Score, own: Tensor) -> Tensor:
+    """The row that scores best with each row, another one (-1 for none); ``own`` is ``0 .. N - 1``."""
+    return extremes(ExtremeProblem(score, x, x, own, own, True, False, score.inverted, None, None), None)[1]
+
+
+def _pairs(x: Tensor, score: Score, i: Tensor, j: Tensor) -> Any:
+    return extension().small_pairs(
+        x.data_ptr(), *x.shape, i.data_ptr(), j.data_ptr(), i.shape[0], distance_name(score), score.normalize
+    )  # fmt: skip
+
+
+def pair_scores(x: Tensor, score: Score, i: Tensor, j: Tensor) -> Tensor:
+    """Scores ``[K]`` of the listed pairs of rows of ``x``."""
+    out = x.new_empty(i.shape[0])
+    if not extension().small_pair_scores(_pairs(x, score, i, j), out.data_ptr(), x.dtype == torch.float64):
+        check_pairs(i, j, x.shape[0], x.shape[0])
+    return out
+
+
+def pair_gradients(x: Tensor, score: Score, i: Tensor, j: Tensor, grad: Tensor) -> Tensor:
+    """The gradient by ``x`` of ``sum(grad * score)`` over the listed pairs."""
+    grad, dx = grad.contiguous(), torch.empty_like(x)
+    extension().small_pair_gradients(
+        _pairs(x, score, i, j), grad.data_ptr(), dx.data_ptr(), x.dtype == torch.float64
+    )  # fmt: skip
+    return dx
 
 
 def takes(problem: ExtremeProblem) -> bool:
