@@ -132,17 +132,23 @@ class Chunk {
     for (int64_t j = 0; j < n; ++j) s[j] += e * square[j];
   }
 
-  // Of equal maxima the first; what is not a number is the largest, as torch has it.
+  // Of equal maxima the first; what is not a number is the largest, as torch has it. Without a branch, which would be guessed
+  // wrong as often as not.
   void pool_max() {
-    const int64_t k = maths_.centers;
-    for (int64_t j = 0; j < count(); ++j) {
-      const T* s = scores_.data() + j * k;
-      int64_t best = 0;
-      for (int64_t q = 1; q < k; ++q)
-        if (s[q] > s[best] || (s[q] != s[q] && s[best] == s[best])) best = q;
-      best_[j] = best;
-      pooled_[j] = s[best];
-    }
+    const int64_t k = maths_.centers, n = count();
+    const T* s = scores_.data();
+    T* top = pooled_.data();
+    int32_t* best = best_.data();
+    for (int64_t j = 0; j < n; ++j) top[j] = s[j * k];
+    std::fill_n(best, n, 0);
+    for (int64_t q = 1; q < k; ++q)
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) {
+        const T own = s[j * k + q];
+        const bool better = !(own <= top[j]) & (top[j] == top[j]);
+        best[j] = better ? int32_t(q) : best[j];
+        top[j] = better ? own : top[j];
+      }
   }
 
   void pool_soft() {
@@ -168,7 +174,7 @@ class Chunk {
   const ClassMaths& maths_;
   const ClassBlock& block_;
   std::vector<T> scores_, share_, pooled_;
-  std::vector<int64_t> best_;
+  std::vector<int32_t> best_;
   T sharpness_;
   int64_t c0_ = 0, c1_ = 0;
 };
