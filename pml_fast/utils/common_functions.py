@@ -265,7 +265,9 @@ def add_to_recordable_attributes(
 
 def reset_stats(input_obj: Any) -> None:
     """Set every listed statistic of `input_obj` back to 0."""
-    for name in getattr(input_obj, "_record_these_stats", []):
+    # A module's own lookup of what it lacks takes as long as a small operator: this is asked at each call.
+    own = getattr(input_obj, "__dict__", {}).get("_record_these_stats")
+    for name in getattr(type(input_obj), "_record_these_stats", ()) if own is None else own:
         setattr(input_obj, name, 0)
 
 
