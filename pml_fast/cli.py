@@ -1,4 +1,4 @@
-"""The command line: ``pml-fast info | explain | demo | bench``."""
+"""The command line: ``pml-fast info | explain | demo | tune | bench``."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import torch
 
 from pml_fast import __version__, _extension
 from pml_fast.engine import dispatch, settings
+from pml_fast.engine.triton import tuned
 
 _DEMO_NEEDS = {"matplotlib": "matplotlib", "sklearn": "scikit-learn", "PIL": "pillow", "rich": "rich", "tqdm": "tqdm"}
 _FAISS_PACKAGES = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "faiss-gpu-cu11")
@@ -27,6 +28,15 @@ _BENCHMARKS_REMEDY = (
     "the benchmarks are not part of the installed package; "
     "clone the repository, install it there with `pip install -e '.[bench]'` and run this again"
 )
+
+
+# dtype and precision of float32 products
+_TUNED_TYPES = {
+    "float32": (torch.float32, "highest"),
+    "tf32": (torch.float32, "high"),
+    "bfloat16": (torch.bfloat16, "highest"),
+    "float16": (torch.float16, "highest"),
+}
 
 
 class InputError(ValueError):
@@ -64,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_info(commands)
     _add_explain(commands)
     _add_demo(commands)
+    _add_tune(commands)
     _add_bench(commands)
     return parser
 
@@ -116,6 +127,20 @@ def _add_demo(commands: Any) -> None:
     command.set_defaults(run=_demo)
 
 
+def _add_tune(commands: Any) -> None:
+    command = commands.add_parser("tune", help="time the GPU kernels' tiles on this card", description=_tune.__doc__)
+    add = command.add_argument
+    add("--dim", type=_positive, nargs="+", default=[128], metavar="D", help="embedding sizes (default 128)")
+    add("--n", type=_positive, nargs="+", default=[4096], metavar="N", help="batch sizes (default 4096)")
+    add("--dtype", choices=list(_TUNED_TYPES), nargs="+", default=["tf32", "bfloat16"],
+        help="types, float32 at torch's precision highest, tf32 at high (default tf32 bfloat16)")  # fmt: skip
+    add("--score", choices=("dot", "l2"), nargs="+", default=["dot"], help="inner products, distances (default dot)")
+    add("--kernel", choices=("state", "grad", "extreme"), nargs="+", default=["state", "grad", "extreme"],
+        help="forward, gradient, hardest pair (default: all)")  # fmt: skip
+    add("--device", default="cuda", help="which card (default %(default)s)")
+    command.set_defaults(run=_tune)
+
+
 def _add_bench(commands: Any) -> None:
     commands.add_parser("bench", help="run the benchmarks of a clone of the repository: see bench --help")
 
@@ -140,8 +165,17 @@ def _facts() -> Iterator[tuple[str, str]]:
     yield "PML (peer)", peer or 'not installed; to get it: pip install "pml_fast[bench]"'
     for name, reason in dispatch.backends().items():
         yield f"backend {name}", "can run" if reason is None else f"cannot run: {reason}"
+    yield "tuned tiles", _tuned_tiles()
     chosen = {key: value for key, value in sorted(os.environ.items()) if key.startswith("PML_FAST_")}
     yield "variables", ", ".join(f"{key}={value}" for key, value in chosen.items()) or "no PML_FAST_* is set"
+
+
+def _tuned_tiles() -> str:
+    try:
+        count = len(tuned.read(tuned.path()))
+    except tuned.TunedTableError as error:
+        return f"{tuned.path()} {error}"
+    return f"{count} in {tuned.path()}" if count else "none; to time the GPU kernels on a card: pml-fast tune"
 
 
 def _cuda_devices() -> list[str]:
@@ -252,6 +286,56 @@ def _demo(arguments: argparse.Namespace) -> int:
     except DemoError as error:
         raise InputError(str(error)) from error
     return 0
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    """Time tiles of the Triton kernels near the shipped ones, and keep the faster ones for this user.
+
+    Each must first give the answer of the shipped tile. The table is written after each kernel; launches of the same card, type
+    and sizes (up to the next power of two) then follow it.
+    """
+    reason = _cannot_tune(arguments.device)
+    if reason is not None:
+        raise InputError(reason)
+    from tqdm import tqdm
+
+    from pml_fast.engine.triton import tune
+
+    try:
+        tuned.read(tuned.path())
+    except tuned.TunedTableError as error:
+        raise InputError(f"{tuned.path()} {error}; delete the file and run this again") from error
+    tasks = [
+        tune.Task(kernel, score, *_TUNED_TYPES[dtype], d, n, torch.device(arguments.device))
+        for dtype in arguments.dtype for score in arguments.score for d in arguments.dim for n in arguments.n
+        for kernel in arguments.kernel
+    ]  # fmt: skip
+    for task in tasks:
+        with tqdm(total=tune.count(task), desc=tune.title(task), leave=False) as bar:
+            found = tune.tune(task, on_candidate=bar.update)
+        tune.save(found)
+        print(f"{tune.title(task)}: {tune.summary(found)}")
+    print(f"table: {tuned.path()}")
+    return 0
+
+
+def _cannot_tune(device: str) -> str | None:
+    """Why kernels cannot be timed here, or ``None``."""
+    missing = [name for name in ("triton", "tqdm") if importlib.util.find_spec(name) is None]
+    if missing:
+        return f'tuning needs {", ".join(missing)}; install with: pip install "pml_fast[gpu]"'
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        return "interpreted kernels have no speed to tune; unset TRITON_INTERPRET"
+    if not torch.cuda.is_available():
+        return "tuning times a CUDA device and torch sees none; run this on a machine with a card and a CUDA build of torch"
+    try:
+        found = torch.device(device)
+        if found.type != "cuda":
+            return f"--device must be a CUDA device, got {device!r}"
+        torch.cuda.get_device_properties(found)
+    except (RuntimeError, AssertionError) as error:
+        return f"--device {device}: {str(error).splitlines()[0]}"
+    return None
 
 
 def _bench(arguments: argparse.Namespace) -> int:

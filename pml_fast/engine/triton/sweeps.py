@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 import triton
 from pml_fast.engine.problem import ExtremeProblem, PairProblem, PairRows
-from pml_fast.engine.triton import layout
+from pml_fast.engine.triton import layout, tuned
 from pml_fast.engine.triton.configs import ARCHES, Config, config, table_arch
 from pml_fast.engine.triton.epilogues import EPILOGUES, EXP_THEN_PAIRS, Epilogue
 from pml_fast.engine.triton.pairwise import extreme_kernel, pair_grad_kernel, pair_pulls_kernel, pair_state_kernel
@@ -27,11 +28,31 @@ def on(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
-def launch_config(op: str, x: Tensor, kind: int) -> Config:
-    """The table's entry for the tensor's device (an interpreted launch takes the newest table)."""
-    arch = table_arch(torch.cuda.get_device_capability(x.device)) if x.is_cuda else ARCHES[-1]
+INTERPRETER = "interpreter"
+
+
+@lru_cache(maxsize=64)
+def card_of(device: torch.device) -> tuple[str, int]:
+    """Name and table of a device; an interpreted launch takes the newest table."""
+    if device.type != "cuda":
+        return INTERPRETER, ARCHES[-1]
+    found = torch.cuda.get_device_properties(device)
+    return found.name, table_arch((found.major, found.minor))
+
+
+def tuning_key(op: str, x: Tensor, kind: int) -> tuned.Key:
+    """What a configuration of ``op`` on rows ``x`` is timed and looked up for."""
     n, d = x.shape
-    return config(op, arch, layout.product_type(x.dtype), kind != 0, d, n)
+    return tuned.key(*card_of(x.device), triton.__version__, op, layout.product_type(x.dtype), kind != 0, d, n)
+
+
+def launch_config(op: str, x: Tensor, kind: int) -> Config:
+    """What the user tuned for the tensor's device and shape, else the shipped table's entry."""
+    table = tuned.table()
+    if table and (entry := table.get(tuning_key(op, x, kind))) is not None:
+        return entry.config
+    n, d = x.shape
+    return config(op, card_of(x.device)[1], layout.product_type(x.dtype), kind != 0, d, n)
 
 
 def _scalars(problem: PairProblem) -> tuple[float, ...]:
