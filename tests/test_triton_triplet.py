@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -133,6 +134,46 @@ def test_ties_with_the_margin_are_counted_exactly(select: str) -> None:
 @pytest.mark.parametrize("n, d", [(1, 4), (2, 1), (16, 16), (19, 24)])
 def test_ragged_sizes(n: int, d: int) -> None:
     assert_same(make_problem(TripletSpec(0.3), L2, NON_ZERO, n=n, d=d))
+
+
+@pytest.mark.parametrize("itself", [True, False], ids=["itself", "references"])
+@pytest.mark.parametrize(
+    "score, dtype",
+    [
+        (DOT, torch.float32), (L2, torch.float32), (SQUARED, torch.float32), (SIMILAR_L2, torch.float32),
+        (L2, torch.bfloat16), (DOT, torch.float16),
+    ],
+    ids=["dot", "l2", "squared", "inverted l2", "l2 bf16", "dot fp16"],
+)  # fmt: skip
+def test_a_wide_gradient_comes_in_strips(
+    monkeypatch: pytest.MonkeyPatch, score: Score, dtype: torch.dtype, itself: bool
+) -> None:
+    """Rows wider than a block, in a workspace of a few rows; the largest class has more positives than a slab holds."""
+    launched: list[int] = []
+    strips = triplet.strips
+
+    def counted(n: int, m: int, pulled: Tensor) -> Iterator[tuple[int, Tensor]]:
+        for begin, h in strips(n, m, pulled):
+            launched.append(len(h))
+            yield begin, h
+
+    monkeypatch.setattr(triplet, "strips", counted)
+    monkeypatch.setattr(layout, "WORKSPACE_BYTES", 4 * 30 * 5)
+    problem = make_problem(TripletSpec(0.3), score, NON_ZERO, itself, d=40, n=22, m=30, dtype=dtype)
+    assert problem.y_labels.bincount().max() > triplet.MAX_WIDTH
+    assert_same(problem, 2e-5 if dtype == torch.float32 else 2e-3, weighted=True)
+    assert len(launched) > 3 and max(launched) <= 6
+
+
+def test_a_wide_gradient_is_the_narrow_ones() -> None:
+    """Columns of nothing change no score: the first columns of the gradient are those without them."""
+    narrow = make_problem(TripletSpec(0.3), L2)
+    x = torch.nn.functional.pad(narrow.x, (0, 40))
+    _, wide, _ = triplet.triplet_rows(replace(narrow, x=x, y=x), True, False, True)
+    _, want, _ = triplet.triplet_rows(narrow, True, False, True)
+    assert wide is not None
+    torch.testing.assert_close(wide[:, :12], want, rtol=1e-5, atol=1e-5)
+    assert not wide[:, 12:].any()
 
 
 @pytest.mark.parametrize(

@@ -276,11 +276,14 @@ def _triton_pairwise(size: Size, spec: PairSpec | TripletSpec, score: Score, _: 
 
 
 def _triton_triplet(size: Size, _: PairSpec | TripletSpec, __: Score, ___: bool) -> Cost:
-    from pml_fast.engine.triton.triplet import HITS, slab_width
+    from pml_fast.engine.triton.layout import WORKSPACE_BYTES, dot_precision
+    from pml_fast.engine.triton.triplet import HITS, TILES, slab_width
 
     width = slab_width(size.n, size.m, HITS)
     sides = size.need_x + (0 if size.shared else size.need_y)
     memory = _common_bytes(size, 3 + _half(size)) + 4 * (2 * width * size.n) + 40 * (size.n + size.m)
+    if sides and size.d > TILES["grads", dot_precision(size.dtype)].block_out:
+        memory += min(4 * size.n * size.m, WORKSPACE_BYTES)
     # The tiles are taken again for every HITS positives of an anchor.
     chunks = max(1, math.ceil(size.pairs / max(size.n, 1) / HITS))
     return _cost(size, chunks * size.gemm, (chunks + 2 * sides) * size.gemm, chunks + sides, memory)

@@ -44,7 +44,7 @@ def _kernel(
     precision = "tf32x3" if product == "tf32x3" else "tf32"
     constexprs = {**chosen, **tile, "KIND": kind, "ITSELF": True, "PRECISION": precision}
     element = f"*{ELEMENTS[product]}"
-    pulled = "*bf16" if product == "bf16" else "*fp32"  # as sweeps._strips has it
+    pulled = "*bf16" if product == "bf16" else "*fp32"  # as the launcher has it
     types = {
         **_POINTERS,
         **_FLOATS,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -16,11 +15,9 @@ from pml_fast.engine.triton import layout, tuned
 from pml_fast.engine.triton.configs import ARCHES, Config, config, table_arch
 from pml_fast.engine.triton.epilogues import EPILOGUES, EXP_THEN_PAIRS, Epilogue
 from pml_fast.engine.triton.pairwise import extreme_kernel, pair_grad_kernel, pair_pulls_kernel, pair_state_kernel
+from pml_fast.engine.triton.wide import WIDE_RESULT, pull, strips
 
 MAX_PARAMS = 3
-# Whether this torch multiplies bfloat16 into float32 on a GPU (2.8 on). Of float16 it is not asked: coefficients such as
-# 1/N^2 leave its range.
-WIDE_RESULT = hasattr(torch.ops.aten.mm, "dtype_out")
 
 
 def on(x: Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -154,32 +151,13 @@ def _grad(
             pair_grad_kernel[(triton.cdiv(n, cfg.block_m),)](*inputs, out, *strides, out.stride(0), *sizes, **chosen)
         return out
     pulled = y.rows if x.rows.dtype == torch.bfloat16 and x.rows.is_cuda and WIDE_RESULT else y.rows.float()
-    for first, h in _strips(n, m, pulled):
+    for first, h in strips(n, m, pulled):
         last = first + len(h)
         with on(x.rows):
             grid = (triton.cdiv(len(h), cfg.block_m), triton.cdiv(m, cfg.block_n))
             pair_pulls_kernel[grid](*inputs, h, first, last, *strides, h.stride(0), *sizes, **chosen)
-            _pull(out[first:last], h, x.rows[first:last], pulled, kind)
+            pull(out[first:last], h, x.rows[first:last], pulled, kind)
     return out
-
-
-def _strips(n: int, m: int, pulled: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Strips of rows, each with the same workspace ``[rows, M]``, of the type of what it multiplies."""
-    strip = min(n, max(1, layout.WORKSPACE_BYTES // (max(m, 1) * pulled.dtype.itemsize)))
-    h = layout.empty((strip, m), dtype=pulled.dtype, device=pulled.device)
-    for first in range(0, n, strip):
-        yield first, h[: min(strip, n - first)]
-
-
-def _pull(out: Tensor, h: Tensor, x: Tensor, y: Tensor, kind: int) -> None:
-    """``out = H Y``, less ``x`` times the sums of ``H``'s rows for a distance, in float32."""
-    if h.dtype == torch.float32:
-        torch.mm(h, y, out=out)
-    else:
-        torch.ops.aten.mm.dtype_out(h, y, torch.float32, out=out)
-    if kind != 0:
-        # The sum of what was multiplied: then a column equal to the row cancels.
-        torch.addcmul(-out, h.sum(dim=1, dtype=torch.float32).unsqueeze(1), x.float(), out=out)
 
 
 def extremes(problem: ExtremeProblem) -> tuple[Tensor, Tensor]:

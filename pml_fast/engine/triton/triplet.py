@@ -10,7 +10,8 @@ is
 the sum of the slopes of its triplets, which for the hinge is its number of active negatives; 3.
 ``triplet_grads_kernel``: streams again. The coefficient of an (anchor, negative) is the number of active positives,
 compared anew with the table; that of an (anchor, positive) is its hits. A batch against itself plays both roles in one
-sweep, because the score is symmetric: three products of matrices in all.
+sweep, because the score is symmetric: three products of matrices in all. Rows wider than a block get theirs of the
+first slab, which is all of it in most batches, as ``triplet_pulls_kernel`` and a product of torch's, a strip at a time.
 
 How many positives there are is known to the device alone: the host launches the slabs of the worst case, and those
 past the largest class find nothing to do. Each negative is compared with each positive, O(N M P): for the few
@@ -35,12 +36,17 @@ from pml_fast.engine.triton.triplet_kernels import (
     triplet_counts_kernel,
     triplet_grads_kernel,
     triplet_positives_kernel,
+    triplet_pulls_kernel,
 )
+from pml_fast.engine.triton.wide import pull, strips
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """A launch's tile of scores, its step along D, and the slice of D that a program writes."""
+    """A launch's tile of scores, its step along D, and the slice of D that a program of a gradient writes.
+
+    The first slab's gradient of a wider D comes in strips.
+    """
 
     block_m: int
     block_n: int
@@ -56,6 +62,8 @@ TILES = {
     ("counts", "tf32"): Tiles(64, 64),
     ("grads", "tf32x3"): Tiles(32, 32),
     ("grads", "tf32"): Tiles(64, 32),
+    ("pulls", "tf32x3"): Tiles(64, 32),
+    ("pulls", "tf32"): Tiles(64, 64),
 }
 # Positives whose hits a program keeps in registers.
 HITS = 16
@@ -143,6 +151,7 @@ class _Sweep:
         """Launch every slab of positives; nothing is read back."""
         if self.n == 0:
             return
+        self.most = (self.stop - self.start).amax()
         with on(self.w):
             for first in range(0, self.m, self.width):
                 self._positives(first)
@@ -191,15 +200,38 @@ class _Sweep:
 
     def _grads(self, first: int, own: layout.Operand, other: layout.Operand, out: Tensor, by_row: bool, by_col: bool) -> None:
         """Add the slab's gradient by the rows of ``own``; the anchors are its rows, those of ``other``, or both."""
-        (n, d), t = out.shape, TILES["grads", self.precision]
+        (n, d), m = out.shape, len(other.rows)
+        t = TILES["grads", self.precision]
         low, high = self.problem.limits
+        inputs = (
+            own.rows, other.rows, own.norms, other.norms, self.start, self.stop, self.w, self.rule, self.table, self.hits,
+        )  # fmt: skip
+        sizes = (n, m, d, *self._numbers(first))
+        roles = {"ROW_ANCHORS": by_row, "COL_ANCHORS": by_col, "BOUNDED": low > 0 or high < float("inf")}
+        # Whether a later slab has any work is known to the device alone, and a product of torch's cannot ask there.
+        if d > t.block_out and first == 0:
+            self._wide(own, other, out, inputs, sizes, roles)
+            return
         block_out = min(t.block_out, max(16, triton.next_power_of_2(d)))
         triplet_grads_kernel[(triton.cdiv(n, t.block_m), triton.cdiv(d, block_out))](
-            own.rows, other.rows, own.norms, other.norms, self.start, self.stop, self.w, self.rule, self.table,
-            self.hits, out, own.rows.stride(0), other.rows.stride(0), out.stride(0), n, other.rows.shape[0], d,
-            *self._numbers(first), ROW_ANCHORS=by_row, COL_ANCHORS=by_col, BLOCK_OUT=block_out,
-            BOUNDED=low > 0 or high < float("inf"), **self._choices(t),
+            *inputs, self.most, out, own.rows.stride(0), other.rows.stride(0), out.stride(0), *sizes, BLOCK_OUT=block_out,
+            **roles, **self._choices(t),
         )  # fmt: skip
+
+    def _wide(
+        self, own: layout.Operand, other: layout.Operand, out: Tensor, inputs: tuple[Tensor, ...], sizes: tuple[float, ...],
+        roles: dict[str, bool],
+    ) -> None:  # fmt: skip
+        """The gradient of rows wider than a block: a slice of D a program would take the scores again for each."""
+        t, m = TILES["pulls", self.precision], len(other.rows)
+        kind, pulled = layout.score_kind(self.problem.score), other.rows.float()
+        for begin, h in strips(len(own.rows), m, pulled):
+            end = begin + len(h)
+            triplet_pulls_kernel[(triton.cdiv(len(h), t.block_m), triton.cdiv(m, t.block_n))](
+                *inputs, h, begin, end, own.rows.stride(0), other.rows.stride(0), h.stride(0), *sizes, **roles,
+                **self._choices(t),
+            )  # fmt: skip
+            pull(out[begin:end], h, own.rows[begin:end], pulled, kind, add=True)
 
     def rows(self) -> Tensor:
         """Sum and count of each anchor, in the problem's order."""
@@ -218,7 +250,7 @@ class _Sweep:
 _POINTERS = {
     "table_ptr": "*fp32", "hits_ptr": "*fp32", "rule_ptr": "*fp32", "w_ptr": "*fp32", "out_ptr": "*fp32",
     "x_norm_ptr": "*fp32", "y_norm_ptr": "*fp32", "start_ptr": "*i32", "stop_ptr": "*i32",
-    "value_ptr": "*fp64", "count_ptr": "*i64",
+    "h_ptr": "*fp32", "most_ptr": "*i32", "value_ptr": "*fp64", "count_ptr": "*i64",
 }  # fmt: skip
 _FLOATS = ("sign", "margin", "select_margin", "low", "high")
 
@@ -242,7 +274,7 @@ def _configurations() -> list[Kernel]:
     ]:  # fmt: skip
         precision = "tf32x3" if rows == "fp32" else "tf32"
         chosen = {"KIND": kind, "SELECT": select, "SMOOTH": smooth, "HAS_RULE": ruled, "PRECISION": precision}
-        counts, grads = TILES["counts", precision], TILES["grads", precision]
+        counts, grads, wide = (TILES[name, precision] for name in ("counts", "grads", "pulls"))
         quick = (rows, kind, smooth) == ("fp32", 1, False)
         label = f"{rows}_{('dot', 'l2', 'l2_squared')[kind]}_{select}{'_smooth' if smooth else ''}"
         found += [
@@ -253,6 +285,8 @@ def _configurations() -> list[Kernel]:
             roled = {**chosen, "ROW_ANCHORS": by_row, "COL_ANCHORS": by_col}
             name = f"triplet_grads_{roles}_{label}"
             found.append(_kernel(name, triplet_grads_kernel, rows, grads, roled, quick and roles == "both"))
+            name = f"triplet_pulls_{roles}_{label}"
+            found.append(_kernel(name, triplet_pulls_kernel, rows, wide, roled, quick and roles == "both"))
     return found
 
 

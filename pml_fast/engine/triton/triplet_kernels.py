@@ -201,55 +201,82 @@ def anchor_coefficients(
 
 
 @triton.jit
+def pulls(
+    s, valid, offs_m, in_m, offs_n, rows, start_ptr, stop_ptr, w_ptr, rule_ptr, table_ptr, hits_ptr,
+    sign, first, width, N, M, margin, select_margin, low, high,
+    ROW_ANCHORS: tl.constexpr, COL_ANCHORS: tl.constexpr,
+    KIND: tl.constexpr, HAS_RULE: tl.constexpr, SELECT: tl.constexpr, SMOOTH: tl.constexpr,
+    BOUNDED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    # what the gradient multiplies the columns of a tile by; rows: start, stop and weight of the rows where they are anchors
+    h = tl.zeros_like(s)
+    if ROW_ANCHORS:
+        row_start, row_stop, row_w = rows
+        h += anchor_coefficients(
+            s, valid, offs_m, in_m, offs_n, row_start, row_stop, row_w, rule_ptr, table_ptr, hits_ptr,
+            sign, first, width, N, margin, select_margin, low, high, 0, HAS_RULE, SELECT, SMOOTH, BOUNDED,
+        )  # fmt: skip
+    if COL_ANCHORS:
+        in_n = offs_n < M
+        start, stop, w = load_anchors(start_ptr, stop_ptr, w_ptr, offs_n, in_n)
+        h += anchor_coefficients(
+            s, valid, offs_n, in_n, offs_m, start, stop, w, rule_ptr, table_ptr, hits_ptr,
+            sign, first, width, M, margin, select_margin, low, high, 1, HAS_RULE, SELECT, SMOOTH, BOUNDED,
+        )  # fmt: skip
+    if KIND == 1:
+        # Two equal rows pull nowhere.
+        h = tl.where(s == 0.0, 0.0, h / tl.where(s == 0.0, 1.0, s))
+    elif KIND == 2:
+        h = 2.0 * h
+    return round_tf32(h) if PRECISION == "tf32" else h
+
+
+@triton.jit
+def load_anchors(start_ptr, stop_ptr, w_ptr, offs, inside):
+    start = tl.load(start_ptr + offs, mask=inside, other=0)
+    stop = tl.load(stop_ptr + offs, mask=inside, other=0)
+    return start, stop, tl.load(w_ptr + offs, mask=inside, other=0.0)
+
+
+@triton.jit
+def no_anchors(offs):
+    return offs, offs, offs
+
+
+@triton.jit
 def triplet_grads_kernel(
-    x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, start_ptr, stop_ptr, w_ptr, rule_ptr, table_ptr, hits_ptr, out_ptr,
+    x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, start_ptr, stop_ptr, w_ptr, rule_ptr, table_ptr, hits_ptr, most_ptr, out_ptr,
     stride_xm, stride_ym, stride_om, N, M, D, sign, first, width, margin, select_margin, low, high,
     ROW_ANCHORS: tl.constexpr, COL_ANCHORS: tl.constexpr,
     KIND: tl.constexpr, HAS_RULE: tl.constexpr, SELECT: tl.constexpr, SMOOTH: tl.constexpr,
     BOUNDED: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_OUT: tl.constexpr,
 ):  # fmt: skip
-    # adds to out [N, D]. Anchors are the rows, the columns (the launch for y), or both (a batch against itself).
+    # adds to out [N, D]. Anchors are the rows, the columns (the launch for y), or both (a batch against itself). most: the
+    # size of the largest class, past which there is nothing to add.
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_o = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     in_m = offs_m < N
     if ROW_ANCHORS:
-        row_start = tl.load(start_ptr + offs_m, mask=in_m, other=0)
-        row_stop = tl.load(stop_ptr + offs_m, mask=in_m, other=0)
-        row_w = tl.load(w_ptr + offs_m, mask=in_m, other=0.0)
+        rows = load_anchors(start_ptr, stop_ptr, w_ptr, offs_m, in_m)
+    else:
+        rows = no_anchors(offs_m)
     total = tl.zeros([BLOCK_M, BLOCK_OUT], dtype=tl.float32)
     h_sum = tl.zeros([BLOCK_M], dtype=tl.float32)
-    for j in range(0, M, BLOCK_N):
+    for j in range(0, tl.where(first < tl.load(most_ptr), M, 0), BLOCK_N):
         offs_n = j + tl.arange(0, BLOCK_N)
-        in_n = offs_n < M
-        valid = in_m[:, None] & in_n[None, :]
+        valid = in_m[:, None] & (offs_n < M)[None, :]
         if ROW_ANCHORS and COL_ANCHORS:
             valid = valid & (offs_m[:, None] != offs_n[None, :])
         s = score_tile(
             x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, valid, stride_xm, stride_ym, N, M, D,
             KIND, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
-        h = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
-        if ROW_ANCHORS:
-            h += anchor_coefficients(
-                s, valid, offs_m, in_m, offs_n, row_start, row_stop, row_w, rule_ptr, table_ptr, hits_ptr,
-                sign, first, width, N, margin, select_margin, low, high, 0, HAS_RULE, SELECT, SMOOTH, BOUNDED,
-            )  # fmt: skip
-        if COL_ANCHORS:
-            start = tl.load(start_ptr + offs_n, mask=in_n, other=0)
-            stop = tl.load(stop_ptr + offs_n, mask=in_n, other=0)
-            w = tl.load(w_ptr + offs_n, mask=in_n, other=0.0)
-            h += anchor_coefficients(
-                s, valid, offs_n, in_n, offs_m, start, stop, w, rule_ptr, table_ptr, hits_ptr,
-                sign, first, width, M, margin, select_margin, low, high, 1, HAS_RULE, SELECT, SMOOTH, BOUNDED,
-            )  # fmt: skip
-        if KIND == 1:
-            # Two equal rows pull nowhere.
-            h = tl.where(s == 0.0, 0.0, h / tl.where(s == 0.0, 1.0, s))
-        elif KIND == 2:
-            h = 2.0 * h
-        if PRECISION == "tf32":
-            h = round_tf32(h)
+        h = pulls(
+            s, valid, offs_m, in_m, offs_n, rows, start_ptr, stop_ptr, w_ptr, rule_ptr, table_ptr, hits_ptr,
+            sign, first, width, N, M, margin, select_margin, low, high,
+            ROW_ANCHORS, COL_ANCHORS, KIND, HAS_RULE, SELECT, SMOOTH, BOUNDED, PRECISION,
+        )  # fmt: skip
         if KIND != 0:
             # The sum of what the tensor cores see: then a column equal to the row cancels.
             h_sum += tl.sum(h, axis=1)
@@ -261,3 +288,36 @@ def triplet_grads_kernel(
     places = out_ptr + offs_m[:, None].to(tl.int64) * stride_om + offs_o[None, :]
     mask = in_m[:, None] & (offs_o < D)[None, :]
     tl.store(places, total + tl.load(places, mask=mask, other=0.0), mask=mask)
+
+
+@triton.jit
+def triplet_pulls_kernel(
+    x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, start_ptr, stop_ptr, w_ptr, rule_ptr, table_ptr, hits_ptr, h_ptr,
+    begin, end, stride_xm, stride_ym, stride_hm, N, M, D, sign, first, width, margin, select_margin, low, high,
+    ROW_ANCHORS: tl.constexpr, COL_ANCHORS: tl.constexpr,
+    KIND: tl.constexpr, HAS_RULE: tl.constexpr, SELECT: tl.constexpr, SMOOTH: tl.constexpr,
+    BOUNDED: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    # h [end - begin, M]: what the gradient of the rows begin..end multiplies the columns by, where D is too wide for a block
+    offs_m = begin + tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    in_m = offs_m < N
+    valid = in_m[:, None] & (offs_n < M)[None, :]
+    if ROW_ANCHORS and COL_ANCHORS:
+        valid = valid & (offs_m[:, None] != offs_n[None, :])
+    if ROW_ANCHORS:
+        rows = load_anchors(start_ptr, stop_ptr, w_ptr, offs_m, in_m)
+    else:
+        rows = no_anchors(offs_m)
+    s = score_tile(
+        x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, valid, stride_xm, stride_ym, N, M, D,
+        KIND, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
+    h = pulls(
+        s, valid, offs_m, in_m, offs_n, rows, start_ptr, stop_ptr, w_ptr, rule_ptr, table_ptr, hits_ptr,
+        sign, first, width, N, M, margin, select_margin, low, high,
+        ROW_ANCHORS, COL_ANCHORS, KIND, HAS_RULE, SELECT, SMOOTH, BOUNDED, PRECISION,
+    )  # fmt: skip
+    where = (offs_m - begin)[:, None].to(tl.int64) * stride_hm + offs_n[None, :]
+    tl.store(h_ptr + where, h, mask=(offs_m < end)[:, None] & (offs_n < M)[None, :])
