@@ -17,7 +17,7 @@ def test_kernels_compile_and_spill_nothing(arch: int) -> None:
     if not cuda_resources.can_compile(arch):
         pytest.skip(f"this nvcc does not know sm_{arch}")
     kernels = cuda_resources.resources(arch)
-    assert {kernel.kernel for kernel in kernels} >= {"anchors", "count_pairs", "write_pairs"}
+    assert {kernel.kernel for kernel in kernels} >= {"anchors", "count_pairs", "write_pairs", "nearest_columns"}
     assert [kernel for kernel in kernels if kernel.spills] == []
     # Two blocks of 256 threads and more fit a multiprocessor.
     assert max(kernel.registers for kernel in kernels) <= 128

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from pml_fast import _extension
-from pml_fast.engine import materialise
+from pml_fast.engine import dispatch, materialise
+from pml_fast.engine.knn import reference as knn_reference
+from pml_fast.engine.knn.problem import NearestProblem
 from pml_fast.engine.problem import NO_LIMITS, TripletProblem
 from pml_fast.engine.reference import ReferenceBackend
 from pml_fast.engine.score import Score
@@ -20,7 +22,7 @@ from pml_fast.engine.spec import TripletSpec
 if _extension.load() is None:
     pytest.skip("the row functions are compiled code", allow_module_level=True)
 
-from pml_fast.engine.cuda import pairs, strips, triplet
+from pml_fast.engine.cuda import nearest, pairs, strips, triplet
 
 WITH_CUDA = torch.cuda.is_available() and _extension.load().build_info()["cuda"]
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not WITH_CUDA, reason="needs a card")])]
@@ -145,3 +147,90 @@ def test_an_empty_batch_has_no_triplet() -> None:
     rows, dx, dy = triplet.triplet_rows(empty, True, True, True)
     assert rows.shape == (2, 0) and dx is not None and dx.shape == (0, 6)
     assert dy is not None and not dy.any()
+
+
+# --- neighbours -------------------------------------------------------------------------------------------------------
+
+CLOSE = {**SCORES, "inverted l2": Score("l2", normalize=False, inverted=True)}
+
+
+def assert_nearest(problem: NearestProblem) -> None:
+    """The columns are exactly the reference's, in its order; ties go to the first."""
+    x = problem.x.double()
+    wide = replace(problem, x=x, y=x if problem.y is problem.x else problem.y.double())
+    got, columns = nearest.nearest(problem)
+    want, where = knn_reference.nearest(wide)
+    assert torch.equal(columns, where)
+    torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=0)
+
+
+def whole(n: int, d: int = 3) -> Tensor:
+    """Whole numbers: products are exact, and many tie."""
+    return torch.randint(-2, 3, (n, d)).float()
+
+
+@pytest.mark.parametrize("kind", ["itself", "separate", "begins with it"])
+@pytest.mark.parametrize("score", CLOSE)
+@pytest.mark.parametrize("k", [1, 7, 40, "all"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_closest_columns_in_order(device: str, k: int | str, score: str, kind: str) -> None:
+    x = whole(60).to(device)
+    y = {"itself": x, "separate": whole(75).to(device), "begins with it": torch.cat([x, whole(20).to(device)])}[kind]
+    itself = kind != "separate"
+    count = len(y) - itself if k == "all" else k
+    assert_nearest(NearestProblem(CLOSE[score], x, y, count, itself))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_furthest_neighbour_is_found_among_many_different_scores(device: str) -> None:
+    """Scores that differ in every digit of the selection, tiny and huge, of both signs, with ties at many places."""
+    # Powers of two: the products are exact.
+    x, y = torch.tensor([[1.0], [-1.0], [0.5], [-4.0]]), torch.randn(3000, 1) * 10.0 ** torch.randint(-12, 12, (3000, 1))
+    y[::7] = y[0]
+    for k in (1, 3, 700, 2999):
+        assert_nearest(NearestProblem(CLOSE["dot"], x.to(device), y.to(device), k, False))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_is_not_a_number_is_the_last_neighbour(device: str) -> None:
+    y = torch.tensor([[1.0], [float("nan")], [2.0], [-0.0], [float("inf")], [0.0]], device=device)
+    x = torch.tensor([[1.0], [-1.0]], device=device)
+    for score in ("dot", "l2"):
+        for k in (1, 3, 5, 6):
+            _, columns = nearest.nearest(NearestProblem(CLOSE[score], x, y, k, False))
+            _, where = knn_reference.nearest(NearestProblem(CLOSE[score], x.double(), y.double(), k, False))
+            assert torch.equal(columns, where)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_no_rows_and_no_neighbours(device: str) -> None:
+    x, y = whole(4).to(device), whole(9).to(device)
+    assert nearest.nearest(NearestProblem(CLOSE["l2"], x[:0], y, 3, False))[1].shape == (0, 3)
+    assert nearest.nearest(NearestProblem(CLOSE["l2"], x, y, 0, False))[1].shape == (4, 0)
+    assert nearest.nearest(NearestProblem(CLOSE["l2"], x, y[:0], 0, False))[0].shape == (4, 0)
+
+
+@pytest.mark.parametrize("k", [5, 30])
+def test_the_order_of_threads_shows_nowhere_in_neighbours(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = whole(50)
+    problem = NearestProblem(CLOSE["dot"], x, x, k, True)
+    forwards = nearest.nearest(problem)
+    module = nearest.extension()
+
+    class Backwards:
+        NearestStrip = module.NearestStrip
+
+        @staticmethod
+        def host_nearest(strip: object, keys: int) -> None:
+            module.host_nearest(strip, keys, backwards=True)
+
+    monkeypatch.setattr(nearest, "extension", lambda: Backwards)
+    for got, want in zip(nearest.nearest(problem), forwards, strict=True):
+        assert torch.equal(got, want)
+
+
+def test_neighbours_of_tensors_elsewhere_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = dispatch.backend("cuda")
+    x = whole(80)
+    monkeypatch.setattr(backend, "available", lambda: None)
+    assert "not on a CUDA device" in (backend.refuse(NearestProblem(CLOSE["dot"], x, x, 70, True)) or "")

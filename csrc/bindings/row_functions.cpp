@@ -7,10 +7,12 @@
 #include <vector>
 
 #include "bindings.h"
+#include "engine/nearest_row.h"
 #include "engine/select_row.h"
 #include "engine/triplet_strip.h"
 
 #if PML_FAST_WITH_CUDA
+  #include "cuda/nearest.h"
   #include "cuda/select.h"
   #include "cuda/triplet.h"
 #endif
@@ -70,6 +72,12 @@ PairStrip pair_strip(Address tile, Address x, Address y, Address x_norm, Address
           itself};
 }
 
+NearestStrip nearest_strip(Address tile, Address x, Address y, Address x_norm, Address y_norm, int64_t first, int64_t rows,
+                           int64_t m, int64_t d, int64_t k, const std::string& distance, float turn, bool itself) {
+  return {at<float>(tile),          at<float>(x), at<float>(y), at<float>(x_norm), at<float>(y_norm), first, rows, m, d, k,
+          distance_named(distance), turn,         itself};
+}
+
 // `lists` are the addresses of the negatives' anchors and columns, then the positives'.
 PairLists pair_lists(const std::vector<Address>& lists) {
   return {{at<int64_t>(lists.at(0)), at<int64_t>(lists.at(2))}, {at<int64_t>(lists.at(1)), at<int64_t>(lists.at(3))}};
@@ -95,6 +103,13 @@ void run_write_pairs(const PairStrip& strip, Address places, const std::vector<A
     write_pairs_of_row(SerialTeam(), strip, row, at<int64_t>(places) + 2 * row, pair_lists(lists));
 }
 
+void run_nearest(const NearestStrip& strip, Address keys, bool backwards) {
+  if (strip.k == 0) return;
+  NearestSpace space;
+  for (int64_t row = 0; row < strip.rows; ++row)
+    nearest_of_row(SerialTeam(backwards), strip, row, space, at<int64_t>(keys) + row * strip.k);
+}
+
 }  // namespace
 
 void bind_row_functions(py::module_& m) {
@@ -103,6 +118,8 @@ void bind_row_functions(py::module_& m) {
   m.def("host_triplets", &run_triplets, py::arg("strip"), py::arg("backwards") = false, Release());
   m.def("host_count_pairs", &run_count_pairs, Release());
   m.def("host_write_pairs", &run_write_pairs);
+  py::class_<NearestStrip>(m, "NearestStrip").def(py::init(&nearest_strip));
+  m.def("host_nearest", &run_nearest, py::arg("strip"), py::arg("keys"), py::arg("backwards") = false, Release());
 #if PML_FAST_WITH_CUDA
   m.def("cuda_triplet_workspace", &cuda::triplet_workspace);
   m.def(
@@ -120,6 +137,12 @@ void bind_row_functions(py::module_& m) {
   m.def("cuda_write_pairs", [](const PairStrip& strip, Address places, const std::vector<Address>& lists, Address stream) {
     cuda::launch_write_pairs(strip, at<int64_t>(places), pair_lists(lists), at<void>(stream));
   });
+  m.def(
+      "cuda_nearest",
+      [](const NearestStrip& strip, Address keys, Address stream) {
+        cuda::launch_nearest(strip, at<int64_t>(keys), at<void>(stream));
+      },
+      Release());
 #endif
 }
 

@@ -35,6 +35,14 @@ class BlockTeam {
 #endif
   }
 
+  PML_FAST_HD int32_t take(int32_t* at) const {
+#ifdef __CUDA_ARCH__
+    return atomicAdd(at, 1);
+#else
+    return *at;
+#endif
+  }
+
   // Of every thread's value, to all of them, in an order that never changes.
   template <typename V>
   PML_FAST_HD V sum(V value) const {

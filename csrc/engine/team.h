@@ -33,6 +33,8 @@ class SerialTeam {
 
   PML_FAST_HD void sync() const {}
   PML_FAST_HD void add(int32_t* at, int32_t by) const { *at += by; }
+  // The next free place, in the order in which threads ask.
+  PML_FAST_HD int32_t take(int32_t* at) const { return (*at)++; }
 
   template <typename V>
   PML_FAST_HD V sum(V value) const {

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pml_fast import _extension
-from pml_fast.engine.cuda import triplet
+from pml_fast.engine.cuda import nearest, triplet
+from pml_fast.engine.knn.problem import NearestProblem
 from pml_fast.engine.problem import TripletProblem
 from pml_fast.engine.score import Score
 
@@ -32,16 +33,21 @@ class CudaBackend:
         reason = self.available()
         if reason is not None:
             return reason
-        if not isinstance(problem, TripletProblem):
-            return "only triplets have CUDA C++ kernels; everything else is Triton's"
+        if not isinstance(problem, TripletProblem | NearestProblem):
+            return "only triplets and neighbours have CUDA C++ kernels; everything else is Triton's"
         if not problem.x.is_cuda:
             return f"the embeddings are on {problem.x.device}, not on a CUDA device"
         if problem.x.dtype not in DTYPES or problem.y.dtype not in DTYPES:
             return f"the kernels take float32, bfloat16 and float16, got {problem.x.dtype} and {problem.y.dtype}"
         score: Score = problem.score
+        if isinstance(problem, NearestProblem) and score.kind == "l2":
+            return None  # any power orders as the square does
         if (score.kind, score.power) not in (("dot", 1.0), ("l2", 1.0), ("l2", 2.0)):
             return f"the kernels take inner products, and Euclidean distances of power 1 or 2, not {score.kind} {score.power:g}"
-        return triplet.refuse_triplet(problem)
+        return triplet.refuse_triplet(problem) if isinstance(problem, TripletProblem) else None
+
+    def nearest(self, problem: NearestProblem) -> tuple[Tensor, Tensor]:
+        return nearest.nearest(problem)
 
     def triplet_rows(
         self, problem: TripletProblem, need_x: bool, need_y: bool, uniform: bool
