@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import math
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import dense
@@ -22,6 +24,10 @@ from benchmarks.operations import CORE, QUEUE
 
 OURS = "pml_fast/"
 PML = "pytorch_metric_learning"
+# Cheng et al., "Breaking the Memory Barrier: Near Infinite Batch Size Scaling for Contrastive Loss", arXiv 2410.17243.
+INF_CL = "inf_cl"
+# Its kernels take D in heads, of at most so many numbers.
+INF_CL_HEAD = 256
 # Parameters are the same for all peers, and other numbers than the inputs.
 PARAMETER_SEED = 1000
 
@@ -57,6 +63,8 @@ class Peer:
             return True
         if self.name == "pml":
             return case.what.in_peer and not case.only_ours
+        if self.name == INF_CL:
+            return case.operation == "clip" and not case.only_ours
         if self.compiles and (not case.compiled or (case.operation not in CORE and case.what.in_peer)):
             return False  # compiling takes longer than all the rest of such a case
         return hasattr(dense, case.operation) and not case.only_ours
@@ -126,6 +134,23 @@ def _compiled_step(case: Case, inputs: Inputs) -> Step:
     return _dense_step(case, inputs, compiled=True)
 
 
+def _inf_cl_step(case: Case, inputs: Inputs) -> Step:
+    """InfoNCE between two sets, in both directions, by the kernels of one process."""
+    function = importlib.import_module(INF_CL).cal_flash_loss
+    (logit_scale,) = parameters = _trained(made_loss("pml_fast", case, inputs))
+    head = math.gcd(case.dim, INF_CL_HEAD)
+    assert inputs.other is not None
+    other = inputs.other
+
+    def call() -> Tensor:
+        scale = logit_scale.exp().clamp(max=100)
+        rows, cols = F.normalize(inputs.embeddings), F.normalize(other)
+        there, back = (function(*pair, scale=scale, head_dim=head).mean() for pair in ((rows, cols), (cols, rows)))
+        return (there + back) / 2
+
+    return Step(call, (*inputs.leaves, *parameters))
+
+
 def _backend(name: str) -> AbstractContextManager[object]:
     context: AbstractContextManager[object] = importlib.import_module("pml_fast").use(backend=name)
     return context
@@ -149,11 +174,12 @@ PEERS = {
         Peer("pml", functools.partial(library_step, PML)),
         Peer("eager", _dense_step),
         Peer("compile", _compiled_step, compiles=True),
+        Peer(INF_CL, _inf_cl_step),
     )
 }
 ON_CPU = ("pml_fast/cpu", "pml_fast/chunked", "pml", "eager", "compile")
 DEFAULTS_ON_CPU = ("pml_fast/auto", "pml", "eager", "compile")
-ON_GPU = ("pml_fast/triton", "pml_fast/chunked", "pml", "eager", "compile")
+ON_GPU = ("pml_fast/triton", "pml_fast/chunked", "pml", "eager", "compile", INF_CL)
 
 
 def headline(names: list[str]) -> str | None:

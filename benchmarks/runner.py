@@ -15,7 +15,7 @@ from benchmarks import library_oracle, results
 from benchmarks.bounded import OUT_OF_MEMORY, Outcome, run, run_here
 from benchmarks.cases import Case
 from benchmarks.oracle import Answer
-from benchmarks.peers import OURS, PEERS, Peer, headline
+from benchmarks.peers import INF_CL, OURS, PEERS, Peer, headline
 from benchmarks.probe import FLOOR, Probe, Setup, Timing, compare, run_oracle, run_probe, run_timing
 from benchmarks.results import CaseResult, PeerResult
 from benchmarks.targets import judge
@@ -89,6 +89,9 @@ def why_unavailable(peer: Peer) -> str | None:
     try:
         if peer.name == "pml":
             importlib.import_module("pytorch_metric_learning.losses")
+        if peer.name == INF_CL:
+            importlib.import_module(INF_CL)
+            return None if torch.cuda.is_available() else "its kernels need a CUDA device"
         if peer.is_ours:
             importlib.import_module("pml_fast.losses")
             if peer.name == OURS + "auto":

@@ -196,7 +196,9 @@ def gpu_cases() -> list[Case]:
     ) -> Case:
         targets = over
         if size >= 4096:
-            targets = (*over, Target(FLOOR_RATIO, 1 / (GPU_FLOOR_SHARE if dim >= 256 else GPU_NARROW_FLOOR_SHARE)))
+            products = FLOOR_PRODUCTS[OPERATIONS[operation].against] / 3
+            share = GPU_FLOOR_SHARE if dim >= 256 else GPU_NARROW_FLOOR_SHARE
+            targets = (*over, Target(FLOOR_RATIO, products / share))
         elif size <= 256:
             targets = (Target(NOT_SLOWER),)
         return Case(operation, size, per_class, targets, dim=dim, device="cuda", **{"compiled": False, **more})
@@ -212,6 +214,7 @@ def gpu_cases() -> list[Case]:
         case("supcon", 256),
         *(case("supcon", 8192, dim=dim) for dim in (256, 1024, 64)),
         *(case(operation, 8192) for operation in ("multi_similarity", "circle", "contrastive", "ntxent")),
+        *(case("clip", 8192, dim=dim) for dim in (DIM, 512)),
         case("multi_similarity_mined", 4096),
         case("batch_hard_triplet", 4096),
         case("triplet_all", 8192, 820),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -594,6 +596,36 @@ def test_tf32_is_float32_with_narrow_products() -> None:
     assert case.inputs(0).embeddings.dtype == torch.float32
     assert setup.of(case).matmul_precision == "high" and setup.of(Case("supcon", 64, 4)).matmul_precision == "highest"
     assert case.tolerance().value > Case("supcon", 64, 4).tolerance().value
+
+
+def test_inf_cl_is_a_peer_of_clip_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = peers.PEERS[peers.INF_CL]
+    assert peers.INF_CL in SUITES["gpu"].peers(on_gpu=True) and peers.INF_CL not in SUITES["gpu"].peers(on_gpu=False)
+    entered = [case for case in SUITES["gpu"].cases() if peer.runs(case)]
+    assert {(case.operation, case.dim) for case in entered} == {("clip", 128), ("clip", 512)}
+    monkeypatch.setitem(sys.modules, peers.INF_CL, None)
+    assert runner.why_unavailable(peer) == "inf_cl is not installed"
+    monkeypatch.setitem(sys.modules, peers.INF_CL, SimpleNamespace())
+    assert (runner.why_unavailable(peer) is None) == torch.cuda.is_available()
+
+
+def test_inf_cl_is_asked_for_clips_loss_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads: list[int] = []
+
+    def rows_of_infonce(q: torch.Tensor, k: torch.Tensor, scale: torch.Tensor, head_dim: int) -> torch.Tensor:
+        """What its kernels compute of each row, [N]."""
+        heads.append(head_dim)
+        logits = scale * q @ k.T
+        return logits.logsumexp(dim=1) - logits.diagonal()
+
+    monkeypatch.setitem(sys.modules, peers.INF_CL, SimpleNamespace(cal_flash_loss=rows_of_infonce))
+    for dim, head in ((128, 128), (512, 256), (96, 32)):
+        case = Case("clip", 24, 4, dim=dim)
+        got, want = (peers.forward_backward(peers.PEERS[name].build(case, case.inputs(3))) for name in (peers.INF_CL, "eager"))
+        assert len(got[1]) == len(want[1]) == 3
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-7)
+        assert set(heads) == {head}
+        heads.clear()
 
 
 def test_what_a_junit_file_says(tmp_path) -> None:
