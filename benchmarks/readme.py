@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks import results
 from benchmarks.machine import REPOSITORY
 from benchmarks.peers import headline
-from benchmarks.report import _markdown, _size, _time, totals, what_is_timed
+from benchmarks.report import _markdown, _size, _time, _times, totals, what_is_timed
 from benchmarks.results import CaseResult, PeerResult, Report
 from benchmarks.suites import MAIN_SUITES, PAIR_OPERATIONS, SUITES, WORK_SUITES
 
@@ -92,7 +92,7 @@ def _cell(case: CaseResult) -> str:
     if rival.ours_is_faster_by is None:
         return f"{_time(ours.seconds.p50)} ({name}: {rival.status})"
     whom = "" if rival.peer == "pml" else f" than {name}"
-    return f"{_time(ours.seconds.p50)} ({rival.ours_is_faster_by:.3g}x{whom})"
+    return f"{_time(ours.seconds.p50)} ({_times(rival.ours_is_faster_by)}x{whom})"
 
 
 def _facts(path: Path, report: Report) -> Iterator[str]:
@@ -145,7 +145,7 @@ def _rival(peer: PeerResult | None) -> str:
         return NOTHING
     if peer.seconds is None:
         return "not timed" if peer.status == results.OK else peer.status
-    faster = f" ({peer.ours_is_faster_by:.3g}x)" if peer.ours_is_faster_by is not None else ""
+    faster = f" ({_times(peer.ours_is_faster_by)}x)" if peer.ours_is_faster_by is not None else ""
     return f"{_time(peer.seconds.p50)}{faster}"
 
 

@@ -101,7 +101,12 @@ def _faster(peer: PeerResult | None) -> str:
         return NOTHING
     if peer.ours_is_faster_by is None:
         return peer.status if peer.status != results.OK else NOTHING
-    return f"{peer.ours_is_faster_by:.2f} x" if peer.ours_is_faster_by < 100 else f"{peer.ours_is_faster_by:.0f} x"
+    return f"{_times(peer.ours_is_faster_by)} x"
+
+
+def _times(ratio: float) -> str:
+    """A ratio of times without digits that a run does not repeat."""
+    return f"{ratio:.2f}" if ratio < 100 else f"{ratio:.0f}"
 
 
 def write_markdown(report: Report, path: Path) -> None:

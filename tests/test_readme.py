@@ -58,7 +58,7 @@ def test_a_row_has_times_ratios_and_what_became_of_the_others(tmp_path: Path) ->
     text = readme.section([(tmp_path / "some-cpu-2c" / "full.json", report())])
     row = next(line for line in text.splitlines() if line.startswith("| supcon"))
     assert row.strip("| ").split(" | ") == [
-        "supcon, 4 a class", "4096", "42.5 ms (cpu)", "1.06", "out of memory", "170 ms (4x)", "–", "5.0 MiB", "–",
+        "supcon, 4 a class", "4096", "42.5 ms (cpu)", "1.06", "out of memory", "170 ms (4.00x)", "–", "5.0 MiB", "–",
     ]  # fmt: skip
     for fact in ("Some CPU", "torch 2.13.0", "commit abc123 with uncommitted changes", "2030-01-02", "Python 3.12.0"):
         assert fact in text
@@ -97,7 +97,7 @@ def test_another_suite_is_a_row_a_loss(tmp_path: Path) -> None:
     assert table == [
         "| loss | N = 32 | N = 64 |",
         "| supcon | 42.5 ms (PML: out of memory) | – |",
-        "| nca | – | 42.5 ms (2x) |",
+        "| nca | – | 42.5 ms (2.00x) |",
     ]
 
 
