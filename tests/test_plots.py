@@ -52,14 +52,17 @@ def test_every_class_that_is_named_has_a_colour_of_its_own(classes: int) -> None
     assert len({tuple(c.get_facecolor()[0]) for c in axis.collections}) == classes
 
 
-def test_a_map_by_neighbourhoods_keeps_classes_together_and_repeats() -> None:
+@pytest.mark.parametrize(("method", "name"), [("tsne", "t-SNE"), ("umap", "UMAP")])
+def test_a_map_by_neighbourhoods_keeps_classes_together_and_repeats(method: str, name: str) -> None:
+    if method == "umap":
+        pytest.importorskip("umap")
     x, labels = digits(120)
-    maps = [plots.embedding_map(x, labels, "tsne", seed=3) for _ in range(2)]
+    maps = [plots.embedding_map(x, labels, method, seed=3) for _ in range(2)]
     points = [np.concatenate([c.get_offsets() for c in figure.axes[0].collections]) for figure in maps]
     np.testing.assert_array_equal(*points)
     ordered = torch.cat([labels[labels == k] for k in range(10)])
     nearest = torch.cdist(torch.tensor(points[0]), torch.tensor(points[0])).fill_diagonal_(torch.inf).argmin(1)
-    assert (ordered[nearest] == ordered).float().mean() > 0.8 and maps[0].axes[0].get_title() == "t-SNE"
+    assert (ordered[nearest] == ordered).float().mean() > 0.8 and maps[0].axes[0].get_title() == name
 
 
 def test_losses_are_drawn_with_their_running_mean(tmp_path: Path) -> None:

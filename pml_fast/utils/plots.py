@@ -180,7 +180,7 @@ def _visualizer(method: Any, count: int, seed: int) -> Any:
         try:
             from umap import UMAP
         except ImportError as error:
-            raise ImportError('method="umap" needs umap-learn: pip install umap-learn, or use method="pca"') from error
+            raise ImportError('method="umap" needs umap-learn: pip install "pml-fast[umap]", or use method="pca"') from error
         return UMAP(random_state=seed, n_jobs=1)  # a seed allows no more
     raise ValueError(f'method must be "pca", "tsne", "umap" or an object with fit_transform, got {method!r}')
 
