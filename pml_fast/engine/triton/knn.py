@@ -21,6 +21,7 @@ import triton
 from pml_fast.engine.knn.problem import NearestProblem, RankProblem, RankStrip, from_order
 from pml_fast.engine.triton import layout
 from pml_fast.engine.triton.aot import Kernel
+from pml_fast.engine.triton.configs import MOST_REGISTERS
 from pml_fast.engine.triton.knn_kernels import nearest_kernel, positive_keys_kernel, rank_counts_kernel
 from pml_fast.engine.triton.sweeps import on
 
@@ -41,10 +42,11 @@ class Tiles:
     block_k: int = 32
     num_warps: int = 4
     num_stages: int = 2
+    maxnreg: int | None = None  # as of configs.Config
 
 
 RANK_TILES = Tiles(32, 64, num_warps=8)
-NEAREST_TILES = Tiles(16, 0)
+NEAREST_TILES = Tiles(16, 0, maxnreg=MOST_REGISTERS)  # the compiler would spill to fit one more block on a multiprocessor
 
 
 def refuse_knn(problem: NearestProblem | RankProblem) -> str | None:
@@ -87,7 +89,7 @@ def nearest(problem: NearestProblem) -> tuple[Tensor, Tensor]:
             nearest_kernel[(triton.cdiv(n, t.block_m),)](
                 x.rows, y.rows, x.norms, y.norms, keys, x.rows.stride(0), y.rows.stride(0), n, m, x.rows.shape[1],
                 _turn(problem), KIND=kind, ITSELF=problem.itself, PRECISION=layout.dot_precision(x.rows.dtype), KEEP=keep,
-                BLOCK_M=t.block_m, BLOCK_K=t.block_k, num_warps=t.num_warps, num_stages=t.num_stages,
+                BLOCK_M=t.block_m, BLOCK_K=t.block_k, num_warps=t.num_warps, num_stages=t.num_stages, maxnreg=t.maxnreg,
             )  # fmt: skip
     keys = keys[:, : problem.k]
     bits = (keys >> 32).to(torch.int32)
@@ -146,7 +148,7 @@ class _Ranks:
         shares = min(tiles, triton.cdiv(ENOUGH_PROGRAMS, blocks))
         shared: dict[str, Any] = {
             "KIND": self.kind, "PRECISION": layout.dot_precision(x.dtype), "BLOCK_M": t.block_m, "BLOCK_N": t.block_n,
-            "BLOCK_K": t.block_k, "num_warps": t.num_warps, "num_stages": t.num_stages,
+            "BLOCK_K": t.block_k, "num_warps": t.num_warps, "num_stages": t.num_stages, "maxnreg": t.maxnreg,
         }  # fmt: skip
         sizes = (x.stride(0), self.y.rows.stride(0), n, m, d, self.width)
         with on(x):
@@ -179,7 +181,7 @@ def _kernel(label: str, fn: Any, rows: str, kind: int, t: Tiles, quick: bool, ke
     constexprs = {a: every[a] for a in fn.arg_names if a in every}
     signature = {a: "constexpr" if a in constexprs else types.get(a, "i32") for a in fn.arg_names}
     aligned = tuple(a for a in fn.arg_names if a.endswith("_ptr") or a.startswith("stride_") or a == "D")
-    return Kernel(label, fn, signature, constexprs, t.num_warps, t.num_stages, aligned, quick=quick)
+    return Kernel(label, fn, signature, constexprs, t.num_warps, t.num_stages, aligned, quick=quick, maxnreg=t.maxnreg)
 
 
 def _configurations() -> list[Kernel]:
