@@ -291,7 +291,7 @@ def test_an_encoder_in_chunks_trains_the_same(name: str) -> None:
         run = Run(names, loss_funcs=loss_funcs, dataset=dataset, batch_size=24, encoder_chunk_size=chunk)
         for model in run.models.values():
             model.apply(lambda m: setattr(m, "p", 0.0) if isinstance(m, nn.Dropout) else None)
-        run.train(getattr(trainers, name))
+        run.in_float64(getattr(trainers, name))
         runs.append(run)
     assert_same_numbers(runs[0].seen, runs[1].seen)
     assert_same_weights(*runs)
