@@ -22,6 +22,7 @@ from pml_fast import _extension, losses, use
 from pml_fast.distances import LpDistance
 from pml_fast.engine import dispatch
 from pml_fast.engine.cpu.levels import COMPILED
+from pml_fast.engine.cpu.pairwise import Sweep
 from pml_fast.engine.cpu.strip import COMPILED_ROWS
 from pml_fast.engine.fold import Fold
 from pml_fast.engine.score import Score
@@ -186,6 +187,8 @@ def skip_unless(backend: str) -> None:
 NAMES = [*sorted(PAIR_SPECS), *TRIPLETS]
 # Losses whose scores must be cosines.
 ONLY_COSINE = {"circle", "tuplet_margin"}
+# Losses of which none may be above 0.
+BELOW_ZERO = {"log_sum_exp"}
 
 
 def has_kernel(backend: str, name: str) -> bool:
@@ -217,7 +220,8 @@ def test_value_and_gradients_are_within_the_error_budget(backend: str, name: str
     """A batch against itself and against a second set, ragged, with a fold that counts and one that does not."""
     skip_unless(backend)
     for m in (None, 45):
-        fold = FOLD["mean"] if dtype is torch.bfloat16 or "smooth" in name else FOLD["threshold"]
+        of_all = dtype is torch.bfloat16 or "smooth" in name or name in BELOW_ZERO
+        fold = FOLD["mean"] if of_all else FOLD["threshold"]
         batch, exact = settled(name, lambda m=m: draw(61, m).to(dtype), SCORES[score], fold)
         plain = on("reference", name, batch, SCORES[score], fold)
         assert exact.value.isfinite() and exact.dx.norm() > 0
@@ -426,6 +430,28 @@ def test_a_cold_temperature_of_raw_inner_products_does_not_overflow(backend: str
             assert distance(got.dx, want.dx) <= 1e-3 * want.dx.norm().item()
 
 
+@pytest.mark.parametrize("score", ["dot", "l2_raw"])
+def test_norms_that_bound_the_logits_spare_a_sweep(score: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scores of raw rows have no bound of their own; only rows that are too long are asked for their largest logit."""
+    skip_unless("cpu")
+    asked = []
+    extreme = Sweep.extreme
+    monkeypatch.setattr(Sweep, "extreme", lambda sweep, largest: (asked.append(1), extreme(sweep, largest))[1])
+    for stretch, sweeps in ((1, 0), (100, 1)):
+        for m in (None, 45):
+            batch = draw(61, m).to(torch.float32)
+            batch.x.mul_(stretch)
+            assert_close_to_reference("supcon", batch, SCORES[score])
+            assert len(asked) == sweeps
+            asked.clear()
+
+
+def assert_close_to_reference(name: str, batch: Batch, score: Score) -> None:
+    got, want = on("cpu", name, batch, score), on("reference", name, batch.to(torch.float64), score)
+    torch.testing.assert_close(got.value.double(), want.value, rtol=1e-5, atol=0)
+    assert distance(got.dx, want.dx) <= 1e-2 * want.dx.norm().item()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_strides_do_not_matter(backend: str) -> None:
     """Transposed, sliced and expanded inputs give what their contiguous copies give."""
@@ -525,7 +551,9 @@ STEPS = {
     },
     "RankedListLoss": ("RankedListLoss(0.4, 5)", "loss(x, labels)"),
     "CLIPLoss": ("CLIPLoss()", "loss(x, ref_emb=x.detach().clone())"),
-    "MultiSupConLoss": ("MultiSupConLoss()", "loss(x, torch.nn.functional.one_hot(labels % 16))"),
+    # Strips of label similarities, and positives listed by the labels that they share.
+    "MultiSupConLoss": ("MultiSupConLoss(threshold=0)", "loss(x, torch.nn.functional.one_hot(labels % 16))"),
+    "listed_positives": ("MultiSupConLoss()", "loss(x, torch.nn.functional.one_hot(labels % 256))"),
     "two_sets": ("SigLIPLoss()", "loss(x, ref_emb=x.detach().clone())"),
     "mined": ("MultiSimilarityLoss()", "loss(x, labels, miners.MultiSimilarityMiner()(x, labels))"),
     "batch_hard": ("TripletMarginLoss()", "loss(x, labels, miners.BatchHardMiner()(x, labels))"),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pml_fast import _extension, distances, explain, losses, reducers
 from pml_fast.engine import grad_sum
+from pml_fast.engine import label_sets as sets_of_labels
 from pml_fast.losses.base_metric_loss_function import prepare_call
 
 
@@ -168,6 +169,42 @@ def test_multi_supcon_is_its_definition(threshold: float, itself: bool) -> None:
     same_with_gradients(got, want, *((x,) if itself else (x, y)))
 
 
+def test_explain_takes_label_sets() -> None:
+    sets = torch.eye(8)[torch.arange(8) // 2]
+    said = str(explain(losses.MultiSupConLoss(), rows(8), sets))
+    assert "log_sum_exp" in said or "log-sum-exp of every row" in said
+    with pytest.raises(ValueError, match="for one label a row use SupConLoss"):
+        explain(losses.MultiSupConLoss(), rows(8), torch.arange(8))
+
+
+@pytest.mark.parametrize("itself", [True, False])
+@pytest.mark.parametrize("threshold", [0.2, 0.5, 1.0])
+def test_positives_by_shared_labels_are_those_of_all_similarities(itself: bool, threshold: float) -> None:
+    """Sets of every size, empty ones too; and a list that is too long is none."""
+    sets = (torch.rand(60, 9) < 0.25).double()
+    others = sets if itself else (torch.rand(41, 9) < 0.25).double()
+    sets[3] = 0
+    others[5] = 0
+    found = sets_of_labels.alike_pairs(sets, others, threshold, itself)
+    common, size, other_size = sets @ others.T, sets.sum(dim=1, keepdim=True), others.sum(dim=1)
+    weight = sets_of_labels.jaccard(common, size, other_size)
+    alike = weight >= threshold
+    if itself:
+        alike.fill_diagonal_(False)
+    assert found is not None
+    assert torch.equal(torch.stack([found.row, found.column]), alike.nonzero().T)
+    assert torch.equal(found.weight, weight[alike])
+
+
+def test_where_too_many_share_a_label_strips_take_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, sets = rows(40).requires_grad_(), (torch.rand(40, 6) < 0.4).double()
+    listed = losses.MultiSupConLoss()(x, sets)
+    monkeypatch.setattr(sets_of_labels, "LISTED", 0)
+    monkeypatch.setattr(sets_of_labels, "LISTED_A_ROW", 0)
+    assert sets_of_labels.alike_pairs(sets, sets, 0.5, True) is None
+    same_with_gradients(losses.MultiSupConLoss()(x, sets), listed, x)
+
+
 def test_multi_supcon_with_one_label_a_row_is_supcon() -> None:
     x, labels = rows(16), torch.arange(16) % 4
     sets = F.one_hot(labels)
@@ -294,7 +331,8 @@ def test_plans_and_explanations_tell_how_they_run() -> None:
         assert any("factor and a feature of the rows" in note for note in plan.notes)
     assert losses.CLIPLoss(reducer=reducers.DoNothingReducer()).plan(call).mode == "partly fused"
     plan = losses.MultiSupConLoss().plan(call)
-    assert (plan.mode, plan.engine) == ("partly fused", "strips")
+    assert (plan.mode, plan.engine) == ("partly fused", "pairwise")
+    assert losses.MultiSupConLoss(threshold=0).plan(call).engine == "strips"
     labels = torch.arange(8) // 2
     said = explain(losses.SigLIPLoss(learn_scale=False, learn_bias=False), x, labels)
     assert said.backend == ("cpu" if _extension.load() is not None else "chunked") and said.costs is not None

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
+from interpreted import DEVICE, interpreter, interpreting, poisoned  # noqa: F401  (two are fixtures)
 from torch import Tensor
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
-pytest.importorskip("triton", reason="the kernels need triton")
 
 from pml_fast import distances, losses, reducers, use
 from pml_fast.engine import dispatch
 from pml_fast.engine.problem import IndexedProblem
 from pml_fast.engine.reference import ReferenceBackend
 from pml_fast.engine.score import Score, unit_rows
-from pml_fast.engine.triton import indexed, layout
 
-pytestmark = pytest.mark.kernels
+with interpreting():
+    from pml_fast.engine.triton import indexed
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("interpreter", "poisoned")]
+
 SCORES = [
     Score("dot", normalize=False),
     Score("dot", power=3.0, normalize=False),
@@ -32,16 +28,6 @@ SCORES = [
     Score("lp", p=3.0, normalize=False, inverted=False),
     Score("lp", p=0.5, power=2.0, normalize=False, inverted=False),
 ]
-
-
-@pytest.fixture(autouse=True)
-def poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every output starts as NaN: what a kernel does not write, it does not hide."""
-
-    def poisoned(shape: tuple[int, ...], **options: object) -> Tensor:
-        return torch.full(shape, float("nan"), **options)
-
-    monkeypatch.setattr(layout, "empty", poisoned)
 
 
 def draw(n: int, m: int, k: int, d: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
+from interpreted import DEVICE, interpreter, interpreting, poisoned  # noqa: F401  (two are fixtures)
 from torch import Tensor
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
-pytest.importorskip("triton", reason="the kernels need triton")
 
 from pml_fast.engine.knn import reference
 from pml_fast.engine.knn.problem import NearestProblem, RankProblem, RankStrip
 from pml_fast.engine.score import Score
-from pml_fast.engine.triton import knn, layout
-from pml_fast.engine.triton.backend import TritonBackend
 
-pytestmark = pytest.mark.kernels
+with interpreting():
+    from pml_fast.engine.triton import knn
+    from pml_fast.engine.triton.backend import TritonBackend
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("interpreter", "poisoned")]
+
 SCORES = {
     "dot": Score("dot", normalize=False),
     "l2": Score("l2", normalize=False, inverted=False),
@@ -29,9 +25,8 @@ SCORES = {
 
 
 @pytest.fixture(autouse=True)
-def small_tiles_and_poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several ragged tiles and strips even for small problems; every output starts as a number that is no key."""
-    monkeypatch.setattr(layout, "empty", lambda shape, **options: torch.full(shape, -7, **options))
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several ragged tiles and strips even for small problems."""
     monkeypatch.setattr(knn, "RANK_TILES", knn.Tiles(16, 16, 16))
     monkeypatch.setattr(knn, "NEAREST_TILES", knn.Tiles(16, 0, 16))
     monkeypatch.setattr(knn, "TABLE_KEYS", 256)

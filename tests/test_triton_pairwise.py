@@ -8,34 +8,23 @@ from dataclasses import replace
 
 import pytest
 import torch
+from interpreted import CUDA, DEVICE, VARIABLE, interpreter, interpreting, poisoned  # noqa: F401  (two are fixtures)
 from torch import Tensor
 
-if not torch.cuda.is_available():
-    # Kernels, triton's own among them, are interpreted or compiled as decided when their module is imported.
-    _before = os.environ.get("TRITON_INTERPRET")
-    os.environ["TRITON_INTERPRET"] = "1"
-pytest.importorskip("triton", reason="triton is published for Linux alone")
-
+from pml_fast import use
 from pml_fast.engine import specs  # noqa: F401  (registers the losses)
 from pml_fast.engine.chunked import ChunkedBackend
 from pml_fast.engine.problem import NO_LIMITS, ExtremeProblem, PairProblem, PairRows
 from pml_fast.engine.score import Score
 from pml_fast.engine.spec import PAIR_SPECS
-from pml_fast.engine.triton import layout, sweeps
-from pml_fast.engine.triton.backend import TritonBackend
-from pml_fast.engine.triton.epilogues import EPILOGUES
 
-pytestmark = pytest.mark.kernels
+with interpreting():
+    from pml_fast.engine.triton import layout, sweeps
+    from pml_fast.engine.triton.backend import TritonBackend
+    from pml_fast.engine.triton.epilogues import EPILOGUES, PARAMS
 
-CUDA = torch.cuda.is_available()
-if not CUDA:
-    # The tests set it again, one by one: what else runs in this process must not find the backend available.
-    if _before is None:
-        del os.environ["TRITON_INTERPRET"]
-    else:
-        os.environ["TRITON_INTERPRET"] = _before
+pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("interpreter", "poisoned")]
 
-DEVICE = "cuda" if CUDA else "cpu"
 EVERYTHING = os.environ.get("PML_FAST_TEST_ALL") == "1"
 SCORES = {
     "dot": Score(),
@@ -50,23 +39,11 @@ SHAPES = ((37, 53, 19), (70, 33, 130))
 # Relative to the vector of gradients: the rounding of the operand that multiplies the inputs.
 GRAD_TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 6e-3, torch.float16: 6e-4}
 VALUE_TOLERANCE = 1e-5
-# A logit of circle's is 80 times a product of two scores, and its exponential has their rounding so many times.
-CONDITION = {"circle": 2e-5}
+# A logit of circle's is 80 times a product of two scores, tuplet margin's 64 times a score, and their exponentials have the
+# rounding of these so many times.
+CONDITION = {"circle": 2e-5, "tuplet_margin": 2e-5}
 
 triton_backend, oracle = TritonBackend(), ChunkedBackend()
-
-
-@pytest.fixture(autouse=True)
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interpret where there is no card, and hand the launchers outputs full of what must not survive."""
-    if not CUDA:
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-
-    def poison(*args: object, **kwargs: object) -> Tensor:
-        made = torch.empty(*args, **kwargs)
-        return made.fill_(float("nan") if made.is_floating_point() else -77)
-
-    monkeypatch.setattr(layout, "empty", poison)
 
 
 def rows_of(n: int, d: int, dtype: torch.dtype, seed: int) -> Tensor:
@@ -90,6 +67,11 @@ def problem_of(
     ruled = torch.tensor(RULES[score], device=DEVICE).unsqueeze(1).repeat(1, n) if rule else None
     made = PAIR_SPECS[spec]()
     return PairProblem(made, SCORES[score], x, y, x_labels, y_labels, itself, ruled, [LIMITS[limits]] * len(made.terms))
+
+
+def comparing(spec: str) -> str:
+    """A distance, where the loss has one."""
+    return "dot" if EPILOGUES[spec].cosines else "l2"
 
 
 def exact(problem: PairProblem) -> PairProblem:
@@ -133,7 +115,8 @@ def check(problem: PairProblem, weight: Tensor | None = None) -> PairRows:
 
 def cases() -> list[tuple[object, ...]]:
     """The full product, or one case for each loss, score and number of sets with the other choices taken in turn."""
-    main = list(itertools.product(sorted(EPILOGUES), SCORES, (True, False)))
+    every = itertools.product(sorted(EPILOGUES), SCORES, (True, False))
+    main = [case for case in every if case[1] == "dot" or not EPILOGUES[case[0]].cosines]
     rest = list(itertools.product((False, True), LIMITS, DTYPES, SHAPES))
     if EVERYTHING:
         return [(*a, *b) for a, b in itertools.product(main, rest)]
@@ -156,13 +139,13 @@ def test_few_rows_one_class_and_no_positives(spec: str, itself: bool, n: int, m:
 @pytest.mark.parametrize("spec", sorted(EPILOGUES))
 @pytest.mark.parametrize("n,m", [(0, 5), (5, 0)])
 def test_an_empty_side(spec: str, n: int, m: int) -> None:
-    got = check(problem_of(spec, "l2", False, shape=(n, m, 7)))
+    got = check(problem_of(spec, comparing(spec), False, shape=(n, m, 7)))
     assert got.exists.tolist() == [False, False]
 
 
 @pytest.mark.parametrize("spec", sorted(EPILOGUES))
 def test_strided_inputs(spec: str) -> None:
-    problem = problem_of(spec, "l2", True, shape=(30, 30, 24))
+    problem = problem_of(spec, comparing(spec), True, shape=(30, 30, 24))
     x = problem.x.T.contiguous().T
     assert not x.is_contiguous()
     check(replace(problem, x=x, y=x))
@@ -172,7 +155,7 @@ def test_strided_inputs(spec: str) -> None:
 
 @pytest.mark.parametrize("spec", sorted(EPILOGUES))
 def test_duplicate_rows_have_distance_zero_and_no_gradient_between_them(spec: str) -> None:
-    problem = problem_of(spec, "l2", True, shape=(24, 24, 16), classes=3)
+    problem = problem_of(spec, comparing(spec), True, shape=(24, 24, 16), classes=3)
     x = problem.x[:12].repeat(2, 1)
     check(replace(problem, x=x, y=x, x_labels=problem.x_labels[:12].repeat(2), y_labels=problem.x_labels[:12].repeat(2)))
 
@@ -280,6 +263,43 @@ def test_tf32_rounds_its_operands(precision: str, score: str) -> None:
     assert_gradient(dx, want_dx, 6e-4)
 
 
+@pytest.mark.parametrize("spec", sorted(EPILOGUES))
+@pytest.mark.parametrize("itself", [True, False])
+def test_three_products_of_bfloat16_parts_keep_five_digits(spec: str, itself: bool) -> None:
+    problem = problem_of(spec, "dot", itself, True, "positive", shape=(37, 53, 70))
+    w = torch.rand(len(problem.spec.terms), 37, device=DEVICE)
+    with use(precision="bf16x3"):
+        got = triton_backend.pair_rows(problem, False, False)
+        grads = triton_backend.pair_grads(problem, got, w, True, True)
+    want = oracle.pair_rows(exact(problem), False, False)
+    expected = oracle.pair_grads(exact(problem), want, w.double(), True, True)
+    assert torch.equal(got.rows[:, 1].double(), want.rows[:, 1])
+    # A score is wrong by 6e-6, and a logit of these by up to 80 times that.
+    torch.testing.assert_close(got.rows[:, 0].double(), want.rows[:, 0], rtol=5e-4, atol=5e-4)
+    for mine, theirs in zip(grads, expected):
+        assert_gradient(mine, theirs, 1e-3 if spec in CONDITION else 1e-4)
+
+
+def test_the_scores_of_bfloat16_parts_are_wrong_by_no_more_than_is_said() -> None:
+    x, labels = rows_of(200, 128, torch.float32, 1), torch.arange(200, device=DEVICE)
+    problem = ExtremeProblem(SCORES["dot"], x, x, labels, labels, True, False, True, None, None)
+    with use(precision="bf16x3"):
+        value, _ = triton_backend.extremes(problem)
+    one_product, _ = triton_backend.extremes(replace(problem, x=x.bfloat16(), y=x.bfloat16()))
+    want = (x.double() @ x.double().T).fill_diagonal_(-2).amax(dim=1)
+    assert (value - want).abs().max() < 8e-6
+    assert (one_product - want).abs().max() > 5e-4
+
+
+def test_distances_and_half_rows_have_no_parts() -> None:
+    with use(precision="bf16x3"):
+        assert layout.splits(torch.float32, 0)
+        assert not layout.splits(torch.float32, 1)
+        assert not layout.splits(torch.bfloat16, 0)
+        check(problem_of("contrastive", "l2", True))
+    assert not layout.splits(torch.float32, 0)
+
+
 def test_rounding_to_tf32_keeps_what_is_not_finite() -> None:
     odd = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0])
     odd = torch.cat([odd, torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)])
@@ -344,6 +364,9 @@ def test_extremes_without_candidates_and_with_nan() -> None:
 @pytest.mark.parametrize(
     "change,reason",
     [
+        ({"spec": PAIR_SPECS["tuplet_margin"](), "score": SCORES["l2"]}, "takes scores for cosines"),
+        ({"spec": PAIR_SPECS["lifted_structure"]()}, "no kernel epilogue for the loss"),
+        ({"spec": PAIR_SPECS["margin"](), "levels": torch.zeros(37)}, "a parameter of each row's own"),
         ({"score": Score("lp", p=1.0)}, "p-norm"),
         ({"score": Score("l2", power=3.0)}, "power 1 or 2"),
         ({"score": Score("dot", power=2.0)}, "power 1"),
@@ -357,15 +380,15 @@ def test_refusals_give_the_reason(change: dict[str, object], reason: str) -> Non
 
 @pytest.mark.skipif(CUDA, reason="only a machine without a card has nothing to run the kernels on")
 def test_without_a_card_the_reason_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET")
-    assert "TRITON_INTERPRET=1" in (triton_backend.available() or "")
+    monkeypatch.delenv(VARIABLE)
+    assert f"{VARIABLE}=1" in (triton_backend.available() or "")
     assert triton_backend.refuse(problem_of("supcon", "dot", True)) is not None
 
 
 def test_every_epilogue_belongs_to_a_spec() -> None:
     for name, epilogue in EPILOGUES.items():
         made = PAIR_SPECS[name]()
-        assert len(made.params()) <= sweeps.MAX_PARAMS
+        assert len(epilogue.params(made)) <= PARAMS
         assert epilogue.levels in (0, 3)
 
 
@@ -377,7 +400,7 @@ def test_every_epilogue_belongs_to_a_spec() -> None:
 @pytest.mark.parametrize("spec", sorted(EPILOGUES))
 @pytest.mark.parametrize("itself", [True, False])
 def test_the_same_call_twice_is_bit_identical_and_never_waits_for_the_host(spec: str, itself: bool) -> None:
-    problem = problem_of(spec, "l2", itself, True, dtype=torch.bfloat16, shape=(5000, 4500, 128), classes=300)
+    problem = problem_of(spec, comparing(spec), itself, True, dtype=torch.bfloat16, shape=(5000, 4500, 128), classes=300)
     w = torch.rand(len(problem.spec.terms), 5000, device=DEVICE)
 
     def both() -> list[Tensor]:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
+from interpreted import DEVICE, interpreter, interpreting, poisoned  # noqa: F401  (two are fixtures)
 from torch import Tensor
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
-pytest.importorskip("triton", reason="the kernels need triton")
 
 from pml_fast.engine.problem import NO_LIMITS, TripletProblem
 from pml_fast.engine.reference import ReferenceBackend
 from pml_fast.engine.score import Score, unit_rows
 from pml_fast.engine.spec import TripletSpec
-from pml_fast.engine.triton import layout, triplet
 
-pytestmark = pytest.mark.kernels
+with interpreting():
+    from pml_fast.engine.triton import layout, triplet
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("interpreter", "poisoned")]
+
 INF = float("inf")
 NON_ZERO = (0.0, INF)
 DOT = Score("dot", normalize=False)
@@ -32,13 +29,8 @@ SIMILAR_L2 = Score("l2", normalize=False, inverted=True)
 
 
 @pytest.fixture(autouse=True)
-def small_tiles_and_poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several ragged tiles and slabs even for small problems; every output starts as NaN, so a gap in a write shows."""
-
-    def poisoned(shape: tuple[int, ...], **options: object) -> Tensor:
-        return torch.full(shape, float("nan"), **options)
-
-    monkeypatch.setattr(layout, "empty", poisoned)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several ragged tiles and slabs even for small problems."""
     monkeypatch.setattr(triplet, "HITS", 4)
     monkeypatch.setattr(triplet, "MIN_WIDTH", 8)
     monkeypatch.setattr(triplet, "MAX_WIDTH", 8)

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    # Kernels are interpreted or compiled as decided when their module is imported.
-    _before = os.environ.get("TRITON_INTERPRET")
-    os.environ["TRITON_INTERPRET"] = "1"
-pytest.importorskip("triton", reason="triton is published for Linux alone")
-
-from triton.runtime.errors import OutOfResources
+from interpreted import CUDA, interpreter, interpreting  # noqa: F401  (one is a fixture)
 
 from pml_fast import cli
-from pml_fast.engine.triton import sweeps, tune, tuned
-from pml_fast.engine.triton.configs import ARCHES, Config, config
 
-pytestmark = pytest.mark.kernels
+with interpreting():
+    from triton.runtime.errors import OutOfResources
 
-CUDA = torch.cuda.is_available()
-if not CUDA:
-    if _before is None:
-        del os.environ["TRITON_INTERPRET"]
-    else:
-        os.environ["TRITON_INTERPRET"] = _before
+    from pml_fast.engine.triton import sweeps, tune, tuned
+    from pml_fast.engine.triton.configs import ARCHES, Config, config
+
+pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("interpreter")]
+
 DEVICE = torch.device("cuda:0" if CUDA else "cpu")
 SMALL = Config(16, 16, 64, 4, 2, True, None)
 
@@ -37,8 +27,6 @@ SMALL = Config(16, 16, 64, 4, 2, True, None)
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(tuned, "_table", None)
-    if not CUDA:
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
 
 
 def task(kernel: str, dtype: torch.dtype = torch.float32, d: int = 20, n: int = 24, score: str = "dot") -> tune.Task:

@@ -463,6 +463,7 @@ std::unique_ptr<PairEngine> make(const std::string& spec, const std::vector<doub
   const auto build = [&](auto s) { return std::make_unique<Engine<T, decltype(s)>>(s, layout, level); };
   if (spec.empty()) return build(NoFold{});
   if (spec == "supcon") return build(SupCon<T>(params, sign, limits));
+  if (spec == "log_sum_exp") return build(LogSumExp<T>(params, sign, limits));
   if (spec == "ntxent") return build(NTXent<T>(params, sign, limits));
   if (spec == "multi_similarity") return build(MultiSimilarity<T>(params, sign, limits));
   if (spec == "circle") return build(Circle<T>(params, sign, limits));

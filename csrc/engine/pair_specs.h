@@ -114,6 +114,24 @@ struct SupCon : OneTerm {
   }
 };
 
+template <typename T>
+struct LogSumExp : OneTerm {
+  using Fold = AffineLogit<T>;
+  T scale;
+  LogSumExp(const std::vector<double>& p, double sign, const std::vector<Limits>&) : scale(T(sign / p.at(0))) {}
+  Fold fold() const { return {scale, T(0)}; }
+  void finish(const Positives<T>& pos, const NegativeState<T>& neg, Row<T>& row) const {
+    int64_t n = 0;
+    const T log_all = log_add_exp(log_sum_exp(pos, [&](T s) { return scale * s; }, n), neg.log_sum());
+    if (log_all == minus_infinity<T>()) return;
+    for (int64_t k = 0; k < pos.count; ++k)
+      if (pos.keeps(k)) pos.q[k] = scale * std::exp(scale * pos.s[k] - log_all);
+    row.value[0] = log_all;
+    row.count[0] = T(1);
+    row.back[0] = std::exp(neg.level - log_all);
+  }
+};
+
 // softplus(log-sum-exp of the negatives' logits - curve(s)), one loss a positive pair.
 template <typename T, typename Curve>
 void finish_softmax_pairs(const Positives<T>& pos, const NegativeState<T>& neg, const Limits& limits, const Curve& curve,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from pml_fast.engine.cpu.rows import Tile, tiles
 from pml_fast.engine.cpu.strip import COMPILED_ROWS, strip_height
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.spec import PairSpec, TripletSpec
+from pml_fast.engine.triton import small as triton_small
 
 # Buffers of a strip that are alive together in the pure-torch backend: scores, masks, losses and autograd's saved tensors.
 STRIP_BUFFERS = 12
@@ -101,7 +103,7 @@ def estimate(
     if engine == "indexed":
         return _indexed(size, backend)
     if small_step:
-        return _small(size)
+        return _SMALL[backend](size)
     return _ENGINES[engine, backend](size, spec, score, uniform)
 
 
@@ -147,6 +149,7 @@ def _cpu_pairwise(size: Size, spec: PairSpec | TripletSpec, score: Score, _: boo
         return _cpu_rows(size)
     sweep = list(tiles(size.n, size.m, size.shared, size.item))
     first = sum(map(_area, sweep))
+    # A sweep for the largest logits, which small enough norms spare.
     shifts = first * math.isnan(fixed_level(spec.name, spec.params(), score, compute_type(size.dtype)))
     room = kept_bytes(torch.empty(1, dtype=compute_type(size.dtype)).expand(size.n, size.d))
     kept = 0
@@ -261,18 +264,34 @@ def _indexed(size: Size, backend: str) -> Cost:
 
 def _triton_pairwise(size: Size, spec: PairSpec | TripletSpec, score: Score, _: bool) -> Cost:
     assert isinstance(spec, PairSpec)
-    # NT-Xent reads the positives in a second sweep; from SORT_FROM columns on they are one run of sorted columns.
+    # A loss for each positive takes a second sweep; from SORT_FROM columns on the positives are one run of sorted columns.
     from pml_fast.engine.triton.configs import ARCHES, config
-    from pml_fast.engine.triton.layout import SORT_FROM, WORKSPACE_BYTES, product_type
+    from pml_fast.engine.triton.epilogues import EPILOGUES, EXP_THEN_PAIRS
+    from pml_fast.engine.triton.layout import SORT_FROM, WORKSPACE_BYTES, product_type, score_kind, splits
 
-    forward = size.gemm * (2 if spec.name == "ntxent" and size.m < SORT_FROM else 1)
+    split = splits(size.dtype, score_kind(score))
+    two_sweeps = EPILOGUES[spec.name].shape == EXP_THEN_PAIRS and size.m < SORT_FROM
+    forward = size.gemm * (2 if two_sweeps else 1)
     # Each side that has a gradient recomputes the tiles; a batch against itself is one side.
     sides = size.need_x + (0 if size.shared else size.need_y)
     memory = _common_bytes(size, 2 + _half(size)) + size.item * 16 * size.n
     tile = config("grad", ARCHES[-1], product_type(size.dtype), score.kind != "dot", size.d, size.n)
-    if sides and not tile.resident:
-        memory += min(4 * size.n * size.m, WORKSPACE_BYTES)
+    if sides and (split or EPILOGUES[spec.name].heavy or not tile.resident):
+        memory += min((6 if split else 4) * size.n * size.m, WORKSPACE_BYTES)
+    if split:
+        # Rows and columns in three bfloat16 parts each, and the parts that coefficients multiply.
+        memory += 18 * max(size.sets, size.m * size.d)
+    # Three products of parts are counted as the one that they stand for.
     return _cost(size, forward, forward + 2 * sides * size.gemm, 1 + sides, memory)
+
+
+def _triton_small(size: Size) -> Cost:
+    from pml_fast.engine.triton.small_step import TILE
+
+    # Programs that write other slices of D take the scores again.
+    slices = math.ceil(size.d / TILE.block_out) * size.need_x
+    memory = size.sets * size.dtype.itemsize + 2 * size.item * size.results + size.item * 16 * size.n
+    return _cost(size, size.gemm, (1 + slices + size.need_x) * size.gemm, 2 + slices, memory)
 
 
 def _triton_triplet(size: Size, _: PairSpec | TripletSpec, __: Score, ___: bool) -> Cost:
@@ -374,11 +393,17 @@ _ENGINES: dict[tuple[str, str], Estimate] = {
 }
 
 
+_SMALL: dict[str, Callable[[Size], Cost]] = {"cpu": _small, "triton": _triton_small}
+
+
 def one_call(
-    size: Size, spec: PairSpec | TripletSpec, score: Score, folds: list[str], device: torch.device, weighted: bool
+    backend: str, size: Size, spec: PairSpec | TripletSpec, score: Score, folds: list[str], device: torch.device, weighted: bool
 ) -> bool:
-    """Whether the compiled backend runs this pair loss in a single call (see :mod:`pml_fast.engine.cpu.small`)."""
+    """Whether the backend has a short cut for a batch as small as this pair loss's (its module ``small``)."""
     if not (isinstance(spec, PairSpec) and size.shared) or weighted:
         return False
     batch = torch.empty(1, device=device, dtype=size.dtype).expand(size.n, size.d)
-    return small.applies(batch) and small.recipe(spec.name, tuple(spec.params()), score.encode(), tuple(folds)) is not None
+    short: Any = {"cpu": small, "triton": triton_small}.get(backend)
+    if short is None or not short.applies(batch):
+        return False
+    return short.recipe(spec.name, tuple(spec.params()), score.encode(), tuple(folds)) is not None

@@ -57,7 +57,7 @@ def explain(
         TypeError: ``loss`` is no loss of this package.
         ValueError: both ``miner`` and ``indices_tuple`` are given, or the tensors do not fit, as the loss itself would raise.
     """
-    from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction, prepare_call
+    from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction
     from pml_fast.losses.cross_batch_memory import CrossBatchMemory
 
     if isinstance(loss, CrossBatchMemory):
@@ -79,7 +79,7 @@ def explain(
         with torch.no_grad():
             indices_tuple = miner(embeddings, labels, ref_emb, ref_labels)
     with torch.no_grad():
-        call = prepare_call(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        call = loss.read_call(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         plan = loss.plan(call)
         if hasattr(loss, "columns_for"):
             from pml_fast.engine.classes.explain import ClassExplainer, WeightsExplainer
@@ -150,8 +150,7 @@ class Explainer:
         one_call = (
             plan.engine == "pairwise"
             and plan.folds is not None
-            and backend == "cpu"
-            and cost.one_call(size, spec, score, [fold.encode() for fold in folds], self.x.device, weighted)
+            and cost.one_call(backend, size, spec, score, [fold.encode() for fold in folds], self.x.device, weighted)
         )
         uniform = all(fold.kind in UNIFORM for fold in folds)
         found = cost.estimate(plan.engine, backend, size, spec, score, uniform=uniform, small_step=one_call)
@@ -240,9 +239,9 @@ class Explainer:
         return size, at_most, notes
 
     def _partners(self) -> tuple[Tensor, Tensor]:
-        """How many positives and negatives each row has by its label, ``[N]`` each; none without labels."""
+        """How many positives and negatives each row has by its label, ``[N]`` each; none without labels or with sets."""
         call = self.call
-        if call.labels is None or call.ref_labels is None:
+        if call.labels is None or call.ref_labels is None or call.labels.ndim > 1:
             none = torch.zeros(len(call.embeddings), dtype=torch.int64)
             return none, none
         codes = torch.unique(torch.cat([call.labels, call.ref_labels]), return_inverse=True)[1].cpu()

@@ -34,6 +34,7 @@ from pml_fast.engine.problem import Backend, ExtremeProblem, Limits, PairProblem
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.settings import math_precision
 from pml_fast.engine.spec import pair_spec
+from pml_fast.engine.triton import small as triton_small
 
 
 def _pair_problem(
@@ -47,6 +48,19 @@ def _folds(encoded: Sequence[str]) -> list[Fold]:
     return [Fold.decode(text) for text in encoded]
 
 
+def _small_pair_loss(
+    x: Tensor, labels: Tensor, rule: Tensor | None, spec: str, params: Sequence[float], score: str, folds: Sequence[str],
+    need: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:  # fmt: skip
+    """The outputs of ``pairwise_loss``, where its backend has a short cut for a batch as small as this."""
+    if small.applies(x) and (how := small.recipe(spec, tuple(params), score, tuple(folds))) is not None:
+        total, terms, grad, none = small.pair_loss(x, labels, rule, how, need)
+        return total, terms, grad if terms.any() else settled(terms, grad), none
+    if triton_small.applies(x) and (plan := triton_small.recipe(spec, tuple(params), score, tuple(folds))) is not None:
+        return triton_small.pair_loss(x, labels, rule, plan, need)
+    return None
+
+
 # ---- pairwise_loss -----------------------------------------------------------------------------------------------------------
 
 
@@ -54,11 +68,9 @@ def _pairwise_loss(
     x: Tensor, y: Tensor, x_labels: Tensor, y_labels: Tensor, rule: Tensor | None, row_weights: Tensor | None,
     spec: str, params: Sequence[float], score: str, itself: bool, folds: Sequence[str], need_x: bool, need_y: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    if itself and row_weights is None and small.applies(x):
-        how = small.recipe(spec, tuple(params), score, tuple(folds))
-        if how is not None:
-            total, each, grad, none = small.pair_loss(x, x_labels, rule, how, need_x)
-            return total, each, grad if each.any() else settled(each, grad), none
+    done = _small_pair_loss(x, x_labels, rule, spec, params, score, folds, need_x) if itself and row_weights is None else None
+    if done is not None:
+        return done
     sc, reductions = Score.decode(score), _folds(folds)
     with math_precision():
         rows, cols = both(x, y, itself, sc)

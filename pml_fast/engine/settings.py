@@ -10,12 +10,15 @@ from dataclasses import dataclass
 import torch
 
 BACKENDS = ("auto", "cpu", "triton", "cuda", "chunked", "reference")
-PRECISIONS = ("highest", "high", "medium")
+PRECISIONS = ("highest", "bf16x3", "high", "medium")
 
 
 @dataclass(frozen=True)
 class Settings:
     """``precision`` of ``None`` means torch.get_float32_matmul_precision().
+
+    ``bf16x3`` lies between ``highest`` and ``high``: the Triton kernels of pair losses and miners take an inner product of
+    float32 rows as three products of bfloat16 parts, wrong by up to 6e-6 between unit vectors; all else is ``highest``.
 
     ``deterministic`` keeps sums at listed places on a GPU in one order; without it they are atomic, and faster.
     """
@@ -52,7 +55,7 @@ def current() -> Settings:
 
 
 def float32_precision() -> str:
-    """``highest``, ``high`` or ``medium``, as :func:`torch.set_float32_matmul_precision` understands them."""
+    """``highest``, ``high`` or ``medium``, as :func:`torch.set_float32_matmul_precision` understands them, or ``bf16x3``."""
     return current().precision or torch.get_float32_matmul_precision()
 
 
@@ -85,6 +88,7 @@ class use:
 def math_precision() -> Iterator[None]:
     """torch's own float32 products at the precision in force, for the length of a block."""
     wanted, before = float32_precision(), torch.get_float32_matmul_precision()
+    wanted = "highest" if wanted == "bf16x3" else wanted
     if wanted == before:
         yield
         return

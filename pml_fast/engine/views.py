@@ -137,3 +137,9 @@ def dense_view(s: Tensor, same: Tensor, comparable: Tensor | None, rule: Tensor 
         pos = pos & (value >= pos_low) & (value <= pos_high)
         neg = neg & (value >= neg_low) & (value <= neg_high)
     return View(DenseSide(s, pos), DenseSide(s, neg), comparable is not None, comparable)
+
+
+def log_add(a: Tensor, b: Tensor) -> Tensor:
+    """``logaddexp`` whose gradient is 0, not NaN, where both are ``-inf``."""
+    none = (a == NEG_INF) & (b == NEG_INF)
+    return torch.logaddexp(a.masked_fill(none, 0.0), b.masked_fill(none, 0.0)).masked_fill(none, NEG_INF)

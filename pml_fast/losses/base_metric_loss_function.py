@@ -47,6 +47,10 @@ class BaseMetricLossFunction(EmbeddingRegularizerMixin, ModuleWithRecordsReducer
         """The reduced loss of a plan that needs no loss dictionary, else ``None``."""
         return None
 
+    def read_call(self, embeddings: Tensor, labels: Any, indices_tuple: Any, ref_emb: Tensor | None, ref_labels: Any) -> Call:
+        """The checked inputs of a call; ``ValueError`` or ``TypeError`` says what is wrong with them."""
+        return prepare_call(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+
     def forward(
         self,
         embeddings: Tensor,
@@ -65,7 +69,7 @@ class BaseMetricLossFunction(EmbeddingRegularizerMixin, ModuleWithRecordsReducer
             ref_labels: ``[M]``.
         """
         self.reset_stats()
-        call = prepare_call(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        call = self.read_call(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         plan = self.plan(call)
         loss = self.run_plan(plan, call)
         if loss is not None:

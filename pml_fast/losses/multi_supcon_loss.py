@@ -11,14 +11,17 @@ from torch import Tensor
 from pml_fast.distances import CosineSimilarity
 from pml_fast.engine import listed
 from pml_fast.engine.fold import Fold, reduce_rows
+from pml_fast.engine.label_sets import AlikePairs, alike_pairs, jaccard
 from pml_fast.engine.lazy import LazyIndices
 from pml_fast.engine.plan import MATERIALISED, PARTLY, Call, Plan, overridden, reduction_of
 from pml_fast.engine.problem import comparable_mask
 from pml_fast.engine.recompute import over_rows, strip_scores, unit
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.spec import Term
-from pml_fast.engine.views import DenseSide, Side, View
+from pml_fast.engine.specs import LogSumExp
+from pml_fast.engine.views import DenseSide, ListedSide, Side, View
 from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction, LossDict, prepare_call
+from pml_fast.losses.spec_pair_loss import pair_row_losses
 from pml_fast.reducers import AvgNonZeroReducer, BaseReducer, ClassWeightedReducer
 
 
@@ -66,11 +69,19 @@ class MultiSupConLoss(BaseMetricLossFunction):
             return Plan(MATERIALISED, "dense", notes=[note])
         if call.indices is not None:
             return Plan(PARTLY, "indexed", None, self.distance.engine_score(), notes=["only the listed pairs are compared"])
+        if not self._lists():
+            notes = [
+                "a strip of scores and label similarities at a time, computed again in the backward",
+                "one loss a row is reduced in torch",
+            ]
+            return Plan(PARTLY, "strips", notes=notes)
         notes = [
-            "a strip of scores and label similarities at a time, computed again in the backward",
+            "the log-sum-exp of every row comes out of the sweep",
+            "positives are listed by the labels they share, which waits for the device; where too many do, strips of label "
+            "similarities take the place of both",
             "one loss a row is reduced in torch",
         ]
-        return Plan(PARTLY, "strips", notes=notes)
+        return Plan(PARTLY, "pairwise", LogSumExp(self.temperature), self.distance.engine_score(), notes=notes)
 
     def forward(
         self,
@@ -90,12 +101,7 @@ class MultiSupConLoss(BaseMetricLossFunction):
             ref_labels: label sets of the reference set.
         """
         self.reset_stats()
-        itself = ref_emb is None or (ref_emb is embeddings and (ref_labels is None or ref_labels is labels))
-        call = prepare_call(embeddings, None, indices_tuple, None if itself else ref_emb, None)
-        call.labels = self._sets("labels", labels, call.embeddings)
-        call.ref_labels = call.labels if itself else self._sets("ref_labels", ref_labels, call.ref_emb)
-        if call.labels.shape[1] != call.ref_labels.shape[1]:
-            raise ValueError(f"ref_labels must have the labels' {call.labels.shape[1]} classes, got {call.ref_labels.shape[1]}")
+        call = self.read_call(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         loss_dict = self.compute_loss(call.embeddings, call.labels, call.indices, call.ref_emb, call.ref_labels)
         fold = self._fold()
         if fold is not None:
@@ -104,6 +110,16 @@ class MultiSupConLoss(BaseMetricLossFunction):
             return loss + self.embedding_regularization_loss(embeddings)["losses"]
         self.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)
         return self.reducer(loss_dict, embeddings, call.labels)
+
+    def read_call(self, embeddings: Tensor, labels: Any, indices_tuple: Any, ref_emb: Tensor | None, ref_labels: Any) -> Call:
+        """The checked inputs; labels as ``[N, C]`` of 0 and 1."""
+        itself = ref_emb is None or (ref_emb is embeddings and (ref_labels is None or ref_labels is labels))
+        call = prepare_call(embeddings, None, indices_tuple, None if itself else ref_emb, None)
+        call.labels = sets = self._sets("labels", labels, call.embeddings)
+        call.ref_labels = others = sets if itself else self._sets("ref_labels", ref_labels, call.ref_emb)
+        if sets.shape[1] != others.shape[1]:
+            raise ValueError(f"ref_labels must have the labels' {sets.shape[1]} classes, got {others.shape[1]}")
+        return call
 
     def _fold(self) -> Fold | None:
         """How the rows are reduced, where the reducer need not see them; its own comparisons would leave out a NaN."""
@@ -154,6 +170,8 @@ class MultiSupConLoss(BaseMetricLossFunction):
             score = Score(inverted=self.distance.is_inverted)
             view, weight = self._strip(self.distance(embeddings, ref_emb), 0, labels, ref_labels, itself)
             losses = self._losses(score, view, weight, self.temperature)
+        elif self._lists() and (alike := alike_pairs(labels, ref_labels, self.threshold, itself)) is not None:
+            losses = self._alike_losses(score, Call(embeddings, labels, None, ref_emb, ref_labels, itself), alike)
         else:
             x, y = (unit(score, rows) for rows in self.distance.engine_rows(embeddings, ref_emb))
             wanted = score
@@ -168,9 +186,28 @@ class MultiSupConLoss(BaseMetricLossFunction):
         index = torch.arange(len(embeddings), device=embeddings.device)
         return {"loss": {"losses": losses, "indices": index, "reduction_type": "element"}}
 
+    def _lists(self) -> bool:
+        """Whether positives may be listed: their number is read, which a traced graph cannot, and a trained temperature has its
+        gradient from the strips."""
+        return not torch.compiler.is_compiling() and self.threshold > 0 and not isinstance(self.temperature, Tensor)
+
+    def _alike_losses(self, score: Score, call: Call, alike: AlikePairs) -> Tensor:
+        """One loss a row, given all its positives."""
+        x, y = self.distance.engine_rows(call.embeddings, call.ref_emb)
+        n = len(x)
+        # No two rows have the same label, so that a row's positives, which take longer, are none.
+        own = torch.arange(n, device=x.device)
+        others = own if call.itself else torch.full_like(own[:1], n).expand(len(y)).contiguous()
+        apart = Call(call.embeddings, own, None, call.ref_emb, others, call.itself)
+        log_all = pair_row_losses(LogSumExp(self.temperature), score, None, apart, x, y)[0]
+        pos = ListedSide(listed.engine_scorer(x, y, score)(alike.row, alike.column), alike.row, n)
+        total = pos.sum(alike.weight * (pos.spread(log_all) - pos.s * (score.sign / self.temperature)))
+        count = pos.count()
+        return torch.where(count > 0, total / count.clamp(min=1), 0.0)
+
     def _strip(self, s: Tensor, first: int, sets: Tensor, ref_sets: Tensor, itself: bool) -> tuple[View, Tensor]:
         """Positives, negatives and label similarities of some rows against all columns."""
-        weight = _jaccard(sets @ ref_sets.T, sets.sum(dim=1, keepdim=True), ref_sets.sum(dim=1))
+        weight = jaccard(sets @ ref_sets.T, sets.sum(dim=1, keepdim=True), ref_sets.sum(dim=1))
         pos = weight >= self.threshold
         neg = ~pos
         if itself:
@@ -192,7 +229,7 @@ class MultiSupConLoss(BaseMetricLossFunction):
             scorer = listed.engine_scorer(*self.distance.engine_rows(call.embeddings, call.ref_emb), score)
         view = listed.listed_view(lists, scorer, len(call.embeddings), call.itself)
         sets, others = call.labels[lists.a1], call.ref_labels[lists.p]
-        weight = _jaccard((sets * others).sum(dim=1), sets.sum(dim=1), others.sum(dim=1))
+        weight = jaccard((sets * others).sum(dim=1), sets.sum(dim=1), others.sum(dim=1))
         return self._losses(score, view, weight, self.temperature)
 
     def _losses(self, score: Score, view: View, weight: Tensor, temperature: Any) -> Tensor:
@@ -205,9 +242,3 @@ class MultiSupConLoss(BaseMetricLossFunction):
         log_all = torch.logaddexp(torch.where(some, log_pos, 0.0), view.neg.logsumexp(view.neg.s * scale))
         total = pos.sum(weight * (pos.spread(log_all) - pos.s * scale))
         return torch.where(some, total / count.clamp(min=1), 0.0)
-
-
-def _jaccard(common: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Common labels over all labels; 1 for two empty sets."""
-    every = left + right - common
-    return torch.where(every > 0, common / every.clamp(min=1), 1.0)

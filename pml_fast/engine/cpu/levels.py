@@ -60,6 +60,7 @@ Maker = Callable[[list[float], float], Logit | None]
 # sign; None where there are no exponentials to be kept in range.
 LOGITS: dict[str, Maker] = {
     "supcon": lambda p, sign: Affine(sign / p[0], 0.0),
+    "log_sum_exp": lambda p, sign: Affine(sign / p[0], 0.0),
     "ntxent": lambda p, sign: Affine(sign / p[0], 0.0),
     "multi_similarity": lambda p, sign: Affine(sign * p[1], -sign * p[1] * p[2]),
     "circle": lambda p, sign: Curved(*p),
@@ -82,6 +83,18 @@ SWEEPS = {"intra_pair_variance": 2}
 def logit(spec: str, params: list[float], score: Score) -> Logit | None:
     """The logit that a compiled spec's negatives have."""
     return LOGITS[spec](params, score.sign)
+
+
+def row_levels(own: Logit, score: Score, x_norms: Tensor, y_norms: Tensor) -> Tensor | None:
+    """A level for each row, where the range that the norms ``[N]`` and ``[M]`` leave its scores fits the type's exponent."""
+    if score.kind not in ("dot", "l2") or not isinstance(own, Affine) or y_norms.numel() == 0:
+        return None
+    top = y_norms.max()
+    far = (x_norms * top if score.kind == "dot" else x_norms + top) ** score.power
+    least = -far if score.kind == "dot" else torch.zeros_like(far)
+    # Comparisons with NaN are False: such rows are asked for their largest logit.
+    fits = abs(own.a) * (far - least) <= LOGIT_SPAN[far.dtype]
+    return own.of((far + least) / 2) if bool(fits.all()) else None
 
 
 def fixed_level(spec: str, params: list[float], score: Score, dtype: torch.dtype) -> float:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pml_fast.engine.cpu.levels import fixed_level, logit
+from pml_fast.engine.cpu.levels import fixed_level, logit, row_levels
 from pml_fast.engine.cpu.rows import TILE_BYTES, SortedRows, Tile, extension, tiles
 from pml_fast.engine.problem import ExtremeProblem, PairProblem
 
@@ -73,11 +73,17 @@ class Sweep:
         return self.rows.products(tile, self.kept[tile.i0, tile.j0]), room - size
 
     def _take_levels(self) -> None:
-        """Give every row its largest logit, for scores whose range is not known beforehand."""
+        """Give every row a level that its norm allows, or else its largest logit: the range is not known beforehand."""
         problem = self.problem
         assert isinstance(problem, PairProblem)
         own = logit(problem.spec.name, problem.spec.params(), problem.score)
         assert own is not None
+        x_norms = torch.linalg.vector_norm(self.x, dim=1)
+        y_norms = x_norms if self.shared else torch.linalg.vector_norm(self.y, dim=1)
+        levels = row_levels(own, problem.score, x_norms, y_norms)
+        if levels is not None:
+            self._set_levels(levels)
+            return
         value, index = self.extreme(own.rises)
         self._set_levels(own.of(torch.where(index >= 0, value, 0.0)))
 

@@ -5,6 +5,7 @@ from pml_fast.engine.specs.contrastive import Contrastive
 from pml_fast.engine.specs.fast_ap import FastAP
 from pml_fast.engine.specs.intra_pair_variance import IntraPairVariance
 from pml_fast.engine.specs.lifted_structure import GeneralizedLiftedStructure, LiftedStructure
+from pml_fast.engine.specs.log_sum_exp import LogSumExp
 from pml_fast.engine.specs.margin import Margin
 from pml_fast.engine.specs.multi_similarity import MultiSimilarity
 from pml_fast.engine.specs.nca import NCA
@@ -24,6 +25,7 @@ __all__ = [
     "GeneralizedLiftedStructure",
     "IntraPairVariance",
     "LiftedStructure",
+    "LogSumExp",
     "Margin",
     "MultiSimilarity",
     "NCA",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pml_fast.engine.score import Score
 from pml_fast.engine.spec import PairSpec, Term, TwoSweepSpec, register_pair_spec
-from pml_fast.engine.views import NEG_INF, View
+from pml_fast.engine.views import NEG_INF, View, log_add
 
 
 def _distance_beyond(score: Score, s: Tensor, margin: float) -> Tensor:
@@ -57,12 +57,6 @@ class LiftedStructure(TwoSweepSpec):
     def losses(self, view: View, score: Score, own: Tensor, every: Tensor) -> list[Tensor]:
         negatives = view.pos.spread(own[0])
         if view.itself:
-            negatives = _log_add(negatives, view.pos.across(every[0]))
+            negatives = log_add(negatives, view.pos.across(every[0]))
         negatives = negatives.masked_fill(negatives == NEG_INF, 0.0)
         return [torch.relu(negatives + _distance_beyond(score, view.pos.s, self.pos_margin)).square() / 2]
-
-
-def _log_add(a: Tensor, b: Tensor) -> Tensor:
-    """``logaddexp`` whose gradient is 0, not NaN, where both are ``-inf``."""
-    none = (a == NEG_INF) & (b == NEG_INF)
-    return torch.logaddexp(a.masked_fill(none, 0.0), b.masked_fill(none, 0.0)).masked_fill(none, NEG_INF)

@@ -24,7 +24,7 @@ from typing import Any
 
 from pml_fast.engine.triton.configs import ARCHES
 
-MODULES = ("catalogue", "triplet", "indexed", "knn")
+MODULES = ("catalogue", "small_catalogue", "triplet", "indexed", "knn")
 # Most shared memory one block may ask for (CUDA programming guide, table of technical specifications), bytes.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,6 +27,12 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
+@cache
+def _installed() -> bool:
+    # Looking for a package takes longer than launching a kernel.
+    return importlib.util.find_spec("triton") is not None
+
+
 def _module(name: str) -> Any:
     return importlib.import_module(f"pml_fast.engine.triton.{name}")
 
@@ -37,7 +44,7 @@ class TritonBackend:
     takes_half = True
 
     def available(self) -> str | None:
-        if importlib.util.find_spec("triton") is None:
+        if not _installed():
             return 'triton is not installed; install it with: pip install "pml_fast[gpu]"'
         if not (torch.cuda.is_available() or interpreting()):
             return "torch sees no CUDA device; use a machine with one, or set TRITON_INTERPRET=1 to interpret the kernels"
@@ -51,7 +58,7 @@ class TritonBackend:
             return reason
         if isinstance(problem, IndexedProblem):
             return _module("indexed").refuse_listed(problem)
-        reason = _refuse_score(problem.score)
+        reason = refuse_score(problem.score)
         if reason is not None:
             return reason
         if getattr(problem, "itself", False) and not problem.score.symmetric:
@@ -115,7 +122,8 @@ def _refuse_tensors(problem: Any) -> str | None:
     return None
 
 
-def _refuse_score(score: Score) -> str | None:
+def refuse_score(score: Score) -> str | None:
+    """``None`` where the kernels compute this score, else the reason."""
     if score.kind == "dot":
         return None if score.power == 1 else f"inner products have power 1 in the kernels, got {score.power}"
     if score.kind == "lp":
@@ -126,4 +134,10 @@ def _refuse_score(score: Score) -> str | None:
 def _refuse_spec(problem: PairProblem) -> str | None:
     known = _module("epilogues").EPILOGUES
     name = problem.spec.name
-    return None if name in known else f"no kernel epilogue for the loss {name!r}; there are {sorted(known)}"
+    if problem.levels is not None:
+        return f"the loss {name!r} has no kernel epilogue with a parameter of each row's own"
+    if name not in known:
+        return f"no kernel epilogue for the loss {name!r}; there are {sorted(known)}"
+    if known[name].cosines and problem.score.kind != "dot":
+        return f"the loss {name!r} takes scores for cosines: its kernel epilogue is for inner products"
+    return None

@@ -7,7 +7,8 @@ from typing import Any
 from pml_fast.engine.triton.aot import Kernel
 from pml_fast.engine.triton.configs import ARCHES, ENOUGH_BLOCKS, TABLE, config
 from pml_fast.engine.triton.epilogues import EPILOGUES
-from pml_fast.engine.triton.pairwise import extreme_kernel, pair_grad_kernel, pair_pulls_kernel, pair_state_kernel
+from pml_fast.engine.triton.pairwise import extreme_kernel, pair_state_kernel
+from pml_fast.engine.triton.pairwise_grad import pair_grad_kernel, pair_pulls_kernel
 from pml_fast.engine.triton.sweeps import tile_arguments
 
 ELEMENTS = {"bf16": "bf16", "fp16": "fp16", "tf32": "fp32", "tf32x3": "fp32"}
@@ -23,7 +24,7 @@ _POINTERS = {
     **dict.fromkeys(("x_label_ptr", "y_label_ptr", "index_ptr"), "*i64"),
     "seen_ptr": "*i8",
 }
-_FLOATS = dict.fromkeys(("sign", "low_pos", "high_pos", "low_neg", "high_neg", "p0", "p1", "p2"), "fp32")
+FLOATS = ("sign", "low_pos", "high_pos", "low_neg", "high_neg", "p0", "p1", "p2", "p3")
 
 
 def _kernel(
@@ -47,7 +48,7 @@ def _kernel(
     pulled = "*bf16" if product == "bf16" else "*fp32"  # as the launcher has it
     types = {
         **_POINTERS,
-        **_FLOATS,
+        **dict.fromkeys(FLOATS, "fp32"),
         "x_ptr": element,
         "y_ptr": element,
         "h_ptr": pulled,
@@ -65,7 +66,7 @@ def _losses(arch: int, product: str, geometry: str, d: int, op: str, rows: int, 
     kind = 0 if geometry == "dot" else 1
     found = []
     for loss, epilogue in EPILOGUES.items():
-        if not (full or loss in HEAVIEST):
+        if not (full or loss in HEAVIEST) or (epilogue.cosines and kind):
             continue
         # A miner's rule is the heavier variant, as is a batch against itself with both of its roles.
         chosen = {"LOGIT": epilogue.logit, "HAS_RULE": True}
@@ -76,8 +77,16 @@ def _losses(arch: int, product: str, geometry: str, d: int, op: str, rows: int, 
             chosen |= {"DERIVATIVE": epilogue.derivative, "ROW_ANCHORS": True, "COL_ANCHORS": True}
         quick = full and product == "bf16" and d == CHUNKED_D and (loss, geometry) in QUICK
         by_block = config(op, arch, product, kind != 0, d, rows).resident
-        fn = pair_state_kernel if op == "state" else pair_grad_kernel if by_block else pair_pulls_kernel
-        found.append(_kernel(f"{op}-{loss}", fn, op, arch, product, kind, d, rows, chosen, quick))
+        if op == "state":
+            found.append(_kernel(f"{op}-{loss}", pair_state_kernel, op, arch, product, kind, d, rows, chosen, quick))
+        elif by_block and not epilogue.heavy:
+            found.append(_kernel(f"{op}-{loss}", pair_grad_kernel, op, arch, product, kind, d, rows, chosen, quick))
+        elif not by_block:
+            # Coefficients in bfloat16 parts are those of float32 rows at the precision bf16x3.
+            for split in (False, True) if (product, kind, full) == ("bf16", 0, True) else (False,):
+                label = f"{op}-split-{loss}" if split else f"{op}-{loss}"
+                by_part = chosen | {"SPLIT": split}
+                found.append(_kernel(label, pair_pulls_kernel, "pulls", arch, product, kind, d, rows, by_part, quick))
     return found
 
 

@@ -47,20 +47,20 @@ def block_rows(arch: int, largest: int, rows: int) -> int:
 
 
 def config(op: str, arch: int, product: str, distance: bool, d: int, rows: int) -> Config:
-    """The launch of ``op`` for ``rows`` rows: ``"state"``, ``"extreme"`` (which has its tiles), or ``"grad"``.
+    """The launch of ``op`` for ``rows`` rows: ``"state"``, ``"extreme"`` (which has its tiles), ``"grad"`` or ``"pulls"``.
 
-    A gradient whose D no block holds (not ``resident``) writes out what multiplies the columns, by the chunked tiles of a
-    state over a grid of both rows and columns, which is never short of blocks.
+    A gradient whose D no block holds (not ``resident``), and any that is asked for as ``pulls``, writes out what multiplies
+    the columns, by the chunked tiles of a state over a grid of both rows and columns, which is never short of blocks.
 
     ``product`` is a :func:`layout.product_type`; ``distance`` whether the score is one rather than an inner product.
     """
     geometry = "distance" if distance else "dot"
     bucket = max(64, 1 << (d - 1).bit_length())
     key = ("grad" if op == "grad" else "state", product, geometry)
-    if bucket not in TABLE[arch].get(key, {}):
+    if op == "pulls" or bucket not in TABLE[arch].get(key, {}):
         bucket, key = 0, ("state", product, geometry)
     block_m, block_n, block_k, num_warps, num_stages = TABLE[arch][key][bucket]
-    of_both = op == "grad" and not bucket
+    of_both = op in ("grad", "pulls") and not bucket
     rows_a_block = block_m if of_both else block_rows(arch, block_m, rows)
     if of_both:
         num_warps = PULLS_WARPS
@@ -81,7 +81,7 @@ TABLE: dict[int, dict[Key, dict[int, Entry]]] = {
             64: (64, 64, 0, 4, 2),
             128: (64, 64, 0, 4, 2),
             256: (64, 64, 0, 4, 2),
-            0: (64, 64, 64, 4, 3),
+            0: (64, 64, 64, 8, 3),
         },
         ("state", "bf16", "distance"): {
             64: (64, 64, 0, 8, 2),
@@ -132,7 +132,7 @@ TABLE: dict[int, dict[Key, dict[int, Entry]]] = {
             64: (64, 64, 0, 4, 2),
             128: (64, 64, 0, 4, 2),
             256: (64, 64, 0, 4, 2),
-            0: (64, 64, 64, 4, 3),
+            0: (64, 64, 64, 8, 3),
         },
         ("state", "fp16", "distance"): {
             64: (64, 64, 0, 8, 2),
@@ -210,7 +210,7 @@ TABLE: dict[int, dict[Key, dict[int, Entry]]] = {
             0: (64, 64, 32, 8, 2),
         },
         ("grad", "fp16", "dot"): {
-            64: (64, 64, 0, 4, 2),
+            64: (64, 32, 0, 4, 2),
             128: (64, 32, 0, 4, 2),
             256: (64, 16, 0, 8, 2),
         },

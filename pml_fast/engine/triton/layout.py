@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pml_fast.engine.problem import PairProblem
 from pml_fast.engine.score import Score
+from pml_fast.engine.settings import float32_precision
 
 # Every output of a launcher is made here, so that a test can poison them all.
 empty = torch.empty
@@ -61,6 +63,48 @@ def operand(x: Tensor, labels: Tensor, kind: int) -> Operand:
         rows = rounded_tf32(rows.contiguous())
     norms = rows if kind == 0 else torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32).square_()
     return Operand(rows, norms, labels.contiguous())
+
+
+def splits(dtype: torch.dtype, kind: int) -> bool:
+    """Whether products are those of bfloat16 parts: inner products of float32 rows at the precision ``bf16x3``."""
+    return dtype == torch.float32 and kind == 0 and float32_precision() == "bf16x3"
+
+
+def bf16_parts(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest bfloat16 numbers, and what they leave of ``x``."""
+    high = x.to(torch.bfloat16)
+    return high, (x - high).to(torch.bfloat16)
+
+
+def split_rows(x: Tensor, labels: Tensor) -> Operand:
+    """One side as rows ``[low | high | high]`` of three times the width, for :func:`split_columns`: one bfloat16 product of
+    both sums all but ``low * low``."""
+    high, low = bf16_parts(x)
+    rows = torch.cat([low, high, high], dim=1)
+    return Operand(rows, rows, labels.contiguous())
+
+
+def split_columns(y: Tensor, labels: Tensor) -> Operand:
+    """The other side, ``[high | low | high]``."""
+    high, low = bf16_parts(y)
+    rows = torch.cat([high, low, high], dim=1)
+    return Operand(rows, rows, labels.contiguous())
+
+
+def stacked(columns: Tensor) -> Tensor:
+    """What coefficients in parts ``[high | low | high]`` multiply, of :func:`split_columns`: ``high``, ``high``, ``low``."""
+    high, low, _ = columns.chunk(3, dim=1)
+    return torch.cat([high, high, low])
+
+
+def sides(problem: Any, kind: int, swapped: bool = False) -> tuple[Operand, Operand]:
+    """Rows and columns of a problem; ``swapped``, its columns as rows and its rows as columns."""
+    ends = (problem.x, problem.x_labels), (problem.y, problem.y_labels)
+    rows, columns = (ends[1], ends[0]) if swapped else ends
+    if splits(problem.x.dtype, kind):
+        return split_rows(*rows), split_columns(*columns)
+    first = operand(*rows, kind)
+    return first, first if problem.itself else operand(*columns, kind)
 
 
 def class_sorted(problem: PairProblem) -> tuple[PairProblem, Tensor]:

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 import triton
-from pml_fast.engine.problem import ExtremeProblem, PairProblem, PairRows
+from pml_fast.engine.problem import ExtremeProblem, Limits, PairProblem, PairRows
+from pml_fast.engine.score import Score
+from pml_fast.engine.spec import PairSpec
 from pml_fast.engine.triton import layout, tuned
 from pml_fast.engine.triton.configs import ARCHES, Config, config, table_arch
-from pml_fast.engine.triton.epilogues import EPILOGUES, EXP_THEN_PAIRS, Epilogue
-from pml_fast.engine.triton.pairwise import extreme_kernel, pair_grad_kernel, pair_pulls_kernel, pair_state_kernel
+from pml_fast.engine.triton.epilogues import EPILOGUES, EXP_THEN_PAIRS, PARAMS, Epilogue
+from pml_fast.engine.triton.pairwise import extreme_kernel, pair_state_kernel
+from pml_fast.engine.triton.pairwise_grad import pair_grad_kernel, pair_pulls_kernel
 from pml_fast.engine.triton.wide import WIDE_RESULT, pull, strips
-
-MAX_PARAMS = 3
 
 
 def on(x: Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -52,16 +53,19 @@ def launch_config(op: str, x: Tensor, kind: int) -> Config:
     return config(op, card_of(x.device)[1], layout.product_type(x.dtype), kind != 0, d, n)
 
 
+def scalars(spec: PairSpec, score: Score, limits: list[Limits]) -> tuple[float, ...]:
+    """A loss's numbers as the kernels take them: sign, limits of the positive and of the negative side, parameters."""
+    params = EPILOGUES[spec.name].params(spec)
+    return (score.sign, *limits[0], *limits[-1], *params, *([0.0] * (PARAMS - len(params))))
+
+
 def _scalars(problem: PairProblem) -> tuple[float, ...]:
-    # sign, limits of the positive and of the negative side, parameters
-    pos, neg = problem.limits[0], problem.limits[-1]
-    params = [float(p) for p in problem.spec.params()]
-    return (problem.score.sign, *pos, *neg, *params, *([0.0] * (MAX_PARAMS - len(params))))
+    return scalars(problem.spec, problem.score, problem.limits)
 
 
-def _rule(problem: PairProblem) -> Tensor:
-    rule = problem.rule
-    return problem.x if rule is None else rule.to(torch.float32).contiguous()
+def rule_of(rule: Tensor | None, x: Tensor) -> Tensor:
+    """A miner's rule as the kernels read it; where there is none, any tensor, which they do not."""
+    return x if rule is None else rule.to(torch.float32).contiguous()
 
 
 def tile_arguments(cfg: Config) -> dict[str, Any]:
@@ -90,23 +94,30 @@ def pair_rows(problem: PairProblem) -> PairRows:
 
 
 def _state(problem: PairProblem, epilogue: Epilogue) -> tuple[Tensor, Tensor, Tensor]:
-    (n, d), m = problem.x.shape, problem.y.shape[0]
-    device = problem.x.device
-    rows = layout.empty((len(problem.spec.terms), 2, n), dtype=torch.float32, device=device)
+    kind = layout.score_kind(problem.score)
+    x, y = layout.sides(problem, kind)
+    return sweep(x, y, epilogue, kind, problem.itself, problem.rule, _scalars(problem), len(problem.spec.terms))
+
+
+def sweep(
+    x: layout.Operand, y: layout.Operand, epilogue: Epilogue, kind: int, itself: bool, rule: Tensor | None,
+    numbers: tuple[float, ...], terms: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The forward sweep in one launch: ``rows [T, 2, N]``, ``saved [3, N]`` and ``seen [2, N]`` of ``pair_state_kernel``."""
+    (n, d), m = x.rows.shape, y.rows.shape[0]
+    device = x.rows.device
+    rows = layout.empty((terms, 2, n), dtype=torch.float32, device=device)
     saved = layout.empty((epilogue.levels, n), dtype=torch.float32, device=device)
     seen = layout.empty((2, n), dtype=torch.int8, device=device)
     if n == 0:
         return rows, saved, seen
-    kind = layout.score_kind(problem.score)
-    x = layout.operand(problem.x, problem.x_labels, kind)
-    y = x if problem.itself else layout.operand(problem.y, problem.y_labels, kind)
     cfg = launch_config("state", x.rows, kind)
     with on(x.rows):
         pair_state_kernel[(triton.cdiv(n, cfg.block_m),)](
-            x.rows, y.rows, x.norms, y.norms, x.labels, y.labels, _rule(problem), rows, saved, seen,
-            x.rows.stride(0), y.rows.stride(0), n, m, d, *_scalars(problem),
-            SHAPE=epilogue.shape, LOGIT=epilogue.logit, FINISH=epilogue.finish, KIND=kind, ITSELF=problem.itself,
-            HAS_RULE=problem.rule is not None, PRECISION=layout.dot_precision(x.rows.dtype), **tile_arguments(cfg),
+            x.rows, y.rows, x.norms, y.norms, x.labels, y.labels, rule_of(rule, x.rows), rows, saved, seen,
+            x.rows.stride(0), y.rows.stride(0), n, m, d, *numbers,
+            SHAPE=epilogue.shape, LOGIT=epilogue.logit, FINISH=epilogue.finish, KIND=kind, ITSELF=itself,
+            HAS_RULE=rule is not None, PRECISION=layout.dot_precision(x.rows.dtype), **tile_arguments(cfg),
         )  # fmt: skip
     return rows, saved, seen
 
@@ -116,28 +127,26 @@ def pair_grads(
 ) -> tuple[Tensor | None, Tensor | None]:
     """The backward: float32 gradients of ``sum(w * value)``, one launch a side (two a strip where D is wide)."""
     kind = layout.score_kind(problem.score)
-    x = layout.operand(problem.x, problem.x_labels, kind)
     w = w.to(torch.float32).contiguous()
-    if problem.itself:
-        return (_grad(problem, x, x, saved, w, True, True) if need_x else None), None
-    y = layout.operand(problem.y, problem.y_labels, kind)
-    dx = _grad(problem, x, y, saved, w, True, False) if need_x else None
-    dy = _grad(problem, y, x, saved, w, False, True) if need_y else None
-    return dx, dy
+    dx = _grad(problem, *layout.sides(problem, kind), saved, w, True, problem.itself) if need_x else None
+    if problem.itself or not need_y:
+        return dx, None
+    return dx, _grad(problem, *layout.sides(problem, kind, swapped=True), saved, w, False, True)
 
 
 def _grad(
     problem: PairProblem, x: layout.Operand, y: layout.Operand, saved: Tensor, w: Tensor, by_row: bool, by_col: bool
 ) -> Tensor:
     """Gradient by the rows of ``x`` against the columns ``y``; the anchors are the rows, the columns, or both."""
-    epilogue = EPILOGUES[problem.spec.name]
+    epilogue, kind = EPILOGUES[problem.spec.name], layout.score_kind(problem.score)
     (n, d), m = x.rows.shape, y.rows.shape[0]
-    out = layout.empty((n, d), dtype=torch.float32, device=x.rows.device)
+    split = layout.splits(problem.x.dtype, kind)
+    out = layout.empty((n, problem.x.shape[1]), dtype=torch.float32, device=x.rows.device)
     if out.numel() == 0:
         return out
-    kind = layout.score_kind(problem.score)
-    cfg = launch_config("grad", x.rows, kind)
-    inputs = (x.rows, y.rows, x.norms, y.norms, x.labels, y.labels, _rule(problem), saved, w)
+    # The parts of split rows are multiplied by the coefficients' own parts, which are written out.
+    cfg = launch_config("pulls" if split or epilogue.heavy else "grad", x.rows, kind)
+    inputs = (x.rows, y.rows, x.norms, y.norms, x.labels, y.labels, rule_of(problem.rule, problem.x), saved, w)
     sizes = (n, m, d, *_scalars(problem))
     chosen = {
         "TERMS": len(problem.spec.terms), "SAVED": epilogue.levels > 0, "LOGIT": epilogue.logit,
@@ -150,32 +159,32 @@ def _grad(
         with on(x.rows):
             pair_grad_kernel[(triton.cdiv(n, cfg.block_m),)](*inputs, out, *strides, out.stride(0), *sizes, **chosen)
         return out
-    pulled = y.rows if x.rows.dtype == torch.bfloat16 and x.rows.is_cuda and WIDE_RESULT else y.rows.float()
-    for first, h in strips(n, m, pulled):
+    columns = layout.stacked(y.rows) if split else y.rows
+    pulled = columns if x.rows.dtype == torch.bfloat16 and x.rows.is_cuda and WIDE_RESULT else columns.float()
+    for first, h in strips(n, len(pulled), pulled):
         last = first + len(h)
         with on(x.rows):
             grid = (triton.cdiv(len(h), cfg.block_m), triton.cdiv(m, cfg.block_n))
-            pair_pulls_kernel[grid](*inputs, h, first, last, *strides, h.stride(0), *sizes, **chosen)
+            pair_pulls_kernel[grid](*inputs, h, first, last, *strides, h.stride(0), *sizes, **chosen, SPLIT=split)
             pull(out[first:last], h, x.rows[first:last], pulled, kind)
     return out
 
 
 def extremes(problem: ExtremeProblem) -> tuple[Tensor, Tensor]:
     """Each row's largest or smallest score (float32) and its column (int64, the lowest of equals, -1 for none)."""
-    (n, d), m = problem.x.shape, problem.y.shape[0]
+    n, m = problem.x.shape[0], problem.y.shape[0]
     value = layout.empty((n,), dtype=torch.float32, device=problem.x.device)
     index = layout.empty((n,), dtype=torch.int64, device=problem.x.device)
     if n == 0:
         return value, index
     kind = layout.score_kind(problem.score)
-    x = layout.operand(problem.x, problem.x_labels, kind)
-    y = x if problem.itself else layout.operand(problem.y, problem.y_labels, kind)
+    x, y = layout.sides(problem, kind)
     low, high = (problem.x if b is None else b.to(torch.float32).contiguous() for b in (problem.low, problem.high))
     cfg = launch_config("extreme", x.rows, kind)
     with on(x.rows):
         extreme_kernel[(triton.cdiv(n, cfg.block_m),)](
             x.rows, y.rows, x.norms, y.norms, x.labels, y.labels, low, high, value, index,
-            x.rows.stride(0), y.rows.stride(0), n, m, d,
+            x.rows.stride(0), y.rows.stride(0), n, m, x.rows.shape[1],
             POSITIVE=problem.positive, LARGEST=problem.largest, HAS_LOW=problem.low is not None,
             HAS_HIGH=problem.high is not None, KIND=kind, ITSELF=problem.itself,
             PRECISION=layout.dot_precision(x.rows.dtype), **tile_arguments(cfg),

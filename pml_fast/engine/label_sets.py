@@ -1,0 +1,62 @@
+"""Pairs of rows with several labels, found by the labels they share: no similarity of two label sets is computed in vain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Shared labels, counted with their pairs, up to which they are listed: a number of them, or so many a row.
+LISTED, LISTED_A_ROW = 1 << 18, 16
+
+
+@dataclass
+class AlikePairs:
+    """Pairs ``row [K]``, ``column [K]`` in this order, and the Jaccard similarity ``weight [K]`` of their label sets."""
+
+    row: Tensor
+    column: Tensor
+    weight: Tensor
+
+
+def jaccard(common: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Common labels over all labels; 1 for two empty sets."""
+    every = left + right - common
+    return torch.where(every > 0, common / every.clamp(min=1), 1.0)
+
+
+def alike_pairs(sets: Tensor, others: Tensor, threshold: float, itself: bool) -> AlikePairs | None:
+    """Pairs of label sets ``[N, C]`` and ``[M, C]`` (of 0 and 1) that share a label and are alike by ``threshold`` or more.
+
+    Two empty sets share their emptiness. Without a row's pair with itself where ``itself``. ``None`` where so many share a
+    label that a list would take more memory than strips of similarities, or nothing can be read. Waits for the device.
+    """
+    if sets.is_meta:
+        return None
+    row, row_label = _members(sets)
+    column, column_label = (row, row_label) if others is sets else _members(others)
+    order = torch.argsort(column_label, stable=True)
+    of_label = torch.bincount(column_label, minlength=sets.shape[1] + 1)
+    first = of_label.cumsum(0) - of_label
+    repeats = of_label[row_label]
+    total = int(repeats.sum())
+    if total > max(LISTED, LISTED_A_ROW * (len(sets) + len(others))):
+        return None
+    # Every member of a set meets the members of the columns' sets that have its label.
+    start = repeats.cumsum(0) - repeats
+    member = torch.repeat_interleave(torch.arange(len(row), device=row.device), repeats, output_size=total)
+    place = first[row_label][member] + torch.arange(total, device=row.device) - start[member]
+    key, common = torch.unique(row[member] * len(others) + column[order][place], return_counts=True)
+    i, j = torch.div(key, max(len(others), 1), rounding_mode="floor"), key % max(len(others), 1)
+    size, other_size = torch.bincount(row, minlength=len(sets)), torch.bincount(column, minlength=len(others))
+    weight = jaccard(common.to(sets.dtype), size[i].to(sets.dtype), other_size[j].to(sets.dtype))
+    keep = (weight >= threshold) & ((i != j) | (not itself))
+    return AlikePairs(i[keep], j[keep], weight[keep])
+
+
+def _members(sets: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and label of every member; an empty set has one label more, which no other has."""
+    row, label = sets.nonzero(as_tuple=True)
+    empty = (sets.sum(dim=1) == 0).nonzero(as_tuple=True)[0]
+    return torch.cat([row, empty]), torch.cat([label, torch.full_like(empty, sets.shape[1])])

@@ -1,0 +1,206 @@
+"""The gradients of the pairwise kernels, which take the scores anew and apply ``c = dL/ds``.
+
+``pair_grad_kernel`` owns a block of rows of the result; ``pair_pulls_kernel`` writes what the gradient multiplies the columns
+by, where D is too wide for a block.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from pml_fast.engine.triton.pairwise import score_tile
+from pml_fast.engine.triton.tiles import comparable, dot, load_rows, load_rule, round_tf32, ruled
+
+
+@triton.jit
+def load_weights(w_ptr, offs, size, TERMS: tl.constexpr):
+    # weights of an anchor's two sides, [B] each
+    w_pos = tl.load(w_ptr + offs, mask=offs < size, other=0.0)
+    w_neg = w_pos
+    if TERMS == 2:
+        w_neg = tl.load(w_ptr + size + offs, mask=offs < size, other=0.0)
+    return w_pos, w_neg
+
+
+@triton.jit
+def load_anchor(w_pos, w_neg, rule_ptr, saved_ptr, offs, size, SAVED: tl.constexpr, HAS_RULE: tl.constexpr):
+    # what an anchor brings to its derivative, [B] each: weights of its two sides, levels, intervals
+    mask = offs < size
+    level_pos, level_neg, extra = w_pos, w_pos, w_pos
+    if SAVED:
+        level_pos = tl.load(saved_ptr + offs, mask=mask, other=0.0)
+        level_neg = tl.load(saved_ptr + size + offs, mask=mask, other=0.0)
+        extra = tl.load(saved_ptr + 2 * tl.cast(size, tl.int64) + offs, mask=mask, other=0.0)
+    pos_low, pos_high, neg_low, neg_high = w_pos, w_pos, w_pos, w_pos
+    if HAS_RULE:
+        pos_low, pos_high, neg_low, neg_high = load_rule(rule_ptr, offs, size)
+    return w_pos, w_neg, level_pos, level_neg, extra, pos_low, pos_high, neg_low, neg_high
+
+
+@triton.jit
+def coefficients(
+    s, z, same, valid, w_pos, w_neg, level_pos, level_neg, extra, pos_low, pos_high, neg_low, neg_high,
+    sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3,
+    DERIVATIVE: tl.constexpr, HAS_RULE: tl.constexpr,
+):  # fmt: skip
+    # w * dL/ds of every pair [BLOCK_M, BLOCK_N]; the anchors' vectors come shaped [:, None] or [None, :]
+    if HAS_RULE:
+        valid = ruled(s, same, valid, pos_low, pos_high, neg_low, neg_high)
+    w = tl.where(same, w_pos, w_neg)
+    level = tl.where(same, level_pos, level_neg)
+    c = DERIVATIVE(s, z, same, level, extra, low_pos, high_pos, low_neg, high_neg, sign, p0, p1, p2, p3)
+    # A row that weighs nothing must not turn an infinite value into NaN.
+    return tl.where(valid & (w != 0), w * c, 0.0)
+
+
+@triton.jit
+def pulls(
+    s, same, valid, rows, cols,
+    sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3,
+    LOGIT: tl.constexpr, DERIVATIVE: tl.constexpr, KIND: tl.constexpr,
+    ROW_ANCHORS: tl.constexpr, COL_ANCHORS: tl.constexpr, HAS_RULE: tl.constexpr,
+):  # fmt: skip
+    # H [BLOCK_M, BLOCK_N]: the gradient by row i is sum_j H_ij y_j, less H_ij x_i for a distance. `rows` and `cols` are what
+    # load_anchor gives for them. Anchors are the rows, the columns, or both (a batch against itself: H = W + W^T).
+    z = LOGIT(s, same, sign, p0, p1, p2, p3)
+    h = tl.zeros(s.shape, dtype=tl.float32)
+    if ROW_ANCHORS:
+        h += coefficients(
+            s, z, same, valid, rows[0][:, None], rows[1][:, None], rows[2][:, None], rows[3][:, None], rows[4][:, None],
+            rows[5][:, None], rows[6][:, None], rows[7][:, None], rows[8][:, None],
+            sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3, DERIVATIVE, HAS_RULE,
+        )  # fmt: skip
+    if COL_ANCHORS:
+        h += coefficients(
+            s, z, same, valid, cols[0][None, :], cols[1][None, :], cols[2][None, :], cols[3][None, :], cols[4][None, :],
+            cols[5][None, :], cols[6][None, :], cols[7][None, :], cols[8][None, :],
+            sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3, DERIVATIVE, HAS_RULE,
+        )  # fmt: skip
+    if KIND == 1:
+        h = tl.where(s > 0, h / s, h * 0.0)
+    elif KIND == 2:
+        h = 2.0 * h
+    return h
+
+
+@triton.jit
+def factors(h, y, PRECISION: tl.constexpr):
+    # coefficients and columns as the tensor cores multiply them
+    if y.dtype == tl.bfloat16:
+        h = h.to(tl.bfloat16)
+    elif y.dtype == tl.float16:
+        # Coefficients such as 1/N^2 leave float16's range: tf32 holds float16 values exactly.
+        h = round_tf32(h)
+        y = y.to(tl.float32)
+    elif PRECISION == "tf32":
+        h = round_tf32(h)
+    return h, y
+
+
+@triton.jit
+def no_anchor(offs):
+    # what load_anchor gives, for rows or columns that are not anchors
+    none = offs.to(tl.float32) * 0.0
+    return none, none, none, none, none, none, none, none, none
+
+
+@triton.jit
+def pair_grad_kernel(
+    x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, x_label_ptr, y_label_ptr, rule_ptr, saved_ptr, w_ptr, out_ptr,
+    stride_xm, stride_ym, stride_om, N, M, D, sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3,
+    TERMS: tl.constexpr, SAVED: tl.constexpr, LOGIT: tl.constexpr, DERIVATIVE: tl.constexpr,
+    KIND: tl.constexpr, ITSELF: tl.constexpr, ROW_ANCHORS: tl.constexpr, COL_ANCHORS: tl.constexpr,
+    HAS_RULE: tl.constexpr, PRECISION: tl.constexpr, RESIDENT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    # out [N, D], where one block holds D: the tile that gave the scores is the one the gradient multiplies.
+    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_d = tl.arange(0, BLOCK_K)
+    x = load_rows(x_ptr, offs_m, stride_xm, N, offs_d, D)
+    x_label = tl.load(x_label_ptr + tl.minimum(offs_m, N - 1))
+    if ROW_ANCHORS:
+        w_pos, w_neg = load_weights(w_ptr, offs_m, N, TERMS)
+        rows = load_anchor(w_pos, w_neg, rule_ptr, saved_ptr, offs_m, N, SAVED, HAS_RULE)
+    else:
+        rows = no_anchor(offs_m)
+    total = tl.zeros([BLOCK_M, BLOCK_K], dtype=tl.float32)
+    h_sum = tl.zeros([BLOCK_M], dtype=tl.float32)
+    for start in range(0, M, BLOCK_N):
+        offs_n = start + tl.arange(0, BLOCK_N)
+        valid = comparable(offs_m, offs_n, N, M, ITSELF)
+        s = score_tile(
+            x, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, valid, stride_xm, stride_ym, N, M, D,
+            KIND, PRECISION, RESIDENT, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip  # [BLOCK_M, BLOCK_N]
+        y_label = tl.load(y_label_ptr + tl.minimum(offs_n, M - 1))
+        if COL_ANCHORS:
+            w_pos_n, w_neg_n = load_weights(w_ptr, offs_n, M, TERMS)
+            cols = load_anchor(w_pos_n, w_neg_n, rule_ptr, saved_ptr, offs_n, M, SAVED, HAS_RULE)
+        else:
+            cols = no_anchor(offs_n)
+        h = pulls(
+            s, x_label[:, None] == y_label[None, :], valid, rows, cols,
+            sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3,
+            LOGIT, DERIVATIVE, KIND, ROW_ANCHORS, COL_ANCHORS, HAS_RULE,
+        )  # fmt: skip
+        y = load_rows(y_ptr, offs_n, stride_ym, M, offs_d, D)  # [BLOCK_N, BLOCK_K]
+        h_dot, y = factors(h, y, PRECISION)
+        if KIND != 0:
+            # The sum of what the tensor cores see: then a column equal to the row cancels.
+            h_sum += tl.sum(h_dot.to(tl.float32), axis=1)
+        total = dot(h_dot, y, total, PRECISION)
+    if KIND != 0:
+        total = h_sum[:, None] * x.to(tl.float32) - total
+    where = offs_m[:, None].to(tl.int64) * stride_om + offs_d[None, :]
+    tl.store(out_ptr + where, total, mask=(offs_m < N)[:, None] & (offs_d < D)[None, :])
+
+
+@triton.jit
+def pair_pulls_kernel(
+    x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, x_label_ptr, y_label_ptr, rule_ptr, saved_ptr, w_ptr, h_ptr,
+    first, last, stride_xm, stride_ym, stride_hm, N, M, D, sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3,
+    TERMS: tl.constexpr, SAVED: tl.constexpr, LOGIT: tl.constexpr, DERIVATIVE: tl.constexpr,
+    KIND: tl.constexpr, ITSELF: tl.constexpr, ROW_ANCHORS: tl.constexpr, COL_ANCHORS: tl.constexpr,
+    HAS_RULE: tl.constexpr, PRECISION: tl.constexpr, RESIDENT: tl.constexpr, SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    # h [last - first, M]: these rows of H, where D is too wide for one block, for a product to follow; where SPLIT their
+    # bfloat16 parts [high | low | high], 3 M wide. Blocks of rows come first in the order of programs, so that those which
+    # run together share a tile of columns.
+    offs_m = first + tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    valid = comparable(offs_m, offs_n, N, M, ITSELF)
+    x = tl.zeros([BLOCK_M, BLOCK_K], dtype=x_ptr.dtype.element_ty)
+    s = score_tile(
+        x, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, valid, stride_xm, stride_ym, N, M, D,
+        KIND, PRECISION, RESIDENT, BLOCK_M, BLOCK_N, BLOCK_K,
+    )  # fmt: skip  # [BLOCK_M, BLOCK_N]
+    x_label = tl.load(x_label_ptr + tl.minimum(offs_m, N - 1))
+    y_label = tl.load(y_label_ptr + tl.minimum(offs_n, M - 1))
+    if ROW_ANCHORS:
+        w_pos, w_neg = load_weights(w_ptr, offs_m, N, TERMS)
+        rows = load_anchor(w_pos, w_neg, rule_ptr, saved_ptr, offs_m, N, SAVED, HAS_RULE)
+    else:
+        rows = no_anchor(offs_m)
+    if COL_ANCHORS:
+        w_pos_n, w_neg_n = load_weights(w_ptr, offs_n, M, TERMS)
+        cols = load_anchor(w_pos_n, w_neg_n, rule_ptr, saved_ptr, offs_n, M, SAVED, HAS_RULE)
+    else:
+        cols = no_anchor(offs_n)
+    h = pulls(
+        s, x_label[:, None] == y_label[None, :], valid, rows, cols, sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3,
+        LOGIT, DERIVATIVE, KIND, ROW_ANCHORS, COL_ANCHORS, HAS_RULE,
+    )  # fmt: skip
+    where = (offs_m - first)[:, None].to(tl.int64) * stride_hm + offs_n[None, :]
+    inside = (offs_m < last)[:, None] & (offs_n < M)[None, :]
+    if SPLIT:
+        high = h.to(tl.bfloat16)
+        low = (h - high.to(tl.float32)).to(tl.bfloat16).to(h_ptr.dtype.element_ty)
+        high = high.to(h_ptr.dtype.element_ty)
+        tl.store(h_ptr + where, high, mask=inside)
+        tl.store(h_ptr + where + M, low, mask=inside)
+        tl.store(h_ptr + where + 2 * tl.cast(M, tl.int64), high, mask=inside)
+    else:
+        if PRECISION == "tf32" and h_ptr.dtype.element_ty == tl.float32:
+            h = round_tf32(h)
+        tl.store(h_ptr + where, h.to(h_ptr.dtype.element_ty), mask=inside)
