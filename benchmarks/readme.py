@@ -2,8 +2,8 @@
 
 Every figure comes from the JSON that ``python -m benchmarks`` wrote under ``benchmarks/results/<hardware>/``. The
 newest run on a CPU and the newest on a GPU are shown; a run of every case comes before ``--quick``, and a run of
-chosen cases is taken only when it is named. The other suites of that hardware follow, a row a loss. What stands
-between the two markers is replaced.
+chosen cases is taken only when it is named. Of the other suites the newest run on that kind of device follows, a row a
+loss; each table says where it was measured. What stands between the two markers is replaced.
 """
 
 from __future__ import annotations
@@ -33,15 +33,14 @@ Found = tuple[Path, Report]
 
 
 def newest(folder: Path) -> list[Found]:
-    """The newest run on a CPU and the other suites there, then those of a GPU, of all the hardware in ``folder``."""
-    runs = [(path, results.read(path)) for name in ("full", "quick") for path in sorted(folder.glob(f"*/{name}.json"))]
+    """The newest run on a CPU and of each other suite there, then those of GPUs, of all the hardware in ``folder``."""
     chosen = []
     for on_gpu in (False, True):
-        fitting = [run for run in runs if (run[1].machine.gpu is not None) == on_gpu]
-        if fitting:
-            core = max(fitting, key=lambda run: (run[0].stem == "full", run[1].date))
-            beside = [core[0].with_name(f"{SUITES[name].stem}.json") for name in OTHER_SUITES]
-            chosen += [core, *((path, results.read(path)) for path in beside if path.exists())]
+        for stems in (("full", "quick"), *((SUITES[name].stem,) for name in OTHER_SUITES)):
+            runs = [(path, results.read(path)) for stem in stems for path in sorted(folder.glob(f"*/{stem}.json"))]
+            fitting = [run for run in runs if (run[1].machine.gpu is not None) == on_gpu]
+            if fitting:
+                chosen.append(max(fitting, key=lambda run: (run[0].stem == "full", run[1].date)))
     return chosen
 
 

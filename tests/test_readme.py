@@ -78,8 +78,18 @@ def test_the_newest_complete_run_of_each_kind_of_device_is_shown(tmp_path: Path)
     assert readme.newest(tmp_path / "nothing here") == []
 
 
+def test_the_newest_run_of_another_suite_is_shown_wherever_it_was_measured(tmp_path: Path) -> None:
+    results.write(report("2030-01-02"), tmp_path / "a" / "full.json")
+    for folder, date in (("a", "2030-01-03"), ("b", "2030-01-04"), ("c", "2030-01-01")):
+        other = report(date)
+        other.suite = "small"
+        results.write(other, tmp_path / folder / "small.json")
+    shown = [str(path.relative_to(tmp_path)) for path, _ in readme.newest(tmp_path)]
+    assert shown == ["a/full.json", "b/small.json"]
+
+
 def test_another_suite_is_a_row_a_loss(tmp_path: Path) -> None:
-    """Shown after the core run of the same hardware."""
+    """Shown after the core run."""
     results.write(report(), tmp_path / "a" / "full.json")
     small = report()
     small.suite = "small"

@@ -8,11 +8,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pml_fast.engine.triton import configs
 
+ROOT = Path(__file__).resolve().parents[1]
 EVERYTHING = os.environ.get("PML_FAST_TEST_ALL") == "1"
 # Bytes of shared memory a block may have (CUDA programming guide, technical specifications by compute capability).
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
@@ -23,8 +25,7 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     """A fresh interpreter in which kernels are compiled, whatever this one does."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    root = str(Path(__file__).resolve().parents[1])
-    environment["PYTHONPATH"] = os.pathsep.join([root, environment.get("PYTHONPATH", "")])
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
     return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
 
 
@@ -42,6 +43,28 @@ def test_default_configurations_compile_without_spills(arch: int, tmp_path: Path
     assert [k["name"] for k in kernels if k["spills"]] == []
     assert [k["name"] for k in kernels if k["shared"] > SHARED[arch]] == []
     assert all(0 < k["registers"] <= 255 for k in kernels)
+    for kernel in kernels:
+        assert_instructions(kernel, arch)
+
+
+def assert_instructions(kernel: dict[str, Any], arch: int) -> None:
+    """Every kernel with products has them on tensor cores: Hopper's own instructions where four warps have 64 rows."""
+    if "PRECISION" not in kernel["constexprs"]:
+        assert kernel["mma"] == kernel["wgmma"] == 0
+    elif arch == 90 and int(kernel["constexprs"]["BLOCK_M"]) % 64 == 0:
+        assert kernel["wgmma"] > 0, kernel["name"]
+    else:
+        assert (kernel["mma"] > 0, kernel["wgmma"]) == (True, 0), kernel["name"]
+
+
+@pytest.mark.parametrize("arch", configs.ARCHES)
+def test_the_report_of_every_configuration_is_clean(arch: int) -> None:
+    """The one that the repository holds."""
+    report = json.loads((ROOT / "benchmarks" / "results" / "aot" / f"sm_{arch}.json").read_text())
+    assert len(report["kernels"]) > 900
+    for kernel in report["kernels"]:
+        assert (kernel["spills"], kernel["shared"] <= SHARED[arch]) == (0, True)
+        assert_instructions(kernel, arch)
 
 
 @needs_triton

@@ -85,15 +85,19 @@ class AngularLoss(BaseMetricLossFunction):
         if self.collect_stats:
             self._set_stats(unit_x.detach(), unit_y.detach(), y.detach(), labels, ref_labels, anchor, positive)
         slope = torch.tan(self.alpha).square().to(x)
+        # A pair and its mirror image have one sum of rows, the same negatives, and so one loss.
+        mirrored = itself and indices_tuple is None
+        left, right, place = _once(anchor, positive, len(x)) if mirrored else (anchor, positive, None)
 
         def losses(first: int, last: int, unit_x: Tensor, unit_y: Tensor, y: Tensor, slope: Tensor) -> Tensor:
-            a, p = unit_x[anchor[first:last]], unit_y[positive[first:last]]
-            side = DenseSide(4 * slope * strip_scores(PRODUCT, a + p, y), _differ(labels, ref_labels, anchor[first:last]))
+            a, p = unit_x[left[first:last]], unit_y[right[first:last]]
+            side = DenseSide(4 * slope * strip_scores(PRODUCT, a + p, y), _differ(labels, ref_labels, left[first:last]))
             closeness = 2 * (1 + slope) * (a * p).sum(dim=1)
             negatives = side.logsumexp(side.s)
             return softplus(torch.where(negatives == NEG_INF, negatives, negatives - closeness))
 
-        values = over_rows(losses, len(anchor), max(len(y), y.shape[1]), unit_x, unit_y, y, slope)
+        values = over_rows(losses, len(left), max(len(y), y.shape[1]), unit_x, unit_y, y, slope)
+        values = values if place is None else values[place]
         return {"loss": {"losses": values, "indices": (anchor, positive), "reduction_type": "pos_pair"}}
 
     def _set_stats(
@@ -118,6 +122,12 @@ class AngularLoss(BaseMetricLossFunction):
 
 def _differ(labels: Tensor, ref_labels: Tensor, anchor: Tensor) -> Tensor:
     return labels[anchor].unsqueeze(1) != ref_labels.unsqueeze(0)
+
+
+def _once(anchor: Tensor, positive: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs of ``n`` rows without their mirror images, and where each of the given pairs is among them."""
+    key, place = torch.unique(torch.minimum(anchor, positive) * n + torch.maximum(anchor, positive), return_inverse=True)
+    return torch.div(key, n, rounding_mode="floor"), key % n, place
 
 
 def _pairs(labels: Tensor, ref_labels: Tensor, indices: Any, itself: bool) -> tuple[Tensor, Tensor, bool]:

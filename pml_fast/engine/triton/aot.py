@@ -54,12 +54,17 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one compiled configuration takes of a multiprocessor; ``spills`` and ``shared`` are bytes."""
+    """What one compiled configuration takes of a multiprocessor; ``spills`` and ``shared`` are bytes.
+
+    ``mma`` and ``wgmma`` are the program's tensor-core instructions: those of a warp, and Hopper's asynchronous ones of four.
+    """
 
     name: str
     registers: int
     shared: int
     spills: int
+    mma: int
+    wgmma: int
     num_warps: int
     num_stages: int
     constexprs: dict[str, str] = field(default_factory=dict)
@@ -90,8 +95,11 @@ def compile_kernel(kernel: Kernel, arch: int) -> Resources:
     options = {"num_warps": kernel.num_warps, "num_stages": kernel.num_stages, "maxnreg": kernel.maxnreg}
     built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     registers, spills = _resource_usage(built.asm["cubin"])
+    mma, wgmma = (built.asm["ptx"].count(instruction) for instruction in ("mma.sync.aligned", "wgmma.mma_async"))
     shown = {n: getattr(v, "__name__", str(v)) for n, v in kernel.constexprs.items()}
-    return Resources(kernel.name, registers, built.metadata.shared, spills, kernel.num_warps, kernel.num_stages, shown)
+    return Resources(
+        kernel.name, registers, built.metadata.shared, spills, mma, wgmma, kernel.num_warps, kernel.num_stages, shown
+    )
 
 
 def _resource_usage(cubin: bytes) -> tuple[int, int]:
