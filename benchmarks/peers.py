@@ -178,9 +178,8 @@ PEERS = {
     )
 }
 ON_CPU = ("pml_fast/cpu", "pml_fast/chunked", "pml", "eager", "compile")
-DEFAULTS_ON_CPU = ("pml_fast/auto", "pml", "eager", "compile")
-# Compiling every loss anew would take longer than all the rest.
-UNCOMPILED_ON_CPU = ("pml_fast/auto", "pml", "eager")
+# Of many losses: compiling every one anew would take longer than all the rest.
+DEFAULTS_ON_CPU = ("pml_fast/auto", "pml", "eager")
 ON_GPU = ("pml_fast/triton", "pml_fast/chunked", "pml", "eager", "compile", INF_CL)
 
 

@@ -33,7 +33,7 @@ from benchmarks.operations import (
     RANKS,
     TWO_SETS,
 )
-from benchmarks.peers import DEFAULTS_ON_CPU, ON_CPU, ON_GPU, PEERS, UNCOMPILED_ON_CPU
+from benchmarks.peers import DEFAULTS_ON_CPU, ON_CPU, ON_GPU, PEERS
 from benchmarks.results import CaseResult
 from benchmarks.runner import run_cases
 from benchmarks.timing import Plan
@@ -253,12 +253,12 @@ BRIEF = Plan(seconds=0.25, min_rounds=5, max_rounds=25)
 
 STEP_SUITES = {
     "core": Suite("the pair and triplet losses with compiled kernels", core_cases, ON_CPU, 24 * 60, 90, Plan(), "full"),
-    "losses": Suite("every loss at N = 1024 and 4096", large_cases, UNCOMPILED_ON_CPU, 25 * 60, 12, BOUNDED, "losses"),
-    "small": Suite("every loss and miner at N = 32 to 256", small_cases, UNCOMPILED_ON_CPU, 18 * 60, 20, BRIEF, "small"),
-    "miners": Suite("each miner with a loss", miner_cases, UNCOMPILED_ON_CPU, 10 * 60, 20, BOUNDED, "miners"),
-    "classes": Suite("512 rows against 10^4 to 10^6 classes", class_cases, DEFAULTS_ON_CPU, 18 * 60, 15, BOUNDED, "classes"),
+    "losses": Suite("every loss at N = 1024 and 4096", large_cases, DEFAULTS_ON_CPU, 25 * 60, 12, BOUNDED, "losses"),
+    "small": Suite("every loss and miner at N = 32 to 256", small_cases, DEFAULTS_ON_CPU, 18 * 60, 20, BRIEF, "small"),
+    "miners": Suite("each miner with a loss", miner_cases, DEFAULTS_ON_CPU, 10 * 60, 20, BOUNDED, "miners"),
+    "classes": Suite("512 rows against 10^4 to 10^6 classes", class_cases, DEFAULTS_ON_CPU, 25 * 60, 60, BOUNDED, "classes"),
     "gpu": Suite("what a GPU is judged by", gpu_cases, ON_CPU, 270, 30, Plan(seconds=0.3, min_rounds=5, max_rounds=30), "full"),
-    "queues": Suite("512 rows against a queue of up to 65,536", queue_cases, UNCOMPILED_ON_CPU, 6 * 60, 30, BOUNDED, "queues"),
+    "queues": Suite("512 rows against a queue of up to 65,536", queue_cases, DEFAULTS_ON_CPU, 6 * 60, 30, BOUNDED, "queues"),
 }
 # Those with a row for each peer, by device: a run of all of one stands for the hardware.
 MAIN_SUITES = ("core", "gpu")
