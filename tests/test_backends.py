@@ -20,7 +20,8 @@ import pml_fast.engine.ops
 import pml_fast.engine.triplet_ops  # noqa: F401  (defines the operators)
 from pml_fast import _extension, losses, use
 from pml_fast.distances import LpDistance
-from pml_fast.engine import dispatch
+from pml_fast.engine import dispatch, ops
+from pml_fast.engine.cpu import small
 from pml_fast.engine.cpu.levels import COMPILED
 from pml_fast.engine.cpu.pairwise import Sweep
 from pml_fast.engine.cpu.strip import COMPILED_ROWS
@@ -430,6 +431,26 @@ def test_a_cold_temperature_of_raw_inner_products_does_not_overflow(backend: str
             assert distance(got.dx, want.dx) <= 1e-3 * want.dx.norm().item()
 
 
+@pytest.mark.parametrize("score", ["cosine", "dot", "l2", "asymmetric"])
+@pytest.mark.parametrize("name", COMPILED)
+def test_two_small_sets_take_one_call(name: str, score: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of a small batch against other columns, which the tiles of the general way must agree with."""
+    skip_unless("cpu")
+    if name in ONLY_COSINE and score != "cosine":
+        pytest.skip("scores must be cosines")
+    batch = draw(61, 45).to(torch.float64)
+    with monkeypatch.context() as patch:
+        patch.setattr(small, "LARGEST", 0)
+        want = on("cpu", name, batch, SCORES[score])
+    # Circle's logits are not affine, and squares of raw rows leave its range.
+    if name != "circle" or score == "cosine":
+        monkeypatch.setattr(ops, "both", None)
+    got = on("cpu", name, batch, SCORES[score])
+    torch.testing.assert_close(got.value, want.value)
+    torch.testing.assert_close(got.dx, want.dx)
+    torch.testing.assert_close(got.dy, want.dy)
+
+
 @pytest.mark.parametrize("score", ["dot", "l2_raw"])
 def test_norms_that_bound_the_logits_spare_a_sweep(score: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scores of raw rows have no bound of their own; only rows that are too long are asked for their largest logit."""
@@ -437,6 +458,7 @@ def test_norms_that_bound_the_logits_spare_a_sweep(score: str, monkeypatch: pyte
     asked = []
     extreme = Sweep.extreme
     monkeypatch.setattr(Sweep, "extreme", lambda sweep, largest: (asked.append(1), extreme(sweep, largest))[1])
+    monkeypatch.setattr(small, "LARGEST", 0)
     for stretch, sweeps in ((1, 0), (100, 1)):
         for m in (None, 45):
             batch = draw(61, m).to(torch.float32)

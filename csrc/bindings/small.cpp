@@ -14,18 +14,19 @@ namespace py = pybind11;
 namespace pml_fast {
 namespace {
 
-void pair_loss(Address x, Address labels, Address rule, int64_t n, int64_t d, const std::string& distance, bool normalize,
-               bool gated, bool gradients, double sign, double fixed_level, int threads, const std::string& spec,
-               const std::vector<double>& params, const std::vector<std::pair<double, double>>& limits,
-               const std::vector<std::pair<std::string, bool>>& folds, Address terms, Address dx, bool is_double) {
+bool pair_loss(Address x, Address labels, Address rule, int64_t n, int64_t d, Address y, Address y_labels, int64_t m,
+               const std::string& distance, bool normalize, bool gated, double sign, double fixed_level,
+               const std::vector<double>& logit, int threads, const std::string& spec, const std::vector<double>& params,
+               const std::vector<std::pair<double, double>>& limits, const std::vector<std::pair<std::string, bool>>& folds,
+               Address terms, Address dx, Address dy, bool is_double) {
   const SmallBatch batch{
-      at<void>(x), at<int64_t>(labels), at<void>(rule), n,           d,      distance_named(distance), normalize,
-      gated,       gradients,           sign,           fixed_level, threads};
-  std::vector<SmallTerm> reductions;
-  for (const auto& [fold, element] : folds) reductions.push_back({fold, element});
-  const std::vector<Limits> intervals = open_intervals(limits);
+      at<void>(x), at<int64_t>(labels), at<void>(rule), n, d, distance_named(distance), normalize, gated, dx != 0,
+      sign,        fixed_level,         threads};
+  SmallLoss loss{spec,        params,     open_intervals(limits), {}, at<void>(y), at<int64_t>(y_labels), m, logit.at(0),
+                 logit.at(1), logit.at(2)};
+  for (const auto& [fold, element] : folds) loss.terms.push_back({fold, element});
   py::gil_scoped_release release;
-  PML_FAST_DISPATCH(small_pair_loss(batch, spec, params, intervals, reductions, at<void>(terms), at<void>(dx), is_double));
+  return PML_FAST_DISPATCH(small_pair_loss(batch, loss, at<void>(terms), at<void>(dx), at<void>(dy), is_double));
 }
 
 void triplet_loss(Address x, Address labels, Address rule, int64_t n, int64_t d, const std::string& distance, bool normalize,

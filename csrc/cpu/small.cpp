@@ -1,6 +1,7 @@
 #include "small.h"
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 
 #include "../runtime/layout.h"
@@ -127,37 +128,157 @@ T reduce(const SmallTerm& term, const Limits& limits, const T* value, const T* c
   return total * scale;
 }
 
+// A level for each of the sorted rows, in the middle of the logits that the norms allow; false where these span too much.
 template <typename T>
-void run(const SmallBatch& batch, const std::string& spec, const std::vector<double>& params, const std::vector<Limits>& limits,
-         const std::vector<SmallTerm>& terms, T* terms_out, T* dx) {
-  Step<T> step(batch);
-  const int64_t n = batch.n, count = static_cast<int64_t>(terms.size());
-  const auto engine =
-      make_pair_engine(spec, params, batch.sign, limits, step.layout(), batch.fixed_level, std::is_same_v<T, double>);
-  engine->score_positives();
-  T* tile = step.products();
-  for (int sweep = 0; sweep < engine->sweeps(); ++sweep) {
-    engine->fold(tile, n, 0, n, 0, n, n, sweep > 0);
-    engine->end_sweep();
+bool levels_of(const SmallBatch& batch, const SmallLoss& loss, const T* x, const T* y, int64_t m, std::vector<T>& levels) {
+  const int64_t d = batch.d;
+  T top = 0;
+  for (int64_t j = 0; j < m; ++j) top = std::max(top, std::sqrt(dot(y + j * d, y + j * d, d)));
+  levels.resize(batch.n);
+  for (int64_t i = 0; i < batch.n; ++i) {
+    const T norm = std::sqrt(dot(x + i * d, x + i * d, d));
+    T far = batch.distance == Distance::kDot ? norm * top : norm + top;
+    if (batch.distance == Distance::kL2Squared) far *= far;
+    const T least = batch.distance == Distance::kDot ? -far : T(0);
+    // Written so that a NaN does not fit.
+    if (!(std::abs(T(loss.a)) * (far - least) <= T(loss.span))) return false;
+    levels[i] = T(loss.a) * (far + least) / T(2) + T(loss.b);
   }
-  std::vector<T> rows(2 * count * n), weights(count * n);
+  return true;
+}
+
+// Rows' values and counts become the terms. `w` gets the weights of the rows' values.
+template <typename T>
+void reduce_all(const SmallBatch& batch, const SmallLoss& loss, PairEngine& engine, T* terms_out, std::vector<T>& w) {
+  const int64_t n = batch.n, count = static_cast<int64_t>(loss.terms.size());
+  std::vector<T> rows(2 * count * n);
+  w.resize(count * n);
   bool exists[2];
-  engine->finish(rows.data(), exists);
+  engine.finish(rows.data(), exists);
   const bool closed = batch.gated && !(exists[0] && exists[1]);
   for (int64_t t = 0; t < count; ++t) {
-    T* w = weights.data() + t * n;
-    terms_out[t] = reduce(terms[t], limits[t], rows.data() + 2 * t * n, rows.data() + (2 * t + 1) * n, n, w);
+    T *own = w.data() + t * n, *value = rows.data() + 2 * t * n;
+    terms_out[t] = reduce(loss.terms[t], loss.limits[t], value, value + n, n, own);
     if (closed) {
       terms_out[t] = T(0);
-      std::fill(w, w + n, T(0));
+      std::fill(own, own + n, T(0));
     }
   }
-  if (!batch.gradients) return;
+}
+
+template <typename T>
+void fold_all(PairEngine& engine, T* tile, int64_t n, int64_t m) {
+  engine.score_positives();
+  for (int sweep = 0; sweep < engine.sweeps(); ++sweep) {
+    engine.fold(tile, m, 0, n, 0, m, m, sweep > 0);
+    engine.end_sweep();
+  }
+}
+
+template <typename T>
+bool run(const SmallBatch& batch, const SmallLoss& loss, T* terms_out, T* dx) {
+  Step<T> step(batch);
+  const int64_t n = batch.n;
+  std::vector<T> levels, weights;
+  if (std::isnan(batch.fixed_level) && !levels_of(batch, loss, step.row(0), step.row(0), n, levels)) return false;
+  const auto engine = make_pair_engine(loss.spec, loss.params, batch.sign, loss.limits, step.layout(), batch.fixed_level,
+                                       std::is_same_v<T, double>);
+  if (!levels.empty()) engine->set_levels(levels.data());
+  T* tile = step.products();
+  fold_all(*engine, tile, n, n);
+  reduce_all(batch, loss, *engine, terms_out, weights);
+  if (dx == nullptr) return true;
   engine->set_weights(weights.data());
   const bool live = engine->coefficients(tile, n, 0, n, 0, n, n, true, true);
   T* grad = step.gradient(live);
   engine->finish_gradients(grad, nullptr);
   step.write_gradient(dx);
+  return true;
+}
+
+// One of two sets in the order of its classes, divided by its norms where they are asked for, and its gradient.
+template <typename T>
+struct SortedSet {
+  SortedSet(const void* x, const int64_t* labels, int64_t n, int64_t d, bool normalize)
+      : n(n), d(d), normalize(normalize), order(n), rows(n * d), norm(n, T(1)) {
+    class_order(labels, n, order.data());
+    for (int64_t i = 0; i < n; ++i) {
+      const T* from = static_cast<const T*>(x) + order[i] * d;
+      if (normalize)
+        norm[i] = divide_by_norm(from, d, rows.data() + i * d);
+      else
+        std::copy_n(from, d, rows.data() + i * d);
+    }
+  }
+
+  // The coefficients times the other set's rows.
+  T* gradient(const Strided<T>& h, const SortedSet& other, bool live, int threads) {
+    grad.assign(n * d, T(0));
+    if (live) multiply(h, n, Panels<T>({other.rows.data(), d, 1}, other.n, d, threads), grad.data(), d, threads);
+    return grad.data();
+  }
+
+  void write_gradient(T* out) const {
+    for (int64_t i = 0; i < n; ++i) {
+      const T *own = grad.data() + i * d, *row = rows.data() + i * d;
+      if (normalize)
+        undivided_gradient(own, row, norm[i], d, out + order[i] * d);
+      else
+        std::copy_n(own, d, out + order[i] * d);
+    }
+  }
+
+  int64_t n, d;
+  bool normalize;
+  std::vector<int64_t> order;
+  std::vector<T> rows, norm, grad;
+};
+
+template <typename T>
+bool run_two_sets(const SmallBatch& batch, const SmallLoss& loss, T* terms_out, T* dx, T* dy) {
+  const int64_t n = batch.n, m = loss.m, d = batch.d;
+  const int threads = n * m * d < (1 << 20) ? 1 : batch.threads;
+  SortedSet<T> x(batch.x, batch.labels, n, d, batch.normalize), y(loss.y, loss.y_labels, m, d, batch.normalize);
+  std::vector<int64_t> start(n), end(n), col_start(m), col_end(m), offset(n + 1, 0);
+  class_runs(batch.labels, x.order.data(), n, loss.y_labels, y.order.data(), m, start.data(), end.data());
+  class_runs(loss.y_labels, y.order.data(), m, batch.labels, x.order.data(), n, col_start.data(), col_end.data());
+  for (int64_t i = 0; i < n; ++i) offset[i + 1] = offset[i] + end[i] - start[i];
+  std::vector<T> rule(batch.rule == nullptr ? 0 : 4 * n), levels, weights;
+  for (size_t k = 0; k < rule.size(); ++k) {
+    const int64_t side = static_cast<int64_t>(k) / n, i = static_cast<int64_t>(k) % n;
+    rule[k] = static_cast<const T*>(batch.rule)[side * n + x.order[i]];
+  }
+  if (std::isnan(batch.fixed_level) && !levels_of(batch, loss, x.rows.data(), y.rows.data(), m, levels)) return false;
+  PairLayout g{};
+  g.x = x.rows.data(), g.y = y.rows.data();
+  g.start = start.data(), g.end = end.data(), g.col_start = col_start.data(), g.col_end = col_end.data();
+  g.offset = offset.data();
+  g.rule = batch.rule == nullptr ? nullptr : rule.data();
+  g.n = n, g.m = m, g.d = d;
+  g.distance = batch.distance;
+  g.threads = threads;
+  const auto engine =
+      make_pair_engine(loss.spec, loss.params, batch.sign, loss.limits, g, batch.fixed_level, std::is_same_v<T, double>);
+  if (!levels.empty()) engine->set_levels(levels.data());
+  const std::unique_ptr<T[]> tile(new T[n * m]);
+  multiply({x.rows.data(), d, 1}, n, Panels<T>({y.rows.data(), 1, d}, d, m, threads), tile.get(), m, threads);
+  fold_all(*engine, tile.get(), n, m);
+  reduce_all(batch, loss, *engine, terms_out, weights);
+  if (dx == nullptr && dy == nullptr) return true;
+  engine->set_weights(weights.data());
+  const bool live = engine->coefficients(tile.get(), m, 0, n, 0, m, m, true, false);
+  T* by_x = dx == nullptr ? nullptr : x.gradient({tile.get(), m, 1}, y, live, threads);
+  T* by_y = dy == nullptr ? nullptr : y.gradient({tile.get(), 1, m}, x, live, threads);
+  engine->finish_gradients(by_x, by_y);
+  if (dx != nullptr) x.write_gradient(dx);
+  if (dy != nullptr) y.write_gradient(dy);
+  return true;
+}
+
+template <typename T>
+bool run_loss(const SmallBatch& batch, const SmallLoss& loss, void* terms_out, void* dx, void* dy) {
+  T *terms = static_cast<T*>(terms_out), *by_x = static_cast<T*>(dx), *by_y = static_cast<T*>(dy);
+  return loss.y == nullptr ? run(batch, loss, terms, by_x) : run_two_sets(batch, loss, terms, by_x, by_y);
 }
 
 // The sum of all triplets' losses and its gradient, scaled as the fold asks.
@@ -303,13 +424,8 @@ void small_extreme(const SmallBatch& batch, bool positive, bool largest, void* v
     run_extreme(batch, positive, largest, static_cast<float*>(value), index);
 }
 
-void small_pair_loss(const SmallBatch& batch, const std::string& spec, const std::vector<double>& params,
-                     const std::vector<Limits>& limits, const std::vector<SmallTerm>& terms, void* terms_out, void* dx,
-                     bool is_double) {
-  if (is_double)
-    run(batch, spec, params, limits, terms, static_cast<double*>(terms_out), static_cast<double*>(dx));
-  else
-    run(batch, spec, params, limits, terms, static_cast<float*>(terms_out), static_cast<float*>(dx));
+bool small_pair_loss(const SmallBatch& batch, const SmallLoss& loss, void* terms_out, void* dx, void* dy, bool is_double) {
+  return is_double ? run_loss<double>(batch, loss, terms_out, dx, dy) : run_loss<float>(batch, loss, terms_out, dx, dy);
 }
 
 }  // namespace PML_FAST_ISA

@@ -1,5 +1,4 @@
-// A whole step of a small batch against itself in one call: where a batch is small, the calls between the steps cost more than
-// the steps.
+// A whole step of a small batch in one call: where a batch is small, the calls between the steps cost more than the steps.
 #pragma once
 
 #include <cstdint>
@@ -28,10 +27,23 @@ struct SmallBatch {
   int threads;
 };
 
-// terms[T] and, with gradients, dx [N, D]. The level must be fixed (not NaN).
-PML_FAST_FOR_EACH_ISA(void small_pair_loss(const SmallBatch& batch, const std::string& spec, const std::vector<double>& params,
-                                           const std::vector<Limits>& limits, const std::vector<SmallTerm>& terms,
-                                           void* terms_out, void* dx, bool is_double);)
+// A pair loss: the columns (y null for the batch itself), and the logits a s + b of its negatives, whose range must not exceed
+// `span`, where their level is not fixed (NaN).
+struct SmallLoss {
+  std::string spec;
+  std::vector<double> params;
+  std::vector<Limits> limits;
+  std::vector<SmallTerm> terms;
+  const void* y;            // [M, D]
+  const int64_t* y_labels;  // [M]
+  int64_t m;
+  double a, b, span;
+};
+
+// terms[T] and, where they are not null, dx [N, D] and dy [M, D]. False, with nothing written, where the rows' norms allow
+// logits beyond the span.
+PML_FAST_FOR_EACH_ISA(bool small_pair_loss(const SmallBatch& batch, const SmallLoss& loss, void* terms_out, void* dx, void* dy,
+                                           bool is_double);)
 
 // All triplets: loss[1] and, with gradients, dx [N, D]. `fold` is as a SmallTerm's.
 PML_FAST_FOR_EACH_ISA(void small_triplet_loss(const SmallBatch& batch, const TripletOptions& options, const std::string& fold,

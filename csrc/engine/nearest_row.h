@@ -2,7 +2,7 @@
 // takes what is no further. Keys come out in any order; they are all different, so that sorting them settles ties.
 #pragma once
 
-#include <limits>
+#include <cmath>
 
 #include "row_scores.h"
 
@@ -33,7 +33,8 @@ namespace nearest_row {
 // Closeness as a number whose order is that of unsigned integers; what is not a number is infinitely far.
 PML_FAST_HD uint32_t order_of(float score, float turn) {
   const float z = turn * score;
-  return order_bits(z == z ? z : std::numeric_limits<float>::infinity());
+  // The macro, because device code may not call std::numeric_limits.
+  return order_bits(z == z ? z : INFINITY);
 }
 
 // Signed keys sort by closeness, then by column.

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -140,7 +139,8 @@ def _area(tile: Tile) -> int:
 
 def _small(size: Size) -> Cost:
     memory = size.item * (size.n * size.m + 4 * size.sets + size.pairs + 16 * size.n)
-    return _cost(size, size.gemm, (1 + size.need_x) * size.gemm, 1, memory)
+    sides = size.need_x + (0 if size.shared else size.need_y)
+    return _cost(size, size.gemm, (1 + sides) * size.gemm, 1, memory)
 
 
 def _cpu_pairwise(size: Size, spec: PairSpec | TripletSpec, score: Score, _: bool) -> Cost:
@@ -397,13 +397,15 @@ _SMALL: dict[str, Callable[[Size], Cost]] = {"cpu": _small, "triton": _triton_sm
 
 
 def one_call(
-    backend: str, size: Size, spec: PairSpec | TripletSpec, score: Score, folds: list[str], device: torch.device, weighted: bool
-) -> bool:
+    backend: str, size: Size, spec: PairSpec | TripletSpec, score: Score, folds: list[str], device: torch.device,
+    weighted: bool, itself: bool,
+) -> bool:  # fmt: skip
     """Whether the backend has a short cut for a batch as small as this pair loss's (its module ``small``)."""
-    if not (isinstance(spec, PairSpec) and size.shared) or weighted:
+    if not isinstance(spec, PairSpec) or weighted:
         return False
+    key = spec.name, tuple(spec.params()), score.encode(), tuple(folds)
     batch = torch.empty(1, device=device, dtype=size.dtype).expand(size.n, size.d)
-    short: Any = {"cpu": small, "triton": triton_small}.get(backend)
-    if short is None or not short.applies(batch):
-        return False
-    return short.recipe(spec.name, tuple(spec.params()), score.encode(), tuple(folds)) is not None
+    if backend == "cpu":
+        both = small.applies(batch) and small.applies(batch[:1].expand(size.m, size.d))
+        return both and (size.shared or not itself) and small.recipe(*key, size.shared) is not None
+    return backend == "triton" and size.shared and triton_small.applies(batch) and triton_small.recipe(*key) is not None

@@ -150,7 +150,9 @@ class Explainer:
         one_call = (
             plan.engine == "pairwise"
             and plan.folds is not None
-            and cost.one_call(backend, size, spec, score, [fold.encode() for fold in folds], self.x.device, weighted)
+            and cost.one_call(
+                backend, size, spec, score, [fold.encode() for fold in folds], self.x.device, weighted, self.call.itself
+            )
         )
         uniform = all(fold.kind in UNIFORM for fold in folds)
         found = cost.estimate(plan.engine, backend, size, spec, score, uniform=uniform, small_step=one_call)

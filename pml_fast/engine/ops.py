@@ -50,14 +50,18 @@ def _folds(encoded: Sequence[str]) -> list[Fold]:
 
 def _small_pair_loss(
     x: Tensor, labels: Tensor, rule: Tensor | None, spec: str, params: Sequence[float], score: str, folds: Sequence[str],
-    need: bool,
+    need: bool, columns: small.Columns | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:  # fmt: skip
     """The outputs of ``pairwise_loss``, where its backend has a short cut for a batch as small as this."""
-    if small.applies(x) and (how := small.recipe(spec, tuple(params), score, tuple(folds))) is not None:
-        total, terms, grad, none = small.pair_loss(x, labels, rule, how, need)
-        return total, terms, grad if terms.any() else settled(terms, grad), none
-    if triton_small.applies(x) and (plan := triton_small.recipe(spec, tuple(params), score, tuple(folds))) is not None:
-        return triton_small.pair_loss(x, labels, rule, plan, need)
+    if small.applies(x) and (columns is None or small.applies(columns.y)):
+        how = small.recipe(spec, tuple(params), score, tuple(folds), columns is None)
+        done = None if how is None else small.pair_loss(x, labels, rule, how, need, columns)
+        if done is not None:
+            total, terms, dx, dy = done
+            return done if terms.any() else (total, terms, settled(terms, dx), settled(terms, dy))
+    if columns is None and triton_small.applies(x):
+        plan = triton_small.recipe(spec, tuple(params), score, tuple(folds))
+        return None if plan is None else triton_small.pair_loss(x, labels, rule, plan, need)
     return None
 
 
@@ -68,9 +72,11 @@ def _pairwise_loss(
     x: Tensor, y: Tensor, x_labels: Tensor, y_labels: Tensor, rule: Tensor | None, row_weights: Tensor | None,
     spec: str, params: Sequence[float], score: str, itself: bool, folds: Sequence[str], need_x: bool, need_y: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    done = _small_pair_loss(x, x_labels, rule, spec, params, score, folds, need_x) if itself and row_weights is None else None
-    if done is not None:
-        return done
+    if row_weights is None:
+        columns = None if itself else small.Columns(y, y_labels, need_y)
+        done = _small_pair_loss(x, x_labels, rule, spec, params, score, folds, need_x, columns)
+        if done is not None:
+            return done
     sc, reductions = Score.decode(score), _folds(folds)
     with math_precision():
         rows, cols = both(x, y, itself, sc)

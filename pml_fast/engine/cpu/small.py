@@ -1,10 +1,10 @@
-"""Small batches against themselves: a whole step of a pair or triplet loss, or a miner's search, in one compiled call."""
+"""Small batches: a whole step of a pair or triplet loss, or a miner's search, in one compiled call."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pml_fast import _extension
 from pml_fast.engine.cpu.indexed import check_pairs
-from pml_fast.engine.cpu.levels import COMPILED, fixed_level
+from pml_fast.engine.cpu.levels import COMPILED, LOGIT_SPAN, Affine, fixed_level, logit
 from pml_fast.engine.cpu.rows import distance_name, extension
 from pml_fast.engine.cpu.triplet import EVERY, POSITIVE_ONLY
 from pml_fast.engine.fold import Fold
@@ -38,23 +38,30 @@ class Recipe:
     normalize: bool
     gated: bool
     sign: float
+    itself: bool
     levels: dict[torch.dtype, float]
+    logits: dict[torch.dtype, list[float]]
     limits: list[Limits]
     folds: list[tuple[str, bool]]
 
 
 @lru_cache(maxsize=256)
-def recipe(spec: str, params: tuple[float, ...], score: str, folds: tuple[str, ...]) -> Recipe | None:
+def recipe(spec: str, params: tuple[float, ...], score: str, folds: tuple[str, ...], itself: bool = True) -> Recipe | None:
     """How to run this in one call, or ``None`` where only tiles will do."""
     sc, reductions = Score.decode(score), [Fold.decode(fold) for fold in folds]
-    if spec not in COMPILED or not has_kernel(sc) or any(fold.kind not in _FOLDS for fold in reductions):
+    computed = has_kernel(sc) if itself else has_kernel(replace(sc, symmetric=True))
+    if spec not in COMPILED or not computed or any(fold.kind not in _FOLDS for fold in reductions):
         return None
     maths, values = pair_spec(spec, params), list(params)
-    levels = {dtype: fixed_level(spec, values, sc, dtype) for dtype in (torch.float32, torch.float64)}
-    if any(math.isnan(level) for level in levels.values()):
+    levels = {dtype: fixed_level(spec, values, sc, dtype) for dtype in LOGIT_SPAN}
+    own = logit(spec, values, sc)
+    affine = isinstance(own, Affine)
+    if not affine and any(math.isnan(level) for level in levels.values()):
         return None
+    a, b = (own.a, own.b) if isinstance(own, Affine) else (0.0, 0.0)
     return Recipe(
-        spec, values, distance_name(sc), sc.normalize, maths.gated, sc.sign, levels,
+        spec, values, distance_name(sc), sc.normalize, maths.gated, sc.sign, itself, levels,
+        {dtype: [a, b, span] for dtype, span in LOGIT_SPAN.items()},
         # A loss a row is compared with its limits when it is reduced, a pair's inside the sweep.
         [(fold.low, fold.high) if fold.kind == "threshold" else fold.pair_limits() for fold in reductions],
         [(fold.kind, term.kind == "element") for fold, term in zip(reductions, maths.terms, strict=True)],
@@ -66,18 +73,38 @@ def has_kernel(score: Score) -> bool:
     return score.symmetric and (score.kind, score.power) in (("dot", 1.0), ("l2", 1.0), ("l2", 2.0))
 
 
-def pair_loss(x: Tensor, labels: Tensor, rule: Tensor | None, how: Recipe, need: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The outputs of ``pairwise_loss`` for a batch ``[N, D]`` against itself."""
+@dataclass(frozen=True)
+class Columns:
+    """Another set ``[M, D]`` to compare with, and whether its gradient is wanted."""
+
+    y: Tensor
+    labels: Tensor
+    need: bool
+
+
+def pair_loss(
+    x: Tensor, labels: Tensor, rule: Tensor | None, how: Recipe, need: bool, columns: Columns | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """The outputs of ``pairwise_loss`` for a batch ``[N, D]`` against itself or other columns, or ``None`` where the rows are
+    so long that only tiles will do."""
     rows, labels, rule = _inputs(x, labels, rule)
     wide = rows.dtype
+    other = None if columns is None else columns.y.to(wide).contiguous()
+    other_labels = None if columns is None else columns.labels.contiguous()
     terms = rows.new_empty(len(how.folds))
     dx = torch.empty_like(rows) if need else rows.new_empty(0)
-    extension().small_pair_loss(
-        rows.data_ptr(), labels.data_ptr(), 0 if rule is None else rule.data_ptr(), rows.shape[0], rows.shape[1],
-        how.distance, how.normalize, how.gated, need, how.sign, how.levels[wide], torch.get_num_threads(), how.spec,
-        how.params, how.limits, how.folds, terms.data_ptr(), dx.data_ptr() if need else 0, wide == torch.float64,
+    dy = torch.empty_like(other) if columns is not None and columns.need and other is not None else rows.new_empty(0)
+    done = extension().small_pair_loss(
+        rows.data_ptr(), labels.data_ptr(), _address(rule), rows.shape[0], rows.shape[1], _address(other),
+        _address(other_labels), 0 if other is None else other.shape[0], how.distance, how.normalize, how.gated, how.sign,
+        how.levels[wide], how.logits[wide], torch.get_num_threads(), how.spec, how.params, how.limits, how.folds,
+        terms.data_ptr(), dx.data_ptr(), dy.data_ptr(), wide == torch.float64,
     )  # fmt: skip
-    return terms.sum(), terms, dx.to(x.dtype) if dx.dtype != x.dtype else dx, rows.new_empty(0, dtype=x.dtype)
+    return (terms.sum(), terms, dx.to(x.dtype), dy.to(x.dtype if columns is None else columns.y.dtype)) if done else None
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def triplet_loss(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from pml_fast.engine.score import Score
 from pml_fast.engine.spec import Losses, PairSpec, Some, Term, register_pair_spec
-from pml_fast.engine.views import NEG_INF, View, log_add
+from pml_fast.engine.views import View, log_add
 
 
 @register_pair_spec
@@ -24,4 +26,5 @@ class LogSumExp(PairSpec):
     def formula(self, view: View, score: Score) -> Losses:
         scale = score.sign / self.temperature
         total = log_add(view.pos.logsumexp(view.pos.s * scale), view.neg.logsumexp(view.neg.s * scale))
-        return [Some(total.masked_fill(total == NEG_INF, 0.0), total != NEG_INF)]
+        some = view.pos.count() + view.neg.count() > 0
+        return [Some(torch.where(some, total, 0.0), some)]
