@@ -132,12 +132,16 @@ def refuse_score(score: Score) -> str | None:
 
 
 def _refuse_spec(problem: PairProblem) -> str | None:
-    known = _module("epilogues").EPILOGUES
-    name = problem.spec.name
     if problem.levels is not None:
-        return f"the loss {name!r} has no kernel epilogue with a parameter of each row's own"
+        return f"the loss {problem.spec.name!r} has no kernel epilogue with a parameter of each row's own"
+    return refuse_epilogue(problem.spec.name, problem.score)
+
+
+def refuse_epilogue(name: str, score: Score) -> str | None:
+    """``None`` where the loss has a kernel epilogue for this score, else the reason."""
+    known = _module("epilogues").EPILOGUES
     if name not in known:
         return f"no kernel epilogue for the loss {name!r}; there are {sorted(known)}"
-    if known[name].cosines and problem.score.kind != "dot":
+    if known[name].cosines and score.kind != "dot":
         return f"the loss {name!r} takes scores for cosines: its kernel epilogue is for inner products"
     return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from torch import Tensor
 
@@ -12,9 +11,9 @@ from pml_fast.engine import dispatch
 from pml_fast.engine.fold import Fold
 from pml_fast.engine.problem import Limits
 from pml_fast.engine.score import Score
-from pml_fast.engine.settings import current
+from pml_fast.engine.settings import current, math_precision
 from pml_fast.engine.spec import PairSpec, pair_spec
-from pml_fast.engine.triton.backend import DTYPES, interpreting, refuse_score
+from pml_fast.engine.triton.backend import DTYPES, interpreting, refuse_epilogue, refuse_score
 
 # Above this the arithmetic hides the launches, and a gradient that takes its scores once for all of D is quicker.
 LARGEST = 1024
@@ -36,12 +35,9 @@ class Recipe:
 @lru_cache(maxsize=256)
 def recipe(spec: str, params: tuple[float, ...], score: str, folds: tuple[str, ...]) -> Recipe | None:
     """How to run this in three launches, or ``None`` where the general way is needed."""
-    from pml_fast.engine.triton.epilogues import EPILOGUES
-
     sc, reductions = Score.decode(score), [Fold.decode(fold) for fold in folds]
-    if spec not in EPILOGUES or refuse_score(sc) or not sc.symmetric or any(fold.kind not in _FOLDS for fold in reductions):
-        return None
-    if EPILOGUES[spec].cosines and sc.kind != "dot":
+    refused = refuse_score(sc) or refuse_epilogue(spec, sc)
+    if refused or not sc.symmetric or any(fold.kind not in _FOLDS for fold in reductions):
         return None
     maths = pair_spec(spec, params)
     return Recipe(
@@ -63,9 +59,8 @@ def applies(x: Tensor) -> bool:
     )
 
 
-def pair_loss(x: Tensor, labels: Tensor, rule: Tensor | None, how: Any, need: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def pair_loss(x: Tensor, labels: Tensor, rule: Tensor | None, how: Recipe, need: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The outputs of ``pairwise_loss`` for a batch ``[N, D]`` against itself."""
-    from pml_fast.engine.settings import math_precision
     from pml_fast.engine.triton.small_step import small_step
 
     with math_precision():

@@ -14,7 +14,7 @@ from pml_fast.engine.triton.epilogues import EPILOGUES
 from pml_fast.engine.triton.small_kernels import small_grad_kernel, small_rows_kernel
 from pml_fast.engine.triton.small_step import ROWS_TILE, TILE, chosen
 
-QUICK = (("circle", "tf32x3"), ("contrastive", "bf16"))
+QUICK = (("circle", 0, "tf32x3"), ("contrastive", 1, "bf16"))
 
 
 def _kernel(
@@ -54,7 +54,7 @@ def _grad(loss: str, kind: int, product: str) -> Kernel:
         "PRECISION": "tf32x3" if product == "tf32x3" else "tf32",
         **{name.upper(): size for name, size in tile.items()},
     }
-    quick = kind == 1 and (loss, product) in QUICK
+    quick = (loss, kind, product) in QUICK
     return _kernel(f"grad-{loss}-kind{kind}", small_grad_kernel, product, constexprs, warps, stages, quick, registers)
 
 
