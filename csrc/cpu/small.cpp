@@ -15,24 +15,62 @@ namespace pml_fast {
 namespace PML_FAST_ISA {
 namespace {
 
+// Rows in the order of their classes, divided by their norms where that is asked for, and their gradient.
+template <typename T>
+struct SortedSet {
+  SortedSet(const void* x, const int64_t* labels, int64_t n, int64_t d, bool normalize)
+      : n(n), d(d), normalize(normalize), order(n), rows(n * d), norm(n, T(1)) {
+    class_order(labels, n, order.data());
+    for (int64_t i = 0; i < n; ++i) {
+      const T* from = static_cast<const T*>(x) + order[i] * d;
+      if (normalize)
+        norm[i] = divide_by_norm(from, d, rows.data() + i * d);
+      else
+        std::copy_n(from, d, rows.data() + i * d);
+    }
+  }
+
+  // The coefficients times the rows of a set, which may be this one.
+  T* gradient(const Strided<T>& h, const SortedSet& other, bool live, int threads) {
+    grad.assign(n * d, T(0));
+    if (live) multiply(h, n, Panels<T>({other.rows.data(), d, 1}, other.n, d, threads), grad.data(), d, threads);
+    return grad.data();
+  }
+
+  void write_gradient(T* out) const {
+    for (int64_t i = 0; i < n; ++i) {
+      const T *own = grad.data() + i * d, *row = rows.data() + i * d;
+      if (normalize)
+        undivided_gradient(own, row, norm[i], d, out + order[i] * d);
+      else
+        std::copy_n(own, d, out + order[i] * d);
+    }
+  }
+
+  int64_t n, d;
+  bool normalize;
+  std::vector<int64_t> order;
+  std::vector<T> rows, norm, grad;
+};
+
 template <typename T>
 class Step {
  public:
-  explicit Step(const SmallBatch& batch) : b_(batch), order_(b_.n), start_(b_.n), end_(b_.n), offset_(b_.n + 1, 0) {
-    class_order(b_.labels, b_.n, order_.data());
-    class_runs(b_.labels, order_.data(), b_.n, b_.labels, order_.data(), b_.n, start_.data(), end_.data());
+  explicit Step(const SmallBatch& batch)
+      : b_(batch), set_(b_.x, b_.labels, b_.n, b_.d, b_.normalize), start_(b_.n), end_(b_.n), offset_(b_.n + 1, 0) {
+    const int64_t* order = set_.order.data();
+    class_runs(b_.labels, order, b_.n, b_.labels, order, b_.n, start_.data(), end_.data());
     for (int64_t i = 0; i < b_.n; ++i) offset_[i + 1] = offset_[i] + end_[i] - start_[i];
-    sort_rows();
     if (b_.rule != nullptr) {
       rule_.resize(4 * b_.n);
       for (int64_t k = 0; k < 4; ++k)
-        for (int64_t i = 0; i < b_.n; ++i) rule_[k * b_.n + i] = static_cast<const T*>(b_.rule)[k * b_.n + order_[i]];
+        for (int64_t i = 0; i < b_.n; ++i) rule_[k * b_.n + i] = static_cast<const T*>(b_.rule)[k * b_.n + order[i]];
     }
   }
 
   PairLayout layout() const {
     PairLayout g{};
-    g.x = g.y = rows_.data();
+    g.x = g.y = set_.rows.data();
     g.start = g.col_start = start_.data();
     g.end = g.col_end = end_.data();
     g.offset = offset_.data();
@@ -46,21 +84,14 @@ class Step {
   }
 
   T* products() {
-    const Panels<T> columns({rows_.data(), 1, b_.d}, b_.d, b_.n, b_.threads);
+    const Panels<T> columns({set_.rows.data(), 1, b_.d}, b_.d, b_.n, b_.threads);
     tile_.reset(new T[b_.n * b_.n]);
-    multiply({rows_.data(), b_.d, 1}, b_.n, columns, tile_.get(), b_.n, b_.threads);
+    multiply({set_.rows.data(), b_.d, 1}, b_.n, columns, tile_.get(), b_.n, b_.threads);
     return tile_.get();
   }
 
   // The symmetric coefficients in the tile times the rows.
-  T* gradient(bool live) {
-    grad_.assign(b_.n * b_.d, T(0));
-    if (live) {
-      const Panels<T> rows({rows_.data(), b_.d, 1}, b_.n, b_.d, b_.threads);
-      multiply({tile_.get(), b_.n, 1}, b_.n, rows, grad_.data(), b_.d, b_.threads);
-    }
-    return grad_.data();
-  }
+  T* gradient(bool live) { return set_.gradient({tile_.get(), b_.n, 1}, set_, live, b_.threads); }
 
   // The tile becomes its sum with its transpose; `columns` gets what its columns summed to.
   void symmetrise(T* columns) {
@@ -71,37 +102,17 @@ class Step {
     add_transpose(tile_.get(), n, n * n < (1 << 16) ? 1 : b_.threads);
   }
 
-  T* row(int64_t i) { return rows_.data() + i * b_.d; }
-  int64_t place(int64_t i) const { return order_[i]; }
+  T* row(int64_t i) { return set_.rows.data() + i * b_.d; }
+  int64_t place(int64_t i) const { return set_.order[i]; }
 
   // Back through the normalisation and the order, into dx.
-  void write_gradient(T* dx) {
-    for (int64_t i = 0; i < b_.n; ++i) {
-      T *out = dx + order_[i] * b_.d, *grad = grad_.data() + i * b_.d;
-      if (b_.normalize)
-        undivided_gradient(grad, row(i), norm_[i], b_.d, out);
-      else
-        std::copy_n(grad, b_.d, out);
-    }
-  }
+  void write_gradient(T* dx) const { set_.write_gradient(dx); }
 
  private:
-  void sort_rows() {
-    rows_.resize(b_.n * b_.d);
-    norm_.assign(b_.n, T(1));
-    const T* x = static_cast<const T*>(b_.x);
-    for (int64_t i = 0; i < b_.n; ++i) {
-      const T* from = x + order_[i] * b_.d;
-      if (b_.normalize)
-        norm_[i] = divide_by_norm(from, b_.d, row(i));
-      else
-        std::copy_n(from, b_.d, row(i));
-    }
-  }
-
   SmallBatch b_;
-  std::vector<int64_t> order_, start_, end_, offset_;
-  std::vector<T> rows_, norm_, rule_, grad_;
+  SortedSet<T> set_;
+  std::vector<int64_t> start_, end_, offset_;
+  std::vector<T> rule_;
   std::unique_ptr<T[]> tile_;
 };
 
@@ -195,44 +206,6 @@ bool run(const SmallBatch& batch, const SmallLoss& loss, T* terms_out, T* dx) {
   step.write_gradient(dx);
   return true;
 }
-
-// One of two sets in the order of its classes, divided by its norms where they are asked for, and its gradient.
-template <typename T>
-struct SortedSet {
-  SortedSet(const void* x, const int64_t* labels, int64_t n, int64_t d, bool normalize)
-      : n(n), d(d), normalize(normalize), order(n), rows(n * d), norm(n, T(1)) {
-    class_order(labels, n, order.data());
-    for (int64_t i = 0; i < n; ++i) {
-      const T* from = static_cast<const T*>(x) + order[i] * d;
-      if (normalize)
-        norm[i] = divide_by_norm(from, d, rows.data() + i * d);
-      else
-        std::copy_n(from, d, rows.data() + i * d);
-    }
-  }
-
-  // The coefficients times the other set's rows.
-  T* gradient(const Strided<T>& h, const SortedSet& other, bool live, int threads) {
-    grad.assign(n * d, T(0));
-    if (live) multiply(h, n, Panels<T>({other.rows.data(), d, 1}, other.n, d, threads), grad.data(), d, threads);
-    return grad.data();
-  }
-
-  void write_gradient(T* out) const {
-    for (int64_t i = 0; i < n; ++i) {
-      const T *own = grad.data() + i * d, *row = rows.data() + i * d;
-      if (normalize)
-        undivided_gradient(own, row, norm[i], d, out + order[i] * d);
-      else
-        std::copy_n(own, d, out + order[i] * d);
-    }
-  }
-
-  int64_t n, d;
-  bool normalize;
-  std::vector<int64_t> order;
-  std::vector<T> rows, norm, grad;
-};
 
 template <typename T>
 bool run_two_sets(const SmallBatch& batch, const SmallLoss& loss, T* terms_out, T* dx, T* dy) {
