@@ -17,10 +17,11 @@ import pytorch_metric_learning.miners
 import torch
 from torch import Tensor
 
-from pml_fast import distances, losses, miners
+from pml_fast import distances, losses, miners, use
 from pml_fast.engine import angles, grad_sum, hardest
 from pml_fast.engine.lazy import HardestPairs, LazyIndices
 from pml_fast.engine.plan import FUSED, PARTLY
+from pml_fast.engine.score import NAMED_SCORES
 from pml_fast.losses.base_metric_loss_function import prepare_call
 from pml_fast.miners.drawn_miner import DrawnMiner
 from pml_fast.reducers import SumReducer
@@ -84,11 +85,20 @@ def assert_hardest(got: Sequence[Tensor], want: Sequence[Tensor], mat: Tensor) -
         assert len(extra) <= 1
 
 
-@pytest.mark.parametrize("strip", [60, 1 << 20])
+# A small batch against itself is one compiled call where that is there.
+BACKENDS = ["auto", "chunked"]
+
+
+@pytest.mark.parametrize(("backend", "strip"), [("auto", 1 << 20), ("chunked", 60), ("chunked", 1 << 20)])
 @pytest.mark.parametrize("distance", DISTANCES)
-def test_the_hardest_share_is_the_peers(distance: str, strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hardest_share_is_the_peers(distance: str, backend: Any, strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With and without a reference set, in one strip and in many."""
     monkeypatch.setattr(grad_sum, "STRIP_ELEMENTS", strip)
+    with use(backend=backend):
+        compare_hardest(distance)
+
+
+def compare_hardest(distance: str) -> None:
     for labels, (n, m), share in itertools.product(LABELS, SIZES, (0.01, 0.37, 0.5, 1.0)):
         data = batch(n, m, labels)
         ours = miners.HDCMiner(share, distance=DISTANCES[distance](OURS))
@@ -111,7 +121,29 @@ def test_the_hardest_share_of_other_types(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("share", [0.1, 0.45, 0.5, 0.9])
-def test_ties_are_cut_at_the_peers_count(share: float) -> None:
+def test_both_ways_to_the_threshold_agree(share: float) -> None:
+    """On rules and on ties, for any distance with a kernel: in the batch's own order, with a row that is not a number."""
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randint(-1, 2, (40, 3), generator=generator).double()
+    labels = torch.randint(5, (40,), generator=generator)
+    for score in NAMED_SCORES:
+        for rows in (x, x.index_fill(0, torch.tensor(7), torch.nan), x[:3], x[:1]):
+            inputs = rows, rows, labels[: len(rows)], labels[: len(rows)], NAMED_SCORES[score].encode(), True, share
+            got = torch.ops.pml_fast.hardest_rule(*inputs)
+            with use(backend="chunked"):
+                want = torch.ops.pml_fast.hardest_rule(*inputs)
+            torch.testing.assert_close(got[0], want[0], rtol=1e-12, atol=1e-12)
+            assert torch.equal(got[1], want[1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("share", [0.1, 0.45, 0.5, 0.9])
+def test_ties_are_cut_at_the_peers_count(share: float, backend: Any) -> None:
+    with use(backend=backend):
+        compare_ties(share)
+
+
+def compare_ties(share: float) -> None:
     """A collapsed model: every pair ties; and a batch of duplicates, where some do."""
     labels = torch.arange(12) % 3
     collapsed = torch.ones(12, 4, dtype=torch.float64)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pml_fast import _extension, use
+from pml_fast import _extension, losses, use
+from pml_fast.engine.fold import Fold
 from pml_fast.engine.listed import closest_scores, engine_scorer
 from pml_fast.engine.score import NAMED_SCORES, Score
 
@@ -83,3 +84,53 @@ def test_second_derivatives_are_refused() -> None:
     x = rows().requires_grad_()
     with pytest.raises(RuntimeError, match="cannot be differentiated again"):
         torch.autograd.grad(engine_scorer(x, x, NAMED_SCORES["cosine"])(FIRST, SECOND).sum(), x, create_graph=True)
+
+
+TRIPLETS = (torch.tensor([0, 0, 1, 3, 5, 2, 2]), torch.tensor([1, 2, 0, 6, 1, 2, 4]), torch.tensor([3, 4, 4, 0, 6, 5, 5]))
+FOLDS = [Fold(), Fold("sum"), Fold("threshold", 0.0), Fold("threshold", 0.1, 1.5)]
+KEEP = torch.tensor([True, True, False, True, True, True, True])
+
+
+@pytest.mark.parametrize("name", NAMED_SCORES)
+@pytest.mark.parametrize(
+    "fold", [Fold(), Fold("sum"), Fold("threshold", 0.0), Fold("threshold", 0.1, 1.5)], ids=lambda f: f.encode()
+)
+def test_losses_of_listed_triplets_are_the_operators(name: str, fold: Fold) -> None:
+    """With all and with some of the triplets, smooth and not, one of them with a row that is its own positive."""
+    for keep in (None, KEEP):
+        for smooth in (0.0, 1.0):
+            found = []
+            for backend in ("auto", "chunked"):
+                x = rows().requires_grad_()
+                with use(backend=backend):  # type: ignore[arg-type]
+                    loss = torch.ops.pml_fast.listed_triplet_loss(
+                        x, x, *TRIPLETS, keep, None, [0.3, smooth], NAMED_SCORES[name].encode(), True, fold.encode(), True, True
+                    )[0]
+                found.append((loss.detach(), torch.autograd.grad(3 * loss, x)[0]))
+            for mine, expected in zip(*found, strict=True):
+                torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_no_triplet_and_triplets_that_are_not_a_number() -> None:
+    for chosen, nothing in ((slice(0, 0), True), (slice(0, 3), False)):
+        x = rows()
+        x[0, 0] = float("nan")
+        x.requires_grad_()
+        index = [part[chosen] for part in TRIPLETS]
+        loss = losses.TripletMarginLoss()(x, None, tuple(index))
+        loss.backward()
+        assert x.grad is not None
+        if nothing:
+            assert loss == 0 and (x.grad == 0).all()
+        else:
+            assert loss.isnan() and x.grad[0].isnan().any()
+
+
+@needs_extension
+def test_a_triplet_that_names_no_row_is_refused() -> None:
+    x = rows()
+    with pytest.raises(IndexError, match="from 0 to 6, got 0 to 9"):
+        torch.ops.pml_fast.listed_triplet_loss(
+            x, x, *TRIPLETS[:2], TRIPLETS[2] + 3, None, None, [0.3, 0.0], NAMED_SCORES["l2"].encode(), True, Fold().encode(),
+            True, False,
+        )  # fmt: skip

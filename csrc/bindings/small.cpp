@@ -48,6 +48,14 @@ void extreme(Address x, Address labels, Address rule, int64_t n, int64_t d, cons
   PML_FAST_DISPATCH(small_extreme(batch, positive, largest, at<void>(value), at<int64_t>(index), is_double));
 }
 
+void hardest(Address x, Address labels, int64_t n, int64_t d, const std::string& distance, bool normalize, double sign,
+             int threads, double share, Address rule, Address cut, bool is_double) {
+  const SmallBatch batch{
+      at<void>(x), at<int64_t>(labels), nullptr, n, d, distance_named(distance), normalize, false, false, sign, 0.0, threads};
+  py::gil_scoped_release release;
+  PML_FAST_DISPATCH(small_hardest(batch, share, at<void>(rule), at<int64_t>(cut), is_double));
+}
+
 SmallPairs pairs(Address x, int64_t n, int64_t d, Address i, Address j, int64_t count, const std::string& distance,
                  bool normalize) {
   return {at<void>(x), n, d, at<int64_t>(i), at<int64_t>(j), count, distance_named(distance), normalize};
@@ -58,6 +66,7 @@ SmallPairs pairs(Address x, int64_t n, int64_t d, Address i, Address j, int64_t 
 void bind_small(py::module_& m) {
   m.def("small_triplet_loss", &triplet_loss);
   m.def("small_extreme", &extreme);
+  m.def("small_hardest", &hardest);
   using Release = py::call_guard<py::gil_scoped_release>;
   py::class_<SmallPairs>(m, "SmallPairs");
   m.def("small_pairs", &pairs);
@@ -71,6 +80,14 @@ void bind_small(py::module_& m) {
       "small_pair_gradients",
       [](const SmallPairs& list, Address grad, Address dx, bool is_double) {
         PML_FAST_DISPATCH(small_pair_gradients(list, at<void>(grad), at<void>(dx), is_double));
+      },
+      Release());
+  m.def(
+      "small_listed_triplets",
+      [](const SmallPairs& list, Address keep, double margin, double sign, bool smooth, std::pair<double, double> limits,
+         const std::string& fold, Address loss, Address dx, bool is_double) {
+        const SmallTriplets triplets{list.count / 2, at<bool>(keep), margin, sign, smooth, {limits.first, limits.second}, fold};
+        return PML_FAST_DISPATCH(small_listed_triplets(list, triplets, at<void>(loss), at<void>(dx), is_double));
       },
       Release());
   m.def("small_pair_loss", &pair_loss);

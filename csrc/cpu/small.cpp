@@ -4,117 +4,11 @@
 #include <cmath>
 #include <memory>
 
-#include "../runtime/layout.h"
-#include "../runtime/parallel.h"
-#include "scores.h"
-#include "small_matrix.h"
-#include "symmetric.h"
-#include "unit_rows.h"
+#include "small_step.h"
 
 namespace pml_fast {
 namespace PML_FAST_ISA {
 namespace {
-
-// Rows in the order of their classes, divided by their norms where that is asked for, and their gradient.
-template <typename T>
-struct SortedSet {
-  SortedSet(const void* x, const int64_t* labels, int64_t n, int64_t d, bool normalize)
-      : n(n), d(d), normalize(normalize), order(n), rows(n * d), norm(n, T(1)) {
-    class_order(labels, n, order.data());
-    for (int64_t i = 0; i < n; ++i) {
-      const T* from = static_cast<const T*>(x) + order[i] * d;
-      if (normalize)
-        norm[i] = divide_by_norm(from, d, rows.data() + i * d);
-      else
-        std::copy_n(from, d, rows.data() + i * d);
-    }
-  }
-
-  // The coefficients times the rows of a set, which may be this one.
-  T* gradient(const Strided<T>& h, const SortedSet& other, bool live, int threads) {
-    grad.assign(n * d, T(0));
-    if (live) multiply(h, n, Panels<T>({other.rows.data(), d, 1}, other.n, d, threads), grad.data(), d, threads);
-    return grad.data();
-  }
-
-  void write_gradient(T* out) const {
-    for (int64_t i = 0; i < n; ++i) {
-      const T *own = grad.data() + i * d, *row = rows.data() + i * d;
-      if (normalize)
-        undivided_gradient(own, row, norm[i], d, out + order[i] * d);
-      else
-        std::copy_n(own, d, out + order[i] * d);
-    }
-  }
-
-  int64_t n, d;
-  bool normalize;
-  std::vector<int64_t> order;
-  std::vector<T> rows, norm, grad;
-};
-
-template <typename T>
-class Step {
- public:
-  explicit Step(const SmallBatch& batch)
-      : b_(batch), set_(b_.x, b_.labels, b_.n, b_.d, b_.normalize), start_(b_.n), end_(b_.n), offset_(b_.n + 1, 0) {
-    const int64_t* order = set_.order.data();
-    class_runs(b_.labels, order, b_.n, b_.labels, order, b_.n, start_.data(), end_.data());
-    for (int64_t i = 0; i < b_.n; ++i) offset_[i + 1] = offset_[i] + end_[i] - start_[i];
-    if (b_.rule != nullptr) {
-      rule_.resize(4 * b_.n);
-      for (int64_t k = 0; k < 4; ++k)
-        for (int64_t i = 0; i < b_.n; ++i) rule_[k * b_.n + i] = static_cast<const T*>(b_.rule)[k * b_.n + order[i]];
-    }
-  }
-
-  PairLayout layout() const {
-    PairLayout g{};
-    g.x = g.y = set_.rows.data();
-    g.start = g.col_start = start_.data();
-    g.end = g.col_end = end_.data();
-    g.offset = offset_.data();
-    g.rule = b_.rule != nullptr ? rule_.data() : nullptr;
-    g.n = g.m = b_.n;
-    g.d = b_.d;
-    g.itself = g.exclude_self = true;
-    g.distance = b_.distance;
-    g.threads = b_.n * b_.n * b_.d < (1 << 20) ? 1 : b_.threads;
-    return g;
-  }
-
-  T* products() {
-    const Panels<T> columns({set_.rows.data(), 1, b_.d}, b_.d, b_.n, b_.threads);
-    tile_.reset(new T[b_.n * b_.n]);
-    multiply({set_.rows.data(), b_.d, 1}, b_.n, columns, tile_.get(), b_.n, b_.threads);
-    return tile_.get();
-  }
-
-  // The symmetric coefficients in the tile times the rows.
-  T* gradient(bool live) { return set_.gradient({tile_.get(), b_.n, 1}, set_, live, b_.threads); }
-
-  // The tile becomes its sum with its transpose; `columns` gets what its columns summed to.
-  void symmetrise(T* columns) {
-    const int64_t n = b_.n;
-    std::fill(columns, columns + n, T(0));
-    for (int64_t i = 0; i < n; ++i)
-      for (int64_t j = 0; j < n; ++j) columns[j] += tile_[i * n + j];
-    add_transpose(tile_.get(), n, n * n < (1 << 16) ? 1 : b_.threads);
-  }
-
-  T* row(int64_t i) { return set_.rows.data() + i * b_.d; }
-  int64_t place(int64_t i) const { return set_.order[i]; }
-
-  // Back through the normalisation and the order, into dx.
-  void write_gradient(T* dx) const { set_.write_gradient(dx); }
-
- private:
-  SmallBatch b_;
-  SortedSet<T> set_;
-  std::vector<int64_t> start_, end_, offset_;
-  std::vector<T> rule_;
-  std::unique_ptr<T[]> tile_;
-};
 
 // The reduced loss of one term and every row's weight.
 template <typename T>
@@ -158,14 +52,41 @@ bool levels_of(const SmallBatch& batch, const SmallLoss& loss, const T* x, const
   return true;
 }
 
+// Positive and negative pairs count as often as triplets hold them: with each negative, or each positive, of their anchor. Two
+// losses, and by how much each moves where all that it counts moves by 1.
+template <typename T>
+void reduce_over_triplets(const PairLayout& g, const T* rows, T* terms_out, T* w) {
+  T number = 0;
+  for (int64_t t = 0; t < 2; ++t) {
+    const T *value = rows + 2 * t * g.n, *count = value + g.n;
+    T* own = w + t * g.n;
+    T total = 0, slope = 0;
+    for (int64_t i = 0; i < g.n; ++i) {
+      const int64_t same = g.end[i] - g.start[i];
+      own[i] = T(t == 0 ? g.m - same : same - (g.own_column(i) >= 0 ? 1 : 0));
+      // A row without triplets adds nothing, also where one of its pairs is not a number.
+      if (own[i] > T(0)) total += own[i] * value[i];
+      slope += own[i] * count[i];
+    }
+    terms_out[t] = total;
+    terms_out[2 + t] = slope;
+    number += slope;
+  }
+  const T scale = number > T(0) ? T(1) / number : T(0);
+  for (int64_t t = 0; t < 4; ++t) terms_out[t] *= scale;
+  for (int64_t k = 0; k < 2 * g.n; ++k) w[k] *= scale;
+}
+
 // Rows' values and counts become the terms. `w` gets the weights of the rows' values.
 template <typename T>
-void reduce_all(const SmallBatch& batch, const SmallLoss& loss, PairEngine& engine, T* terms_out, std::vector<T>& w) {
+void reduce_all(const SmallBatch& batch, const SmallLoss& loss, const PairLayout& g, PairEngine& engine, T* terms_out,
+                std::vector<T>& w) {
   const int64_t n = batch.n, count = static_cast<int64_t>(loss.terms.size());
   std::vector<T> rows(2 * count * n);
   w.resize(count * n);
   bool exists[2];
   engine.finish(rows.data(), exists);
+  if (loss.terms[0].fold == "over_triplets") return reduce_over_triplets(g, rows.data(), terms_out, w.data());
   const bool closed = batch.gated && !(exists[0] && exists[1]);
   for (int64_t t = 0; t < count; ++t) {
     T *own = w.data() + t * n, *value = rows.data() + 2 * t * n;
@@ -192,12 +113,13 @@ bool run(const SmallBatch& batch, const SmallLoss& loss, T* terms_out, T* dx) {
   const int64_t n = batch.n;
   std::vector<T> levels, weights;
   if (std::isnan(batch.fixed_level) && !levels_of(batch, loss, step.row(0), step.row(0), n, levels)) return false;
-  const auto engine = make_pair_engine(loss.spec, loss.params, batch.sign, loss.limits, step.layout(), batch.fixed_level,
-                                       std::is_same_v<T, double>);
+  const PairLayout g = step.layout();
+  const auto engine =
+      make_pair_engine(loss.spec, loss.params, batch.sign, loss.limits, g, batch.fixed_level, std::is_same_v<T, double>);
   if (!levels.empty()) engine->set_levels(levels.data());
   T* tile = step.products();
   fold_all(*engine, tile, n, n);
-  reduce_all(batch, loss, *engine, terms_out, weights);
+  reduce_all(batch, loss, g, *engine, terms_out, weights);
   if (dx == nullptr) return true;
   engine->set_weights(weights.data());
   const bool live = engine->coefficients(tile, n, 0, n, 0, n, n, true, true);
@@ -236,7 +158,7 @@ bool run_two_sets(const SmallBatch& batch, const SmallLoss& loss, T* terms_out, 
   const std::unique_ptr<T[]> tile(new T[n * m]);
   multiply({x.rows.data(), d, 1}, n, Panels<T>({y.rows.data(), 1, d}, d, m, threads), tile.get(), m, threads);
   fold_all(*engine, tile.get(), n, m);
-  reduce_all(batch, loss, *engine, terms_out, weights);
+  reduce_all(batch, loss, g, *engine, terms_out, weights);
   if (dx == nullptr && dy == nullptr) return true;
   engine->set_weights(weights.data());
   const bool live = engine->coefficients(tile.get(), m, 0, n, 0, m, m, true, false);
@@ -306,81 +228,7 @@ void run_extreme(const SmallBatch& batch, bool positive, bool largest, T* value,
   }
 }
 
-// The rows that listed pairs compare.
-template <typename T>
-class ListedRows {
- public:
-  explicit ListedRows(const SmallPairs& pairs) : p_(pairs), rows_(static_cast<const T*>(pairs.x)) {
-    if (!p_.normalize) return;
-    unit_.resize(p_.n * p_.d);
-    norm_.resize(p_.n);
-    for (int64_t i = 0; i < p_.n; ++i) norm_[i] = divide_by_norm(rows_ + i * p_.d, p_.d, unit_.data() + i * p_.d);
-    rows_ = unit_.data();
-  }
-
-  bool inside() const {
-    for (int64_t k = 0; k < p_.count; ++k)
-      if (p_.i[k] < 0 || p_.i[k] >= p_.n || p_.j[k] < 0 || p_.j[k] >= p_.n) return false;
-    return true;
-  }
-
-  T score(int64_t k) const {
-    const T *own = row(p_.i[k]), *other = row(p_.j[k]);
-    if (p_.distance == Distance::kDot) return dot(own, other, p_.d);
-    const T square = squared_difference(own, other, p_.d);
-    return p_.distance == Distance::kL2 ? std::sqrt(square) : square;
-  }
-
-  void gradients(const T* grad, T* dx) const {
-    // Then nothing was compared: 0 times a row that is not finite is no gradient.
-    if (std::all_of(grad, grad + p_.count, [](T g) { return g == T(0); })) {
-      std::fill_n(dx, p_.n * p_.d, T(0));
-      return;
-    }
-    std::vector<T> sums(p_.n * p_.d, T(0));
-    for (int64_t k = 0; k < p_.count; ++k) {
-      const int64_t i = p_.i[k], j = p_.j[k];
-      const T factor = over_difference(p_.distance, grad[k], p_.distance == Distance::kL2 ? score(k) : T(0));
-      add_pair(p_.distance, factor, row(i), row(j), p_.d, sums.data() + i * p_.d);
-      add_pair(p_.distance, factor, row(j), row(i), p_.d, sums.data() + j * p_.d);
-    }
-    for (int64_t i = 0; i < p_.n; ++i) {
-      const T* sum = sums.data() + i * p_.d;
-      if (p_.normalize)
-        undivided_gradient(sum, row(i), norm_[i], p_.d, dx + i * p_.d);
-      else
-        std::copy_n(sum, p_.d, dx + i * p_.d);
-    }
-  }
-
- private:
-  const T* row(int64_t i) const { return rows_ + i * p_.d; }
-
-  const SmallPairs& p_;
-  const T* rows_;
-  std::vector<T> unit_, norm_;
-};
-
-template <typename T>
-bool score_pairs(const SmallPairs& pairs, T* scores) {
-  const ListedRows<T> rows(pairs);
-  if (!rows.inside()) return false;
-  for (int64_t k = 0; k < pairs.count; ++k) scores[k] = rows.score(k);
-  return true;
-}
-
 }  // namespace
-
-bool small_pair_scores(const SmallPairs& pairs, void* scores, bool is_double) {
-  return is_double ? score_pairs(pairs, static_cast<double*>(scores)) : score_pairs(pairs, static_cast<float*>(scores));
-}
-
-void small_pair_gradients(const SmallPairs& pairs, const void* grad, void* dx, bool is_double) {
-  if (is_double)
-    ListedRows<double>(pairs).gradients(static_cast<const double*>(grad), static_cast<double*>(dx));
-  else
-    ListedRows<float>(pairs).gradients(static_cast<const float*>(grad), static_cast<float*>(dx));
-}
 
 void small_triplet_loss(const SmallBatch& batch, const TripletOptions& options, const std::string& fold, void* loss, void* dx,
                         bool is_double) {

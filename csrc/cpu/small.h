@@ -10,7 +10,8 @@
 
 namespace pml_fast {
 
-// How the rows of one term are reduced: "mean", "sum" or "threshold" (mean of what lies inside the limits).
+// How the rows of one term are reduced: "mean", "sum" or "threshold" (mean of what lies inside the limits); or "over_triplets",
+// the mean over both terms of what lies inside the limits, each pair as often as there are triplets that hold it.
 struct SmallTerm {
   std::string fold;
   bool element;  // a loss a row, else sums and counts of pairs
@@ -40,8 +41,8 @@ struct SmallLoss {
   double a, b, span;
 };
 
-// terms[T] and, where they are not null, dx [N, D] and dy [M, D]. False, with nothing written, where the rows' norms allow
-// logits beyond the span.
+// terms[T] (with "over_triplets" [2, T], the second row their slopes) and, where they are not null, dx [N, D] and dy [M, D].
+// False, with nothing written, where the rows' norms allow logits beyond the span.
 PML_FAST_FOR_EACH_ISA(bool small_pair_loss(const SmallBatch& batch, const SmallLoss& loss, void* terms_out, void* dx, void* dy,
                                            bool is_double);)
 
@@ -53,6 +54,11 @@ PML_FAST_FOR_EACH_ISA(void small_triplet_loss(const SmallBatch& batch, const Tri
 // negatives inside its rule.
 PML_FAST_FOR_EACH_ISA(void small_extreme(const SmallBatch& batch, bool positive, bool largest, void* value, int64_t* index,
                                          bool is_double);)
+
+// The hardest `share` of all positive and of all negative pairs, each counted from both of its rows: rule[4, N] is closed
+// intervals of the scores to keep, cut[2, 2] of each side the last row that keeps ties (-1 for none) and how many of these are
+// too many.
+PML_FAST_FOR_EACH_ISA(void small_hardest(const SmallBatch& batch, double share, void* rule, int64_t* cut, bool is_double);)
 
 // `count` listed pairs (i[k], j[k]) of rows of x.
 struct SmallPairs {
@@ -66,6 +72,20 @@ struct SmallPairs {
 
 // The score of each pair; false where an index names no row.
 PML_FAST_FOR_EACH_ISA(bool small_pair_scores(const SmallPairs& pairs, void* scores, bool is_double);)
+
+// Triplets whose pairs are listed, first those of anchors and positives, then as many of the same anchors and the negatives.
+struct SmallTriplets {
+  int64_t count;
+  const bool* keep;  // [count], or null for all
+  double margin, sign;
+  bool smooth;
+  Limits limits;
+  std::string fold;  // as a SmallTerm's
+};
+
+// loss[1] and, where it is not null, dx [N, D]; false where an index names no row.
+PML_FAST_FOR_EACH_ISA(bool small_listed_triplets(const SmallPairs& pairs, const SmallTriplets& list, void* loss, void* dx,
+                                                 bool is_double);)
 
 // dx [N, D] of sum(grad[k] * score[k]).
 PML_FAST_FOR_EACH_ISA(void small_pair_gradients(const SmallPairs& pairs, const void* grad, void* dx, bool is_double);)

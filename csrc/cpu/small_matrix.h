@@ -20,14 +20,13 @@ struct Strided {
   const T& operator()(int64_t i, int64_t j) const { return at[i * row + j * column]; }
 };
 
-// A block of the product that stays in registers: four rows, of two vectors each.
-constexpr int64_t kTall = 4;
+// A block of the product that stays in registers: some rows, of two vectors each, in half of the registers there are.
 #if defined(__AVX512F__)
-constexpr int64_t kWideBytes = 128;
+constexpr int64_t kTall = 8, kWideBytes = 128;
 #elif defined(__AVX2__)
-constexpr int64_t kWideBytes = 64;
+constexpr int64_t kTall = 4, kWideBytes = 64;
 #else
-constexpr int64_t kWideBytes = 32;
+constexpr int64_t kTall = 4, kWideBytes = 32;
 #endif
 
 // The right factor of a product, copied into panels of a block's width; the last one is filled up with zeros.
@@ -67,7 +66,7 @@ class Panels {
   std::unique_ptr<T[]> data_;
 };
 
-// Four rows (of which `tall` exist) of a product with one panel.
+// The rows of a block (of which `tall` exist) of a product with one panel.
 template <typename T>
 void multiply_block(const Strided<T>& a, int64_t first, int64_t tall, const T* panel, int64_t inner, int64_t wide, T* out,
                     int64_t ldo) {

@@ -128,6 +128,7 @@ class Explainer:
             return explanation
         if plan.cost is not None:
             return replace(explanation, costs=plan.cost(size))
+        size = size if plan.seen is None else plan.seen(size)
         return replace(explanation, costs=self._cost(backend or "", size))
 
     def columns(self) -> Tensor:
@@ -146,7 +147,7 @@ class Explainer:
         plan, spec, score = self.plan, self.plan.spec, self.plan.score
         assert isinstance(spec, PairSpec | TripletSpec) and score is not None
         folds = plan.folds or []
-        weighted = any(f.weights is not None or (f.inner is not None and f.inner.weights is not None) for f in folds)
+        weighted = any(fold.weighs for fold in folds)
         one_call = (
             plan.engine == "pairwise"
             and plan.folds is not None
@@ -337,6 +338,7 @@ def _fold_words(fold: Fold) -> str:
     if fold.kind == "threshold":
         return f"the mean of the losses between {fold.low:g} and {fold.high:g}"
     words = {"mean": "their mean", "sum": "their sum", "class_weighted": "a mean weighted by class"}
+    words["over_triplets"] = "the mean of what is above 0, each pair as often as triplets hold it"
     return words.get(fold.kind) or f"the mean of each anchor's, then {_fold_words(fold.inner or Fold())}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -14,7 +15,7 @@ from pml_fast.engine.spec import Term
 INF = float("inf")
 # Stands for the class weights of a decoded fold: an operator takes each row's weight as a tensor of its own.
 _TRAVELS_APART = torch.empty(0)
-KINDS = ("mean", "sum", "threshold", "class_weighted", "per_anchor")
+KINDS = ("mean", "sum", "threshold", "class_weighted", "per_anchor", "over_triplets")
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +25,8 @@ class Fold:
     ``mean``: over all losses. ``sum``. ``threshold``: mean of the losses with ``low < loss < high``. ``class_weighted``:
     mean of
     ``loss * weights[label of the anchor]``. ``per_anchor``: mean over each row's losses (0 for none), then ``inner`` over rows.
+    ``over_triplets``: mean of the losses above 0 of the positive and the negative pairs together, each pair as often as there
+    are triplets that hold it; both terms of a spec have this fold.
     """
 
     kind: str = "mean"
@@ -65,10 +68,17 @@ class Fold:
 
     def pair_limits(self) -> tuple[float, float]:
         """The interval a pair's own loss must lie in to be counted by the kernel."""
+        if self.kind == "over_triplets":
+            return 0.0, INF
         return (self.low, self.high) if self.kind == "threshold" else (-INF, INF)
 
+    @property
+    def weighs(self) -> bool:
+        """Whether this fold (or its inner one) weighs classes."""
+        return self.weights is not None or (self.inner is not None and self.inner.weighs)
+
     def row_weights(self, labels: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """The weight of each anchor ``[N]``, where this fold (or its inner one) weighs classes."""
+        """The weight of each anchor ``[N]``, where this fold :attr:`weighs` classes."""
         if self.weights is not None:
             if labels is None:
                 raise ValueError("labels must be given where losses are weighted by class, got None")
@@ -149,3 +159,28 @@ def reduce_rows(fold: Fold, term: Term, values: Tensor, counts: Tensor, weights:
     if term.kind == "element":
         return _reduce_elements(fold, values, weights, counts if term.partial else None)
     return _reduce_pairs(fold, values, counts, weights)
+
+
+def reduce_terms(
+    folds: Sequence[Fold], terms: Sequence[Term], rows: Tensor, weights: Tensor | None, partners: Callable[[], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Losses ``[T]`` of all terms and their derivatives by the rows' values ``[T, N]``. With ``over_triplets`` the losses are
+    ``[2, T]``: the second row is by how much they move where every loss that was counted moves by 1.
+
+    ``rows`` is ``[T, 2, N]``: values and counts as :func:`reduce_rows` takes them; ``weights`` are the rows' of each term.
+    ``partners`` gives how many positives and how many negatives each row has, ``[2, N]``.
+    """
+    if folds[0].kind == "over_triplets":
+        # A positive pair is in a triplet with each negative of its anchor, and the reverse.
+        w = partners().flip(0).to(rows.dtype)
+        divisor = (w * rows[:, 1]).sum()
+        scale = torch.where(divisor > 0, 1 / divisor.clamp(min=1), 0.0)
+        # A row without triplets adds nothing, also where one of its pairs is not a number.
+        total = torch.where(w > 0, w * rows[:, 0], 0.0).sum(dim=1)
+        return torch.stack([total, (w * rows[:, 1]).sum(dim=1)]) * scale, w * scale
+    losses, derivatives = [], []
+    for t, (term, fold) in enumerate(zip(terms, folds, strict=True)):
+        loss, w = reduce_rows(fold, term, rows[t, 0], rows[t, 1], None if weights is None else weights[t])
+        losses.append(loss)
+        derivatives.append(w)
+    return torch.stack(losses), torch.stack(derivatives)

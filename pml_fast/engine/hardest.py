@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pml_fast.engine.cpu import small
 from pml_fast.engine.grad_sum import strips
 from pml_fast.engine.materialise import prepared_rows
 from pml_fast.engine.operator import define
@@ -192,6 +193,8 @@ def _hardest_rule(
     x: Tensor, y: Tensor, x_labels: Tensor, y_labels: Tensor, score: str, itself: bool, share: float
 ) -> tuple[Tensor, Tensor]:
     pairs = PairSet(x, y, x_labels, y_labels, Score.decode(score), itself)
+    if itself and small.applies(x) and small.has_kernel(pairs.score):
+        return small.hardest(x, x_labels, pairs.score, share)
     with math_precision():
         sweeps = pairs.repeatable()
         threshold = _find_threshold(pairs, sweeps, share)

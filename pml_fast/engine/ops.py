@@ -7,6 +7,7 @@ their backward only scales it. ``pairwise_rows`` keeps every row's loss differen
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 import pml_fast.engine.specs  # noqa: F401  (fills the registry the operators look specs up in)
 from pml_fast.engine import dispatch
 from pml_fast.engine.cpu import small
-from pml_fast.engine.fold import Fold, reduce_rows
+from pml_fast.engine.fold import Fold, reduce_terms
 from pml_fast.engine.operator import (
     SETS,
     Rows,
@@ -30,6 +31,7 @@ from pml_fast.engine.operator import (
     settled,
     shared,
 )
+from pml_fast.engine.positives import count_partners
 from pml_fast.engine.problem import Backend, ExtremeProblem, Limits, PairProblem, PairRows
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.settings import math_precision
@@ -85,20 +87,16 @@ def _pairwise_loss(
         backend = dispatch.select(problem)
         problem = prepared(problem, backend, rows, cols)
         state = backend.pair_rows(problem, need_x, need_y)
-        losses, weights = [], []
-        for t, (term, fold) in enumerate(zip(problem.spec.terms, reductions, strict=True)):
-            own = None if row_weights is None else row_weights[t]
-            loss, w = reduce_rows(fold, term, state.rows[t, 0], state.rows[t, 1], own)
-            losses.append(loss)
-            weights.append(w)
-        terms, w = torch.stack(losses), torch.stack(weights)
+        partners = partial(count_partners, x_labels, y_labels, itself)
+        terms, w = reduce_terms(reductions, problem.spec.terms, state.rows, row_weights, partners)
         if problem.spec.gated:
             gate = state.exists.all().to(terms.device)
             terms, w = torch.where(gate, terms, 0.0), torch.where(gate, w, 0.0)
         dx = dy = None
         if need_x or need_y:
             dx, dy = backend.pair_grads(problem, state, w, need_x, need_y)
-        return terms.sum(), terms, settled(terms, rows.back(dx)), settled(terms, cols.back(dy))
+        losses = terms[0] if terms.ndim > 1 else terms
+        return losses.sum(), terms, settled(terms, rows.back(dx)), settled(terms, cols.back(dy))
 
 
 def _pairwise_loss_fake(
@@ -106,7 +104,8 @@ def _pairwise_loss_fake(
     spec: str, params: Sequence[float], score: str, itself: bool, folds: Sequence[str], need_x: bool, need_y: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     wide = compute_type(x.dtype)
-    loss, terms = x.new_empty((), dtype=wide), x.new_empty(len(folds), dtype=wide)
+    shape = (2, len(folds)) if Fold.decode(folds[0]).kind == "over_triplets" else (len(folds),)
+    loss, terms = x.new_empty((), dtype=wide), x.new_empty(shape, dtype=wide)
     return loss, terms, grad_like(x, need_x), grad_like(y, need_y and not shared(itself, score))
 
 

@@ -51,6 +51,8 @@ class Plan:
     copies: bool = False
     # For what no engine's own estimate covers; and why every backend but `chunked` refuses, where it alone runs.
     cost: Callable[[Size], Cost] | None = None
+    # Of the call's sizes those the engine sees, where these are others.
+    seen: Callable[[Size], Size] | None = None
     chunked_only: str = ""
 
 

@@ -1,4 +1,4 @@
-"""The positive pairs of labels, named one by one: O(N P) numbers, without the label matrix."""
+"""The positive pairs of labels, named or counted without the label matrix."""
 
 from __future__ import annotations
 
@@ -22,3 +22,10 @@ def positive_pairs(labels: Tensor, ref_labels: Tensor, itself: bool) -> tuple[Te
         other = anchor != positive
         anchor, positive = anchor[other], positive[other]
     return anchor, positive, len(ref_labels) - size
+
+
+def count_partners(labels: Tensor, ref_labels: Tensor, itself: bool) -> Tensor:
+    """How many positive and how many negative pairs each row has, ``[2, N]``."""
+    labels, ordered = labels.contiguous(), ref_labels.sort()[0]
+    same = torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels)
+    return torch.stack([same - int(itself), len(ref_labels) - same])

@@ -95,6 +95,10 @@ def _listed_triplet_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     sc, reduction = Score.decode(score), Fold.decode(fold)
     margin, smooth = options
+    if itself and row_weights is None and small.applies(x):
+        done = small.listed_triplet_loss(x, a, p, n, keep, options, sc, reduction, need_x)
+        if done is not None:
+            return done
     with math_precision():
         rows, cols = both(x, y, itself, sc)
         i, j = torch.cat([a, a]), torch.cat([p, n])

@@ -3,26 +3,85 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pml_fast.distances import LpDistance
+from pml_fast.engine import grad_sum
 from pml_fast.engine.fold import inside, reduce_rows
 from pml_fast.engine.lazy import LazyIndices
 from pml_fast.engine.plan import MATERIALISED, PARTLY, Call, Plan, overridden, reduction_of
 from pml_fast.engine.positives import positive_pairs
-from pml_fast.engine.recompute import over_rows, strip_scores
+from pml_fast.engine.recompute import over_rows
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.spec import Term
-from pml_fast.engine.views import NEG_INF, DenseSide, ListedSide, softplus
+from pml_fast.engine.specs import MultiSimilarity
+from pml_fast.engine.views import ListedSide
 from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction, LossDict
+from pml_fast.losses.spec_pair_loss import fused_pair_loss, pair_row_losses
 from pml_fast.utils import common_functions as c_f
 from pml_fast.utils import loss_and_miner_utils as lmu
 
+if TYPE_CHECKING:
+    from pml_fast.engine.cost import Size
+
 TERM = Term("loss", "pos_pair")
-PRODUCT = Score("dot", normalize=False)
+# log(1 + sum over negatives of exp(s)): the rows hold the exponent, what does not depend on the negative as one more feature.
+SPEC = MultiSimilarity(1.0, 1.0, 0.0)
+PRODUCT = Score("dot", normalize=False, symmetric=False)
+
+
+@dataclass
+class Pairs:
+    """``anchor`` and ``positive [K]``; ``left`` and ``right`` are those that stand for all: one of two mirror images."""
+
+    anchor: Tensor
+    positive: Tensor
+    left: Tensor
+    right: Tensor
+
+    @staticmethod
+    def of(anchor: Tensor, positive: Tensor, mirrored: bool) -> Pairs:
+        """Pairs in order, of which each has its mirror image among them where ``mirrored``."""
+        if not mirrored:
+            return Pairs(anchor, positive, anchor, positive)
+        first = anchor < positive
+        return Pairs(anchor, positive, anchor[first], positive[first])
+
+    def of_every(self, values: Tensor) -> Tensor:
+        """What belongs to each of all pairs, from the values of those that stand for them."""
+        if self.left is self.anchor:
+            return values
+        width = int(self.positive.max()) + 1
+        known, wanted = (
+            torch.minimum(i, j) * width + torch.maximum(i, j)
+            for i, j in ((self.left, self.right), (self.anchor, self.positive))
+        )
+        return values[torch.searchsorted(known, wanted)]
+
+    def prepared(
+        self, first: int, last: int, unit_x: Tensor, unit_y: Tensor, y: Tensor, slope: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Rows ``[last - first, D + 1]`` of these pairs and columns ``[M, D + 1]``, whose inner product is the exponent."""
+        a, p = unit_x.index_select(0, self.left[first:last]), unit_y.index_select(0, self.right[first:last])
+        closeness = 2 * (1 + slope) * (a * p).sum(dim=1, keepdim=True)
+        return torch.cat([4 * slope * (a + p), closeness], dim=1), torch.nn.functional.pad(y, (0, 1), value=-1.0)
+
+    def rule(self, rows: Tensor) -> Tensor:
+        """No positive pair of a row takes part: ``[4, K]``."""
+        return _NEGATIVES_ONLY.to(rows).unsqueeze(1).expand(4, len(rows))
+
+    def call(self, first: int, last: int, call: Call) -> Call:
+        """The comparison of these pairs, which have their anchors' labels, with all columns."""
+        assert call.labels is not None
+        return Call(call.embeddings, call.labels[self.left[first:last]], None, call.ref_emb, call.ref_labels, False)
+
+
+_NEGATIVES_ONLY = torch.tensor([math.inf, -math.inf, -math.inf, math.inf])
 
 
 class AngularLoss(BaseMetricLossFunction):
@@ -30,7 +89,7 @@ class AngularLoss(BaseMetricLossFunction):
 
     Wang et al., "Deep Metric Learning with Angular Loss", ICCV 2017. Anchors and positives are unit vectors; negatives are all
     rows of the reference set with another label than the anchor's, taken as they are, as in PML: hand over unit vectors for the
-    paper's loss. Pairs are taken in blocks, each against the whole reference set: no triplet is named.
+    paper's loss. The exponent is an inner product of a row a pair with the reference set: no triplet is named.
 
     Args:
         alpha: the angle at the negative, in degrees; kept in radians.
@@ -49,14 +108,30 @@ class AngularLoss(BaseMetricLossFunction):
         if own:
             return Plan(MATERIALISED, "dense", notes=[f"{type(self).__name__} replaces {', '.join(own)}"])
         c_f.labels_required(call.labels)
-        notes = [
-            "positive pairs are listed; a block of them at a time meets all negatives, and is computed again in the backward",
-            "one loss a pair is reduced in torch",
-        ]
-        return Plan(PARTLY, "blocks", notes=notes)
+        notes = ["positive pairs are listed, each a row of its own against all columns; no triplet is named"]
+        folds = reduction_of(self.reducer, ["loss"]).folds
+        if folds and folds[0].kind == "per_anchor":
+            # A row is a pair here: an anchor's pairs are brought together in torch.
+            folds = None
+        notes.append("one loss a pair is reduced in torch" if folds is None else "losses are reduced inside the sweep")
+        seen = partial(_seen, 2 if _mirrored(call) else 1)
+        return Plan(PARTLY, "pairwise", SPEC, PRODUCT, folds, notes=notes, seen=seen)
 
     def run_plan(self, plan: Plan, call: Call) -> Tensor | None:
-        folds = None if plan.mode == MATERIALISED else reduction_of(self.reducer, ["loss"]).folds
+        if plan.mode == MATERIALISED:
+            return None
+        pairs = self._pairs(call)
+        if pairs is None or plan.folds is None or len(pairs.left) * (call.ref_emb.shape[1] + 1) > grad_sum.STRIP_ELEMENTS:
+            return self._reduced_in_torch(call)
+        assert call.labels is not None
+        rows, columns = pairs.prepared(0, len(pairs.left), *self._inputs(call))
+        loss = fused_pair_loss(SPEC, PRODUCT, plan.folds, pairs.rule(rows), pairs.call(0, len(rows), call), rows, columns)
+        # A pair stands for its mirror image, which a mean need not know.
+        return 2 * loss if _mirrored(call) and plan.folds[0].kind == "sum" else loss
+
+    def _reduced_in_torch(self, call: Call) -> Tensor | None:
+        """The loss where pairs come in blocks, or have to be seen one by one; ``None`` where the reducer has to see them."""
+        folds = reduction_of(self.reducer, ["loss"]).folds
         # A pair that a tuple names twice counts once an anchor, which the reducer sees to.
         if not folds or (folds[0].kind == "per_anchor" and call.indices is not None):
             return None
@@ -74,31 +149,37 @@ class AngularLoss(BaseMetricLossFunction):
     ) -> LossDict:
         """One loss for each anchor-positive pair."""
         c_f.labels_required(labels)
-        assert labels is not None and ref_labels is not None
-        itself = ref_emb is embeddings and ref_labels is labels
-        anchor, positive, some = _pairs(labels, ref_labels, indices_tuple, itself)
-        if len(anchor) == 0 or not some:
+        call = Call(embeddings, labels, indices_tuple, ref_emb, ref_labels, ref_emb is embeddings and ref_labels is labels)
+        pairs = self._pairs(call)
+        if pairs is None:
             return self.zero_losses()
-        x, y = (rows.to(compute_type(rows.dtype)) for rows in (embeddings, ref_emb))
-        unit_x = self.distance.normalize(x)
-        unit_y = unit_x if itself else self.distance.normalize(y)
+
+        def losses(first: int, last: int, *inputs: Tensor) -> Tensor:
+            rows, columns = pairs.prepared(first, last, *inputs)
+            return pair_row_losses(SPEC, PRODUCT, pairs.rule(rows), pairs.call(first, last, call), rows, columns)[0]
+
+        values = over_rows(losses, len(pairs.left), ref_emb.shape[1] + 1, *self._inputs(call))
+        return {
+            "loss": {"losses": pairs.of_every(values), "indices": (pairs.anchor, pairs.positive), "reduction_type": "pos_pair"}
+        }
+
+    def _pairs(self, call: Call) -> Pairs | None:
+        """The positive pairs of a call; ``None`` where no triplet exists."""
+        assert call.labels is not None and call.ref_labels is not None
+        anchor, positive, some = _listed(call.labels, call.ref_labels, call.indices, call.itself)
+        if len(anchor) == 0 or not some:
+            return None
         if self.collect_stats:
-            self._set_stats(unit_x.detach(), unit_y.detach(), y.detach(), labels, ref_labels, anchor, positive)
-        slope = torch.tan(self.alpha).square().to(x)
-        # A pair and its mirror image have one sum of rows, the same negatives, and so one loss.
-        mirrored = itself and indices_tuple is None
-        left, right, place = _once(anchor, positive, len(x)) if mirrored else (anchor, positive, None)
+            unit_x, unit_y, y, _ = self._inputs(call)
+            self._set_stats(unit_x.detach(), unit_y.detach(), y.detach(), call.labels, call.ref_labels, anchor, positive)
+        return Pairs.of(anchor, positive, _mirrored(call))
 
-        def losses(first: int, last: int, unit_x: Tensor, unit_y: Tensor, y: Tensor, slope: Tensor) -> Tensor:
-            a, p = unit_x[left[first:last]], unit_y[right[first:last]]
-            side = DenseSide(4 * slope * strip_scores(PRODUCT, a + p, y), _differ(labels, ref_labels, left[first:last]))
-            closeness = 2 * (1 + slope) * (a * p).sum(dim=1)
-            negatives = side.logsumexp(side.s)
-            return softplus(torch.where(negatives == NEG_INF, negatives, negatives - closeness))
-
-        values = over_rows(losses, len(left), max(len(y), y.shape[1]), unit_x, unit_y, y, slope)
-        values = values if place is None else values[place]
-        return {"loss": {"losses": values, "indices": (anchor, positive), "reduction_type": "pos_pair"}}
+    def _inputs(self, call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the losses are differentiated by: unit rows and columns, the columns as they are, and ``tan^2(alpha)``."""
+        x, y = (rows.to(compute_type(rows.dtype)) for rows in (call.embeddings, call.ref_emb))
+        unit_x = self.distance.normalize(x)
+        unit_y = unit_x if call.itself else self.distance.normalize(y)
+        return unit_x, unit_y, y, torch.tan(self.alpha).square().to(x)
 
     def _set_stats(
         self, x: Tensor, y: Tensor, raw: Tensor, labels: Tensor, ref_labels: Tensor, anchor: Tensor, positive: Tensor
@@ -124,13 +205,17 @@ def _differ(labels: Tensor, ref_labels: Tensor, anchor: Tensor) -> Tensor:
     return labels[anchor].unsqueeze(1) != ref_labels.unsqueeze(0)
 
 
-def _once(anchor: Tensor, positive: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs of ``n`` rows without their mirror images, and where each of the given pairs is among them."""
-    key, place = torch.unique(torch.minimum(anchor, positive) * n + torch.maximum(anchor, positive), return_inverse=True)
-    return torch.div(key, n, rounding_mode="floor"), key % n, place
+def _mirrored(call: Call) -> bool:
+    """Whether of each pair its mirror image is another one, with the same sum of rows, the same negatives, and so one loss."""
+    return call.itself and call.indices is None
 
 
-def _pairs(labels: Tensor, ref_labels: Tensor, indices: Any, itself: bool) -> tuple[Tensor, Tensor, bool]:
+def _seen(copies: int, size: Size) -> Size:
+    """What the engine sees: a row for each pair, or for each two."""
+    return replace(size, n=size.pairs // copies, d=size.d + 1, shared=False, need_y=size.need_x or size.need_y)
+
+
+def _listed(labels: Tensor, ref_labels: Tensor, indices: Any, itself: bool) -> tuple[Tensor, Tensor, bool]:
     """Anchors, positives, and whether there is any negative pair."""
     if indices is None:
         anchor, positive, negatives = positive_pairs(labels, ref_labels, itself)

@@ -60,7 +60,10 @@ class InstanceLoss(RowSoftmaxLoss):
 
 
 def _ranks(labels: Tensor) -> Tensor:
-    """The rank of each label among the different ones, without a size that depends on them."""
+    """The rank of each label among the different ones."""
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        return torch.unique(labels, return_inverse=True)[1]
+    # Without a size that depends on the labels, which a device would have to be asked for.
     ordered, order = torch.sort(labels)
     new = torch.zeros_like(order)
     new[1:] = (ordered[1:] != ordered[:-1]).to(new.dtype)

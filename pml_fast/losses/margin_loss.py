@@ -12,12 +12,13 @@ import pml_fast.engine.anchor_rows  # noqa: F401  (defines the operator)
 from pml_fast.engine import listed
 from pml_fast.engine.fold import Fold, inside, reduce_rows
 from pml_fast.engine.lazy import LazyIndices
-from pml_fast.engine.plan import MATERIALISED, PARTLY, Call, Plan, learnable, overridden, read_indices
+from pml_fast.engine.plan import FUSED, MATERIALISED, PARTLY, Call, Plan, learnable, overridden, read_indices
+from pml_fast.engine.positives import count_partners
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.spec import Term
 from pml_fast.engine.specs import Margin
 from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction, LossDict
-from pml_fast.losses.spec_pair_loss import engine_labels
+from pml_fast.losses.spec_pair_loss import engine_labels, fused_pair_terms
 from pml_fast.reducers import BaseReducer, DivisorReducer, MultipleReducers
 from pml_fast.utils import common_functions as c_f
 from pml_fast.utils import loss_and_miner_utils as lmu
@@ -97,6 +98,10 @@ class MarginLoss(BaseMetricLossFunction):
             if isinstance(rule, str) and rule != DIVIDED:
                 note = f"the loss of every triplet is materialised: {name}: {rule}"
                 return Plan(MATERIALISED, "indexed", None, score, notes=[mined.note, note])
+        if rules[0] == DIVIDED and mined.rule is None and self._beta_is_a_number():
+            words = "losses are reduced inside the sweep, each pair as often as triplets hold it; no triplet is named"
+            spec = Margin(self.margin, float(self.beta.detach()))
+            return Plan(FUSED, "pairwise", spec, score, [Fold("over_triplets")] * 2, notes=[mined.note, words])
         words = "sums and counts a row come out of the sweep, times the triplets that hold a pair; no triplet is named"
         notes = [mined.note, words]
         return Plan(PARTLY, "pairwise", Margin(self.margin, 0.0), score, None, mined.rule, notes)
@@ -123,6 +128,8 @@ class MarginLoss(BaseMetricLossFunction):
     def run_plan(self, plan: Plan, call: Call) -> Tensor | None:
         if plan.engine != "pairwise" or plan.score is None or call.labels is None:
             return None
+        if plan.folds is not None and isinstance(plan.spec, Margin):
+            return self._fused(plan.spec, plan.score, plan.folds, call)
         beta = self._beta_of(call.labels, call.embeddings)
         rows = self._rows(plan, plan.score, call, beta)
         triplets, active, divisor, total = _over_triplets(*rows)
@@ -139,6 +146,21 @@ class MarginLoss(BaseMetricLossFunction):
             return loss + torch.where(triplets.sum() > 0, boundary * self.nu, 0.0)
         return loss + self._regularization(beta * self.nu, triplets, divisor, call.labels)
 
+    def _fused(self, spec: Margin, score: Score, folds: list[Fold], call: Call) -> Tensor:
+        """The loss with one boundary, which every loss above 0 moves with: the positives' against the negatives'."""
+        rows = self.distance.engine_rows(call.embeddings, call.ref_emb)
+        loss, terms = fused_pair_terms(spec, score, folds, None, call, *rows)
+        if not self.learn_beta:
+            return loss
+        boundary = c_f.to_device(self.beta, loss, dtype=loss.dtype)[0]
+        pos, neg = terms[1].unbind()
+        loss = loss + (boundary - boundary.detach()) * (score.sign * (pos - neg))
+        if self.nu == 0:
+            return loss
+        assert call.labels is not None and call.ref_labels is not None
+        some = count_partners(*engine_labels(call.labels, call.ref_labels, call.itself), call.itself).prod(dim=0).any()
+        return loss + torch.where(some, boundary * self.nu, 0.0)
+
     def _rows(self, plan: Plan, score: Score, call: Call, beta: Tensor) -> tuple[Tensor, ...]:
         """Of each row: sums of the positives' and of the negatives' losses, how many are above 0, and how many there are."""
         assert call.labels is not None and call.ref_labels is not None
@@ -151,11 +173,16 @@ class MarginLoss(BaseMetricLossFunction):
         # Each loss above 0 moves with the boundary, the positives' against the negatives'.
         moved = score.sign * (beta - level)
         if plan.rule is None:
-            pairs = _pairs_of(labels, ref_labels, call.itself).to(level.dtype)
+            pairs = count_partners(labels, ref_labels, call.itself).to(level.dtype)
         else:
             with torch.no_grad():
                 pairs = torch.ops.pml_fast.anchor_pairs(*inputs, *options, [-math.inf, math.inf] * 2, level)[1]
         return values[0] + moved * active[0], values[1] - moved * active[1], *active, *pairs
+
+    def _beta_is_a_number(self) -> bool:
+        """Whether the boundary is one number that can be read here and now."""
+        learned = self.beta.requires_grad and not self.learn_beta
+        return self.beta.numel() == 1 and self.beta.device.type == "cpu" and not (learned or torch.compiler.is_compiling())
 
     def _beta_of(self, labels: Tensor | None, embeddings: Tensor) -> Tensor:
         """The boundary of each row ``[N]``."""
@@ -231,13 +258,6 @@ def _over_triplets(
     # A row without triplets adds nothing, also where one of its pairs is not a number.
     total = torch.where(n > 0, n * pos, 0.0) + torch.where(p > 0, p * neg, 0.0)
     return p * n, active, (n * pos_active + p * neg_active).sum(), total
-
-
-def _pairs_of(labels: Tensor, ref_labels: Tensor, itself: bool) -> Tensor:
-    """How many positive and how many negative pairs each row has, ``[2, N]``."""
-    labels, ordered = labels.contiguous(), ref_labels.sort()[0]
-    same = torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels)
-    return torch.stack([same - int(itself), len(ref_labels) - same])
 
 
 def _divided(total: Tensor, divisor: Tensor) -> Tensor:

@@ -47,7 +47,8 @@ class RowSoftmaxLoss(BaseMetricLossFunction):
         raise NotImplementedError
 
     def _spec(self) -> SupCon:
-        scale = float(torch.as_tensor(self.scale(), dtype=torch.float64).detach())
+        factor: Any = self.scale()
+        scale = float(factor.detach() if torch.is_tensor(factor) else factor)
         return SupCon(1 / scale if scale != 0 else float("inf"))
 
     def plan(self, call: Call) -> Plan:
@@ -76,7 +77,7 @@ class RowSoftmaxLoss(BaseMetricLossFunction):
         part = self.comparison(call)
         assert call.labels is not None
         x, y = self.distance.engine_rows(part.rows, part.columns)
-        weighed = call.labels[part.index]
+        weighed = call.labels[part.index] if plan.folds[0].weighs else None
         return fused_pair_loss(plan.spec, plan.score, plan.folds, None, part.call(call.labels), x, y, weighed)
 
     def compute_loss(

@@ -66,16 +66,29 @@ def fused_pair_loss(
 
     ``classes`` are the labels that class weights go by, where these are not the call's.
     """
+    return fused_pair_terms(spec, score, folds, rule, call, x, y, classes)[0]
+
+
+def fused_pair_terms(
+    spec: PairSpec,
+    score: Score,
+    folds: list[Fold],
+    rule: Tensor | None,
+    call: Call,
+    x: Tensor,
+    y: Tensor,
+    classes: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As :func:`fused_pair_loss`, and the terms as :func:`pml_fast.engine.fold.reduce_terms` gives them, without a graph."""
     assert call.labels is not None and call.ref_labels is not None
     labels, ref_labels = engine_labels(call.labels, call.ref_labels, call.itself)
     need = torch.is_grad_enabled()
     weights = row_weights(folds, call.labels if classes is None else classes, compute_type(x.dtype))
-    loss, *_ = torch.ops.pml_fast.pairwise_loss(
+    loss, terms, *_ = torch.ops.pml_fast.pairwise_loss(
         x, y, labels, ref_labels, rule, weights, spec.name, spec.params(), score.encode(), call.itself,
         [fold.encode() for fold in folds], need and x.requires_grad, need and y.requires_grad,
     )  # fmt: skip
-    result: Tensor = loss
-    return result
+    return loss, terms
 
 
 def pair_row_losses(spec: PairSpec, score: Score, rule: Tensor | None, call: Call, x: Tensor, y: Tensor) -> Tensor:

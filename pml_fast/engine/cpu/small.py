@@ -25,7 +25,10 @@ from pml_fast.engine.spec import pair_spec
 # Above this, torch's matrix products on tiles are faster than one call.
 LARGEST = 512
 
-_FOLDS = ("mean", "sum", "threshold")
+# Triplets beyond which a list is worth more than one thread.
+MOST_LISTED = 1 << 14
+
+_FOLDS = ("mean", "sum", "threshold", "over_triplets")
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ def pair_loss(
     wide = rows.dtype
     other = None if columns is None else columns.y.to(wide).contiguous()
     other_labels = None if columns is None else columns.labels.contiguous()
-    terms = rows.new_empty(len(how.folds))
+    # Losses and, where pairs are counted over triplets, slopes.
+    terms = rows.new_empty((2, len(how.folds)) if how.folds[0][0] == "over_triplets" else len(how.folds))
     dx = torch.empty_like(rows) if need else rows.new_empty(0)
     dy = torch.empty_like(other) if columns is not None and columns.need and other is not None else rows.new_empty(0)
     done = extension().small_pair_loss(
@@ -100,7 +104,8 @@ def pair_loss(
         how.levels[wide], how.logits[wide], torch.get_num_threads(), how.spec, how.params, how.limits, how.folds,
         terms.data_ptr(), dx.data_ptr(), dy.data_ptr(), wide == torch.float64,
     )  # fmt: skip
-    return (terms.sum(), terms, dx.to(x.dtype), dy.to(x.dtype if columns is None else columns.y.dtype)) if done else None
+    losses = terms[0] if terms.ndim > 1 else terms
+    return (losses.sum(), terms, dx.to(x.dtype), dy.to(x.dtype if columns is None else columns.y.dtype)) if done else None
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -112,7 +117,7 @@ def triplet_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """The outputs of ``triplet_loss`` for a batch ``[N, D]`` against itself, or ``None`` where only tiles will do."""
     margin, smooth, swap, select_margin = options
-    if not has_kernel(score) or swap or fold.kind not in _FOLDS or fold.pair_limits() not in (POSITIVE_ONLY, EVERY):
+    if not has_kernel(score) or swap or fold.kind not in _FOLDS[:3] or fold.pair_limits() not in (POSITIVE_ONLY, EVERY):
         return None
     rows, labels, rule = _inputs(x, labels, rule)
     loss = rows.new_empty(())
@@ -138,6 +143,17 @@ def extremes(problem: ExtremeProblem, rule: Tensor | None) -> tuple[Tensor, Tens
     return value, index
 
 
+def hardest(x: Tensor, labels: Tensor, score: Score, share: float) -> tuple[Tensor, Tensor]:
+    """The outputs of ``hardest_rule`` for a batch ``[N, D]`` against itself."""
+    rows, labels, _ = _inputs(x, labels, None)
+    rule, cut = rows.new_empty(4, len(rows)), labels.new_empty(2, 2)
+    extension().small_hardest(
+        rows.data_ptr(), labels.data_ptr(), rows.shape[0], rows.shape[1], distance_name(score), score.normalize, score.sign,
+        torch.get_num_threads(), share, rule.data_ptr(), cut.data_ptr(), rows.dtype == torch.float64,
+    )  # fmt: skip
+    return rule, cut
+
+
 def closest(x: Tensor, score: Score, own: Tensor) -> Tensor:
     """The row that scores best with each row, another one (-1 for none); ``own`` is ``0 .. N - 1``."""
     return extremes(ExtremeProblem(score, x, x, own, own, True, False, score.inverted, None, None), None)[1]
@@ -155,6 +171,27 @@ def pair_scores(x: Tensor, score: Score, i: Tensor, j: Tensor) -> Tensor:
     if not extension().small_pair_scores(_pairs(x, score, i, j), out.data_ptr(), x.dtype == torch.float64):
         check_pairs(i, j, x.shape[0], x.shape[0])
     return out
+
+
+def listed_triplet_loss(
+    x: Tensor, a: Tensor, p: Tensor, n: Tensor, keep: Tensor | None, options: Sequence[float], score: Score, fold: Fold,
+    need: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:  # fmt: skip
+    """The outputs of ``listed_triplet_loss`` for a batch ``[N, D]`` against itself, or ``None`` where this has no kernel."""
+    if not has_kernel(score) or fold.kind not in _FOLDS[:3] or len(a) > MOST_LISTED:
+        return None
+    margin, smooth = options
+    rows = x.to(compute_type(x.dtype)).contiguous()
+    i, j = torch.cat([a, a]), torch.cat([p, n])
+    keep = None if keep is None else keep.contiguous()
+    loss, dx = rows.new_empty(()), torch.empty_like(rows) if need else rows.new_empty(0)
+    inside = extension().small_listed_triplets(
+        _pairs(rows, score, i, j), _address(keep), margin, score.sign, bool(smooth), fold.pair_limits(), fold.kind,
+        loss.data_ptr(), dx.data_ptr() if need else 0, rows.dtype == torch.float64,
+    )  # fmt: skip
+    if not inside:
+        check_pairs(i, j, x.shape[0], x.shape[0])
+    return loss, loss.reshape(1).clone(), dx.to(x.dtype), rows.new_empty(0, dtype=x.dtype)
 
 
 def pair_gradients(x: Tensor, score: Score, i: Tensor, j: Tensor, grad: Tensor) -> Tensor:
