@@ -21,6 +21,7 @@ import torch
 from pml_fast import __version__, _extension
 from pml_fast.engine import dispatch, settings
 from pml_fast.engine.triton import tuned
+from pml_fast.engine.triton.configs import TUNABLE
 
 _DEMO_NEEDS = {"matplotlib": "matplotlib", "sklearn": "scikit-learn", "PIL": "pillow", "rich": "rich", "tqdm": "tqdm"}
 _FAISS_PACKAGES = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "faiss-gpu-cu11")
@@ -128,15 +129,18 @@ def _add_demo(commands: Any) -> None:
 
 
 def _add_tune(commands: Any) -> None:
-    command = commands.add_parser("tune", help="time the GPU kernels' tiles on this card", description=_tune.__doc__)
+    command = commands.add_parser(
+        "tune", help="time the GPU kernels' tiles on this card", description=_tune.__doc__,
+        epilog="KERNEL is one or more of: " + "; ".join(f"{name}, {has.title}" for name, has in TUNABLE.items()) + "; or all.",
+    )  # fmt: skip
     add = command.add_argument
     add("--dim", type=_positive, nargs="+", default=[128], metavar="D", help="embedding sizes (default 128)")
     add("--n", type=_positive, nargs="+", default=[4096], metavar="N", help="batch sizes (default 4096)")
     add("--dtype", choices=list(_TUNED_TYPES), nargs="+", default=["tf32", "bfloat16"],
         help="types, float32 at torch's precision highest, tf32 at high (default tf32 bfloat16)")  # fmt: skip
     add("--score", choices=("dot", "l2"), nargs="+", default=["dot"], help="inner products, distances (default dot)")
-    add("--kernel", choices=("state", "grad", "extreme"), nargs="+", default=["state", "grad", "extreme"],
-        help="forward, gradient, hardest pair (default: all)")  # fmt: skip
+    add("--kernel", choices=(*TUNABLE, "all"), nargs="+", default=["state", "grad", "extreme"], metavar="KERNEL",
+        help="which kernels, see below (default state grad extreme)")  # fmt: skip
     add("--device", default="cuda", help="which card (default %(default)s)")
     command.set_defaults(run=_tune)
 
@@ -305,16 +309,22 @@ def _tune(arguments: argparse.Namespace) -> int:
         tuned.read(tuned.path())
     except tuned.TunedTableError as error:
         raise InputError(f"{tuned.path()} {error}; delete the file and run this again") from error
-    tasks = [
-        tune.Task(kernel, score, *_TUNED_TYPES[dtype], d, n, torch.device(arguments.device))
-        for dtype in arguments.dtype for score in arguments.score for d in arguments.dim for n in arguments.n
-        for kernel in arguments.kernel
-    ]  # fmt: skip
+    kernels = list(TUNABLE) if "all" in arguments.kernel else arguments.kernel
+    types = [_TUNED_TYPES[dtype] for dtype in arguments.dtype]
+    try:
+        tasks = tune.tasks(kernels, types, arguments.score, arguments.dim, arguments.n, torch.device(arguments.device),
+            skip="all" in arguments.kernel)  # fmt: skip
+    except ValueError as error:
+        raise InputError(str(error)) from error
     for task in tasks:
         with tqdm(total=tune.count(task), desc=tune.title(task), leave=False) as bar:
-            found = tune.tune(task, on_candidate=bar.update)
+            try:
+                found = tune.tune(task, on_candidate=bar.update)
+            except torch.OutOfMemoryError as error:
+                reason = str(error).splitlines()[0]
+                raise InputError(f"--n {task.n}, --dim {task.d}: {reason}") from error
         tune.save(found)
-        print(f"{tune.title(task)}: {tune.summary(found)}")
+        print(f"{tune.title(task)}: " + "\n".join(tune.report(found)))
     print(f"table: {tuned.path()}")
     return 0
 

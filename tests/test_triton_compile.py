@@ -82,6 +82,26 @@ def test_a_spill_fails_the_run(tmp_path: Path) -> None:
     assert int(ran.stdout) > 0
 
 
+@needs_triton
+def test_transposed_columns_are_copied_asynchronously() -> None:
+    # Without, the tile is loaded into registers and stored to shared memory twice, once an order; with, it is copied there
+    # twice (before the loop and in it, as another tile is), and only the rows are stored.
+    script = (
+        "from dataclasses import replace\n"
+        "from pml_fast.engine.triton import aot, catalogue\n"
+        "k = next(k for k in catalogue.KERNELS if k.name == 'grad-supcon-kind0-tf32-d128-bm64' and 90 in k.arches)\n"
+        "assert k.constexprs['TURNED']\n"
+        "for turned in (False, True):\n"
+        "    text = aot.build(replace(k, constexprs={**k.constexprs, 'TURNED': turned}), 90).asm['ttgir']\n"
+        "    print(text.count('ttg.async_copy_global_to_local'), text.count('ttg.local_alloc %'))\n"
+    )
+    ran = python("-c", script)
+    assert ran.returncode == 0, ran.stderr
+    (copies, stored), (more_copies, less_stored) = ([int(n) for n in line.split()] for line in ran.stdout.splitlines())
+    assert more_copies == copies + 4
+    assert (stored, less_stored) == (3, 1)
+
+
 def test_importing_the_backend_does_not_import_triton() -> None:
     script = (
         "import sys\n"

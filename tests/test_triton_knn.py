@@ -12,7 +12,7 @@ from pml_fast.engine.knn.problem import NearestProblem, RankProblem, RankStrip
 from pml_fast.engine.score import Score
 
 with interpreting():
-    from pml_fast.engine.triton import knn
+    from pml_fast.engine.triton import configs, knn
     from pml_fast.engine.triton.backend import TritonBackend
 
 pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("interpreter", "poisoned")]
@@ -27,8 +27,8 @@ SCORES = {
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several ragged tiles and strips even for small problems."""
-    monkeypatch.setattr(knn, "RANK_TILES", knn.Tiles(16, 16, 16))
-    monkeypatch.setattr(knn, "NEAREST_TILES", knn.Tiles(16, 0, 16))
+    monkeypatch.setitem(configs.TILES, "ranks", {"": configs.Config(16, 16, 16, 4, 2)})
+    monkeypatch.setitem(configs.TILES, "nearest", {"": configs.Config(16, 0, 16, 4, 2)})
     monkeypatch.setattr(knn, "TABLE_KEYS", 256)
     monkeypatch.setattr(knn, "ENOUGH_PROGRAMS", 4)
 

@@ -19,7 +19,7 @@ from pml_fast.engine.score import Score
 from pml_fast.engine.spec import PAIR_SPECS
 
 with interpreting():
-    from pml_fast.engine.triton import layout, sweeps
+    from pml_fast.engine.triton import layout, lookup, tuned
     from pml_fast.engine.triton.backend import TritonBackend
     from pml_fast.engine.triton.epilogues import EPILOGUES, PARAMS
 
@@ -193,7 +193,7 @@ def test_huge_scores_do_not_overflow(spec: str, scale: float) -> None:
 def test_a_wide_gradient_comes_in_strips(monkeypatch: pytest.MonkeyPatch, itself: bool, score: str, dtype: torch.dtype) -> None:
     """Beyond what a block holds, the coefficients are written to a workspace that holds a few rows of them."""
     problem = problem_of("contrastive", score, itself, True, "positive", dtype, shape=(45, 33, 520))
-    assert not sweeps.launch_config("grad", problem.x, layout.score_kind(problem.score)).resident
+    assert not lookup.launch_config("grad", problem.x, layout.score_kind(problem.score)).resident
     whole = check(problem)
     monkeypatch.setattr(layout, "WORKSPACE_BYTES", 4 * 45 * 7)
     assert torch.equal(check(problem).rows, whole.rows)
@@ -261,6 +261,35 @@ def test_tf32_rounds_its_operands(precision: str, score: str) -> None:
     assert_rows(got, want)
     want_dx, _ = oracle.pair_grads(exact(same), want, w.double(), True, False)
     assert_gradient(dx, want_dx, 6e-4)
+
+
+@pytest.mark.parametrize("score", ["dot", "l2"])
+@pytest.mark.parametrize("itself", [True, False])
+def test_columns_transposed_beforehand_give_the_same_gradient(itself: bool, score: str) -> None:
+    problem = problem_of("supcon", score, itself, True)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        state = triton_backend.pair_rows(problem, False, False)
+        kind, w = layout.score_kind(problem.score), torch.ones(1, len(problem.x), device=DEVICE)
+        keys = [lookup.tuning_key("grad", side, kind) for side in (problem.x, problem.y)]
+        found = []
+        for turned in (True, False):
+            tile = replace(lookup.launch_config("grad", problem.x, kind), turned=turned)
+            with tuned.using({key: tuned.Entry(tile, 0.0, 0.0) for key in keys}):
+                found.append(triton_backend.pair_grads(problem, state, w, True, True))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    for got, want in zip(*found, strict=True):
+        assert_gradient(got, None if want is None else want.double(), 1e-6)
+
+
+def test_transposed_columns_end_in_zeros() -> None:
+    rows = rows_of(37, 19, torch.float32, 1)
+    turned = layout.turned(rows, 16)
+    assert turned.shape == (19, 48)
+    assert torch.equal(turned[:, :37], rows.T)
+    assert not turned[:, 37:].any()
 
 
 @pytest.mark.parametrize("spec", sorted(EPILOGUES))

@@ -22,7 +22,7 @@ with interpreting():
     from triton.runtime import JITFunction
     from triton.runtime.interpreter import InterpretedFunction
 
-    from pml_fast.engine.triton import epilogues, small, small_step, sweeps
+    from pml_fast.engine.triton import epilogues, lookup, small, small_step
 
 pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("interpreter", "poisoned")]
 
@@ -268,7 +268,7 @@ def test_beyond_the_largest_batch_the_general_kernels_run(monkeypatch: pytest.Mo
     general = step("triton", x, labels, None, made, SCORES["cosine"], folds)
     assert "small_grad_kernel" not in seen
     assert_equal(by_launches, tuple(part.double() for part in general), 1e-5)  # type: ignore[arg-type]
-    assert sweeps.launch_config("state", x, 0).block_m == 16
+    assert lookup.launch_config("state", x, 0).block_m == 16
 
 
 # ---- on the card alone

@@ -16,7 +16,7 @@ from pml_fast.engine.score import Score, unit_rows
 from pml_fast.engine.spec import TripletSpec
 
 with interpreting():
-    from pml_fast.engine.triton import layout, triplet
+    from pml_fast.engine.triton import configs, layout, triplet
 
 pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("interpreter", "poisoned")]
 
@@ -34,8 +34,12 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triplet, "HITS", 4)
     monkeypatch.setattr(triplet, "MIN_WIDTH", 8)
     monkeypatch.setattr(triplet, "MAX_WIDTH", 8)
-    small = triplet.Tiles(16, 16, 16, 16, num_warps=4)
-    monkeypatch.setattr(triplet, "TILES", dict.fromkeys(triplet.TILES, small))
+    monkeypatch.setattr(configs, "WIDEST_TRIPLETS", 16)
+    small = configs.Config(16, 16, 16, 4, 2)
+    for op in ("triplet", "triplet-pulls"):
+        monkeypatch.setitem(configs.TILES, op, {"": small})
+    for op in ("triplet-grad", "triplet-slabs"):
+        monkeypatch.setitem(configs.TILES, op, {"": replace(small, block_out=16)})
 
 
 def make_problem(

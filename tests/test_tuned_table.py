@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,7 @@ def test_a_damaged_file_is_warned_of_once_and_not_used(text: str) -> None:
     "changes",
     [
         {"block_m": 24}, {"block_m": 8}, {"block_n": 1024}, {"block_k": 64}, {"num_warps": 3}, {"num_warps": "4"},
+        {"kernel": "pull"}, {"block_out": 64}, {"turned": 1},
         {"num_stages": 0}, {"maxnreg": 256}, {"maxnreg": True}, {"resident": 1}, {"card": 5}, {"arch": "90"}, {"d": 64},
     ],
     ids=str,
@@ -109,6 +111,38 @@ def test_a_tile_that_no_kernel_could_run_is_refused(changes: dict[str, Any]) -> 
     tuned.path().write_text(damage(**changes))
     with pytest.raises(tuned.TunedTableError, match=str(next(iter(changes.values()))).strip("'")):
         tuned.read(tuned.path())
+
+
+def test_blocks_that_a_kernel_lacks_are_zero_and_those_that_it_has_are_not() -> None:
+    nearest = Config(16, 0, 32, 4, 2)
+    for kernel, tile, fits in [
+        ("nearest", nearest, True),
+        ("nearest", replace(nearest, block_n=16), False),
+        ("ranks", nearest, False),
+        ("triplet-grad", Config(16, 16, 16, 4, 2), True),
+        ("triplet-grad", Config(16, 16, 16, 4, 2, block_out=16), True),
+        ("small", Config(16, 16, 16, 4, 2), False),
+        ("pulls", replace(TILE, resident=True), False),
+        ("state", replace(TILE, turned=True), False),
+        ("grad", replace(TILE, turned=True), True),
+        ("grad", replace(WIDE, turned=True), False),
+    ]:
+        entries = {KEY._replace(kernel=kernel): tuned.Entry(tile, 1.0, 2.0)}
+        tuned.write(tuned.path(), entries)
+        if fits:
+            assert tuned.read(tuned.path()) == entries
+        else:
+            with pytest.raises(tuned.TunedTableError, match=kernel if kernel in ("nearest", "pulls") else None):
+                tuned.read(tuned.path())
+
+
+def test_a_table_from_before_there_were_slices_is_read() -> None:
+    tuned.write(tuned.path(), {KEY: ENTRIES[KEY]})
+    found = json.loads(tuned.path().read_text())
+    for name in ("block_out", "turned"):
+        del found["entries"][0]["config"][name]
+    tuned.path().write_text(json.dumps(found))
+    assert tuned.read(tuned.path()) == {KEY: ENTRIES[KEY]}
 
 
 def test_the_table_can_be_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,16 +22,22 @@ from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.spec import PairSpec, TripletSpec
 from pml_fast.engine.triton import small as triton_small
 
+if TYPE_CHECKING:
+    from pml_fast.engine.triton.configs import Config
+
 # Buffers of a strip that are alive together in the pure-torch backend: scores, masks, losses and autograd's saved tensors.
 STRIP_BUFFERS = 12
 # The same for the dense path over all pairs.
 DENSE_BUFFERS = 12
 
 
+CPU = torch.device("cpu")
+
+
 @dataclass(frozen=True)
 class Size:
     """The numbers a cost depends on. ``pairs`` are the positive pairs, ``listed`` the listed scores (0 where nothing is
-    listed)."""
+    listed). The ``device`` decides the tiles of a GPU kernel."""
 
     n: int
     m: int
@@ -42,6 +49,7 @@ class Size:
     shared: bool
     need_x: bool
     need_y: bool
+    device: torch.device = CPU
 
     @property
     def item(self) -> int:
@@ -102,7 +110,7 @@ def estimate(
     if engine == "indexed":
         return _indexed(size, backend)
     if small_step:
-        return _SMALL[backend](size)
+        return _SMALL[backend](size, score)
     return _ENGINES[engine, backend](size, spec, score, uniform)
 
 
@@ -137,7 +145,7 @@ def _area(tile: Tile) -> int:
     return (tile.i1 - tile.i0) * (tile.j1 - tile.j0)
 
 
-def _small(size: Size) -> Cost:
+def _small(size: Size, _: Score) -> Cost:
     memory = size.item * (size.n * size.m + 4 * size.sets + size.pairs + 16 * size.n)
     sides = size.need_x + (0 if size.shared else size.need_y)
     return _cost(size, size.gemm, (1 + sides) * size.gemm, 1, memory)
@@ -262,12 +270,20 @@ def _indexed(size: Size, backend: str) -> Cost:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
+def _tile(op: str, size: Size, score: Score) -> Config:
+    """The configuration that a launch would take, of what the user tuned or of what is shipped."""
+    from pml_fast.engine.triton.layout import score_kind
+    from pml_fast.engine.triton.lookup import launch_config
+
+    rows = torch.empty(1, dtype=size.dtype, device=size.device).expand(size.n, size.d)
+    return launch_config(op, rows, score_kind(score))
+
+
 def _triton_pairwise(size: Size, spec: PairSpec | TripletSpec, score: Score, _: bool) -> Cost:
     assert isinstance(spec, PairSpec)
     # A loss for each positive takes a second sweep; from SORT_FROM columns on the positives are one run of sorted columns.
-    from pml_fast.engine.triton.configs import ARCHES, config
     from pml_fast.engine.triton.epilogues import EPILOGUES, EXP_THEN_PAIRS
-    from pml_fast.engine.triton.layout import SORT_FROM, WORKSPACE_BYTES, product_type, score_kind, splits
+    from pml_fast.engine.triton.layout import SORT_FROM, WORKSPACE_BYTES, score_kind, splits
 
     split = splits(size.dtype, score_kind(score))
     two_sweeps = EPILOGUES[spec.name].shape == EXP_THEN_PAIRS and size.m < SORT_FROM
@@ -275,37 +291,43 @@ def _triton_pairwise(size: Size, spec: PairSpec | TripletSpec, score: Score, _: 
     # Each side that has a gradient recomputes the tiles; a batch against itself is one side.
     sides = size.need_x + (0 if size.shared else size.need_y)
     memory = _common_bytes(size, 2 + _half(size)) + size.item * 16 * size.n
-    tile = config("grad", ARCHES[-1], product_type(size.dtype), score.kind != "dot", size.d, size.n)
+    tile, turned = _tile("grad", size, score), [0]
     if sides and (split or EPILOGUES[spec.name].heavy or not tile.resident):
         memory += min((6 if split else 4) * size.n * size.m, WORKSPACE_BYTES)
+    elif sides and tile.turned:
+        # One side's columns at a time, transposed.
+        turned = [size.d * size.m * size.need_x, 0 if size.shared else size.d * size.n * size.need_y]
+        memory += size.item * max(turned)
     if split:
         # Rows and columns in three bfloat16 parts each, and the parts that coefficients multiply.
         memory += 18 * max(size.sets, size.m * size.d)
     # Three products of parts are counted as the one that they stand for.
-    return _cost(size, forward, forward + 2 * sides * size.gemm, 1 + sides, memory)
+    return _cost(size, forward, forward + 2 * sides * size.gemm, 1 + sides, memory, sum(turned))
 
 
-def _triton_small(size: Size) -> Cost:
-    from pml_fast.engine.triton.small_step import TILE
-
+def _triton_small(size: Size, score: Score) -> Cost:
     # Programs that write other slices of D take the scores again.
-    slices = math.ceil(size.d / TILE.block_out) * size.need_x
+    slices = math.ceil(size.d / _tile("small", size, score).block_out) * size.need_x
     memory = size.sets * size.dtype.itemsize + 2 * size.item * size.results + size.item * 16 * size.n
     return _cost(size, size.gemm, (1 + slices + size.need_x) * size.gemm, 2 + slices, memory)
 
 
-def _triton_triplet(size: Size, _: PairSpec | TripletSpec, __: Score, ___: bool) -> Cost:
-    from pml_fast.engine.triton.layout import WORKSPACE_BYTES, dot_precision
-    from pml_fast.engine.triton.triplet import HITS, TILES, slab_width
+def _triton_triplet(size: Size, _: PairSpec | TripletSpec, score: Score, __: bool) -> Cost:
+    from pml_fast.engine.triton.layout import WORKSPACE_BYTES
+    from pml_fast.engine.triton.triplet import HITS, slab_width
 
     width = slab_width(size.n, size.m, HITS)
     sides = size.need_x + (0 if size.shared else size.need_y)
     memory = _common_bytes(size, 3 + _half(size)) + 4 * (2 * width * size.n) + 40 * (size.n + size.m)
-    if sides and size.d > TILES["grads", dot_precision(size.dtype)].block_out:
+    block_out = _tile("triplet-grad", size, score).block_out
+    if sides and not block_out:
         memory += min(4 * size.n * size.m, WORKSPACE_BYTES)
+    # Programs that write other slices of D take the scores again.
+    slices = math.ceil(size.d / block_out) if block_out else 1
     # The tiles are taken again for every HITS positives of an anchor.
     chunks = max(1, math.ceil(size.pairs / max(size.n, 1) / HITS))
-    return _cost(size, chunks * size.gemm, (chunks + 2 * sides) * size.gemm, chunks + sides, memory)
+    step = (chunks + (slices + 1) * sides) * size.gemm
+    return _cost(size, chunks * size.gemm, step, chunks + slices * sides, memory)
 
 
 def _cuda_triplet(size: Size, _: PairSpec | TripletSpec, __: Score, ___: bool) -> Cost:
@@ -393,7 +415,7 @@ _ENGINES: dict[tuple[str, str], Estimate] = {
 }
 
 
-_SMALL: dict[str, Callable[[Size], Cost]] = {"cpu": _small, "triton": _triton_small}
+_SMALL: dict[str, Callable[[Size, Score], Cost]] = {"cpu": _small, "triton": _triton_small}
 
 
 def one_call(

@@ -19,7 +19,7 @@ from pml_fast.engine.listed_sums import UNORDERED
 from pml_fast.engine.plan import MATERIALISED, Call, Plan, with_copies
 from pml_fast.engine.problem import NO_LIMITS, IndexedProblem, PairProblem, TripletProblem
 from pml_fast.engine.score import compute_type
-from pml_fast.engine.settings import current, float32_precision
+from pml_fast.engine.settings import current, float32_precision, math_precision
 from pml_fast.engine.spec import PairSpec, TripletSpec
 from pml_fast.engine.triplet_ops import TERM, UNIFORM
 
@@ -156,7 +156,8 @@ class Explainer:
             )
         )
         uniform = all(fold.kind in UNIFORM for fold in folds)
-        found = cost.estimate(plan.engine, backend, size, spec, score, uniform=uniform, small_step=one_call)
+        with math_precision():
+            found = cost.estimate(plan.engine, backend, size, spec, score, uniform=uniform, small_step=one_call)
         if plan.engine == "pairwise" and plan.folds is None:
             # Every row's loss stays differentiable: its backward sweeps for the state again.
             return replace(found, step_flops=found.step_flops + found.forward_flops, read_bytes=2 * found.read_bytes)
@@ -238,6 +239,7 @@ class Explainer:
             shared,
             need_x,
             need_y or (call.itself and not shared),
+            self.x.device,
         )
         return size, at_most, notes
 

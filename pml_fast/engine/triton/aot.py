@@ -78,8 +78,8 @@ def kernels(modules: Iterable[str] = MODULES) -> list[Kernel]:
     return found
 
 
-def compile_kernel(kernel: Kernel, arch: int) -> Resources:
-    """Compile for ``sm_<arch>`` and read the resource report of the machine code."""
+def build(kernel: Kernel, arch: int) -> Any:
+    """Compile for ``sm_<arch>``: Triton's compiled kernel, whose ``asm`` has the program at every stage."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -93,7 +93,12 @@ def compile_kernel(kernel: Kernel, arch: int) -> Resources:
     attrs = {(names.index(n),): [["tt.divisibility", 16]] for n in kernel.aligned}
     source = ASTSource(fn=kernel.fn, signature=signature, constexprs=kernel.constexprs, attrs=attrs)
     options = {"num_warps": kernel.num_warps, "num_stages": kernel.num_stages, "maxnreg": kernel.maxnreg}
-    built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+def compile_kernel(kernel: Kernel, arch: int) -> Resources:
+    """Compile for ``sm_<arch>`` and read the resource report of the machine code."""
+    built = build(kernel, arch)
     registers, spills = _resource_usage(built.asm["cubin"])
     mma, wgmma = (built.asm["ptx"].count(instruction) for instruction in ("mma.sync.aligned", "wgmma.mma_async"))
     shown = {n: getattr(v, "__name__", str(v)) for n, v in kernel.constexprs.items()}

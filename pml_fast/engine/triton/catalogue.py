@@ -7,9 +7,9 @@ from typing import Any
 from pml_fast.engine.triton.aot import Kernel
 from pml_fast.engine.triton.configs import ARCHES, ENOUGH_BLOCKS, TABLE, config
 from pml_fast.engine.triton.epilogues import EPILOGUES
+from pml_fast.engine.triton.lookup import tile_arguments
 from pml_fast.engine.triton.pairwise import extreme_kernel, pair_state_kernel
 from pml_fast.engine.triton.pairwise_grad import pair_grad_kernel, pair_pulls_kernel
-from pml_fast.engine.triton.sweeps import tile_arguments
 
 ELEMENTS = {"bf16": "bf16", "fp16": "fp16", "tf32": "fp32", "tf32x3": "fp32"}
 # A D that the chunked entry of a table (bucket 0) serves.
@@ -44,6 +44,8 @@ def _kernel(
     warps, stages, registers = (tile.pop(name) for name in ("num_warps", "num_stages", "maxnreg"))
     precision = "tf32x3" if product == "tf32x3" else "tf32"
     constexprs = {**chosen, **tile, "KIND": kind, "ITSELF": True, "PRECISION": precision}
+    if op == "grad":
+        constexprs["TURNED"] = cfg.turned
     element = f"*{ELEMENTS[product]}"
     pulled = "*bf16" if product == "bf16" else "*fp32"  # as the launcher has it
     types = {
@@ -51,12 +53,13 @@ def _kernel(
         **dict.fromkeys(FLOATS, "fp32"),
         "x_ptr": element,
         "y_ptr": element,
+        "turned_ptr": element,
         "h_ptr": pulled,
         **dict.fromkeys(constexprs, "constexpr"),
     }
     # What is left are strides and sizes.
     signature = {name: types.get(name, "i32") for name in fn.arg_names}
-    strides = ("stride_xm", "stride_ym", "stride_om", "stride_hm", "D")
+    strides = ("stride_xm", "stride_ym", "stride_td", "stride_om", "stride_hm", "D")
     aligned = tuple(n for n in fn.arg_names if n.endswith("_ptr") or n in strides)
     name = f"{label}-kind{kind}-{product}-d{d}-bm{cfg.block_m}"
     return Kernel(name, fn, signature, constexprs, warps, stages, aligned, quick, (arch,), registers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 ARCHES = (80, 90)
 # Fewer row blocks than this leave multiprocessors idle (an A100 has 108, an H100 132).
@@ -19,9 +19,11 @@ Key = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Config:
-    """Tile of a launch. ``block_k`` chunks D (``resident``: one chunk holds it all).
+    """Tile of a launch; a block that its kernel lacks is 0. ``block_k`` chunks D (``resident``: one chunk holds it all).
 
-    ``maxnreg`` is the number of registers a thread may take, where the compiler's own choice is overruled.
+    ``maxnreg`` is the number of registers a thread may take, where the compiler's own choice is overruled. ``block_out`` is the
+    slice of D that a program writes; 0 where it writes coefficients instead, for a product to follow. ``turned``: the gradient
+    multiplies columns that were transposed beforehand.
     """
 
     block_m: int
@@ -29,8 +31,42 @@ class Config:
     block_k: int
     num_warps: int
     num_stages: int
-    resident: bool
+    resident: bool = False
     maxnreg: int | None = None
+    block_out: int = 0
+    turned: bool = False
+
+
+@dataclass(frozen=True)
+class Tunable:
+    """A kernel whose tile ``pml-fast tune`` may choose: what it is for, and the blocks that a tile of it has.
+
+    ``holds_all``: its rows may lie in one block whole. ``writes_out``: the gradient of a D that no block holds is left as
+    coefficients, and may be for any D. ``turns``: it may read transposed columns. ``products``: it multiplies on tensor cores,
+    at some precision.
+    """
+
+    title: str
+    blocks: tuple[str, ...] = ("block_m", "block_n", "block_k")
+    holds_all: bool = False
+    writes_out: bool = False
+    turns: bool = False
+    products: bool = True
+
+
+TUNABLE: dict[str, Tunable] = {
+    "state": Tunable("forward of pair losses", holds_all=True),
+    "grad": Tunable("gradient of pair losses", holds_all=True, writes_out=True, turns=True),
+    "pulls": Tunable("gradient of pair losses whose derivative fills the registers"),
+    "extreme": Tunable("hardest pair of each row", holds_all=True),
+    "small": Tunable("gradient of pair losses of up to 1024 rows", ("block_m", "block_n", "block_k", "block_out")),
+    "triplet": Tunable("forward of triplet losses"),
+    "triplet-grad": Tunable("gradient of triplet losses", ("block_m", "block_n", "block_k", "block_out"), writes_out=True),
+    "nearest": Tunable("nearest neighbours", ("block_m", "block_k")),
+    "ranks": Tunable("ranks of the positives, for the metrics"),
+    "listed": Tunable("scores of listed pairs", ("block_m", "block_k"), products=False),
+    "listed-grad": Tunable("gradient of listed pairs", ("block_m", "block_out"), products=False),
+}
 
 
 def table_arch(capability: tuple[int, int]) -> int:
@@ -47,13 +83,16 @@ def block_rows(arch: int, largest: int, rows: int) -> int:
 
 
 def config(op: str, arch: int, product: str, distance: bool, d: int, rows: int) -> Config:
-    """The launch of ``op`` for ``rows`` rows: ``"state"``, ``"extreme"`` (which has its tiles), ``"grad"`` or ``"pulls"``.
+    """The launch of ``op`` for ``rows`` rows: a key of :data:`TUNABLE`, or of :data:`TILES`.
 
-    A gradient whose D no block holds (not ``resident``), and any that is asked for as ``pulls``, writes out what multiplies
-    the columns, by the chunked tiles of a state over a grid of both rows and columns, which is never short of blocks.
+    An ``extreme`` has the tiles of a ``state``. A gradient whose D no block holds (not ``resident``), and any that is asked
+    for as ``pulls``, writes out what multiplies the columns, by the chunked tiles of a state over a grid of both rows and
+    columns, which is never short of blocks.
 
     ``product`` is a :func:`layout.product_type`; ``distance`` whether the score is one rather than an inner product.
     """
+    if op in TILES:
+        return _tile(op, product, d)
     geometry = "distance" if distance else "dot"
     bucket = max(64, 1 << (d - 1).bit_length())
     key = ("grad" if op == "grad" else "state", product, geometry)
@@ -69,8 +108,39 @@ def config(op: str, arch: int, product: str, distance: bool, d: int, rows: int) 
     # ptxas spills to fit one more block on a multiprocessor. A shrunken block has no other to make room for, and the
     # loop of an extreme, or of one tile, is short.
     registers = MOST_REGISTERS if rows_a_block < block_m or op == "extreme" or of_both else None
-    return Config(rows_a_block, block_n, bucket or block_k, num_warps, num_stages, bucket != 0, registers)
+    turned = (arch, key, bucket) in TURNED
+    return Config(rows_a_block, block_n, bucket or block_k, num_warps, num_stages, bucket != 0, registers, turned=turned)
 
+
+def _tile(op: str, product: str, d: int) -> Config:
+    if op == "triplet-grad" and d > WIDEST_TRIPLETS:
+        op = "triplet-pulls"
+    tile = TILES[op].get(product) or TILES[op][""]
+    width = max(16, 1 << (d - 1).bit_length())
+    return tile if tile.block_out <= width else replace(tile, block_out=width)
+
+
+# Beyond this D the gradient of triplets is written out as coefficients (``triplet-pulls``), for a product to follow; what
+# comes after the first slab of positives (``triplet-slabs``) then has a program for each slice of D.
+WIDEST_TRIPLETS = 128
+
+# Kernels with one tile for every architecture, geometry, N and D, by type of products ("" for all others): the largest that
+# keep everything in registers on sm_80 and sm_90. The three-term split takes many. At small batches a multiprocessor has a
+# block or two, and what counts is how many have one; at those and at neighbours the compiler would spill to fit one more.
+TILES: dict[str, dict[str, Config]] = {
+    "small": {"": Config(16, 32, 32, 4, 2, maxnreg=MOST_REGISTERS, block_out=64)},
+    "triplet": {"tf32x3": Config(64, 32, 32, 8, 2), "": Config(64, 64, 32, 8, 2)},
+    "triplet-grad": {
+        "tf32x3": Config(32, 32, 32, 8, 2, block_out=WIDEST_TRIPLETS),
+        "": Config(64, 32, 32, 8, 2, block_out=WIDEST_TRIPLETS),
+    },
+    "triplet-pulls": {"tf32x3": Config(64, 32, 32, 8, 2), "": Config(64, 64, 32, 8, 2)},
+    "nearest": {"": Config(16, 0, 32, 4, 2, maxnreg=MOST_REGISTERS)},
+    "ranks": {"": Config(32, 64, 32, 8, 2)},
+    "listed": {"": Config(32, 0, 64, 4, 2)},
+    "listed-grad": {"": Config(32, 0, 0, 4, 2, block_out=128)},
+}
+TILES["triplet-slabs"] = TILES["triplet-grad"]
 
 # (op, product, geometry) -> D rounded up to a power of two -> block_m, block_n, block_k, num_warps, num_stages. Entry 0
 # serves every other D, in chunks of block_k; the others hold D in one block, which is their block_k. Each is the largest tile
@@ -226,4 +296,13 @@ HALVED: set[tuple[int, Key, int]] = {
     (90, ("state", "bf16", "dot"), 256),
     (90, ("state", "fp16", "dot"), 256),
     (90, ("state", "tf32", "dot"), 128),
+}
+
+# Gradients whose columns are transposed beforehand, for asynchronous loads of 32-bit numbers (docs/gpu.md has the counts): all
+# that compile without a spill so.
+TURNED: set[tuple[int, Key, int]] = {
+    (80, ("grad", "tf32", "dot"), 64),
+    (90, ("grad", "tf32", "dot"), 64),
+    (90, ("grad", "tf32", "dot"), 128),
+    (90, ("grad", "tf32", "distance"), 64),
 }

@@ -17,9 +17,9 @@ from pml_fast.engine.problem import IndexedProblem
 from pml_fast.engine.score import Score
 from pml_fast.engine.triton import layout
 from pml_fast.engine.triton.aot import Kernel
-from pml_fast.engine.triton.sweeps import on
+from pml_fast.engine.triton.configs import ARCHES, Config, config
+from pml_fast.engine.triton.lookup import launch_config, on
 
-BLOCK_PAIRS, BLOCK_K, BLOCK_OUT, NUM_WARPS = 32, 64, 128, 4
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -144,10 +144,13 @@ def _base(score: Score, x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
     if len(i) == 0:
         return base
     x, y = _along_rows(x), _along_rows(y)
+    mode = _mode(score)
+    t = launch_config("listed", x, mode)
     with on(x):
-        listed_base_kernel[(triton.cdiv(len(i), BLOCK_PAIRS),)](
+        listed_base_kernel[(triton.cdiv(len(i), t.block_m),)](
             x, y, i.contiguous(), j.contiguous(), base, x.stride(0), y.stride(0), len(i), x.shape[1],
-            float(score.p), MODE=_mode(score), BLOCK_PAIRS=BLOCK_PAIRS, BLOCK_K=BLOCK_K, num_warps=NUM_WARPS,
+            float(score.p), MODE=mode, BLOCK_PAIRS=t.block_m, BLOCK_K=t.block_k, num_warps=t.num_warps,
+            num_stages=t.num_stages, maxnreg=t.maxnreg,
         )  # fmt: skip
     return base
 
@@ -175,11 +178,13 @@ def _row_sums(score: Score, own: Tensor, other: Tensor, row: Tensor, partner: Te
     ordered, order = torch.sort(row, stable=True)
     begin = torch.searchsorted(ordered, torch.arange(n + 1, device=row.device))
     own, other = _along_rows(own), _along_rows(other)
-    block_out = min(BLOCK_OUT, max(16, triton.next_power_of_2(d)))
+    mode = _mode(score)
+    t = launch_config("listed-grad", own, mode)
     with on(own):
-        listed_grad_kernel[(n, triton.cdiv(d, block_out))](
+        listed_grad_kernel[(n, triton.cdiv(d, t.block_out))](
             own, other, partner[order], c[order], begin, out, own.stride(0), other.stride(0), out.stride(0), d,
-            float(score.p), MODE=_mode(score), BLOCK_PAIRS=BLOCK_PAIRS, BLOCK_OUT=block_out, num_warps=NUM_WARPS,
+            float(score.p), MODE=mode, BLOCK_PAIRS=t.block_m, BLOCK_OUT=t.block_out, num_warps=t.num_warps,
+            num_stages=t.num_stages, maxnreg=t.maxnreg,
         )  # fmt: skip
     return out
 
@@ -187,19 +192,22 @@ def _row_sums(score: Score, own: Tensor, other: Tensor, row: Tensor, partner: Te
 # ---- ahead-of-time compilation ----
 
 
-def _kernel(label: str, fn: Any, rows: str, mode: int, quick: bool) -> Kernel:
+def _kernel(label: str, fn: Any, t: Config, rows: str, mode: int, quick: bool) -> Kernel:
     types = {"base_ptr": "*fp32", "c_ptr": "*fp32", "out_ptr": "*fp32", "p": "fp32"}
     types |= dict.fromkeys(("x_ptr", "y_ptr", "own_ptr", "other_ptr"), f"*{rows}")
     types |= dict.fromkeys(("i_ptr", "j_ptr", "partner_ptr", "begin_ptr"), "*i64")
-    blocks = {"BLOCK_PAIRS": BLOCK_PAIRS, "BLOCK_K": BLOCK_K, "BLOCK_OUT": BLOCK_OUT, "MODE": mode}
+    blocks = {"BLOCK_PAIRS": t.block_m, "BLOCK_K": t.block_k, "BLOCK_OUT": t.block_out, "MODE": mode}
     constexprs = {a: blocks[a] for a in fn.arg_names if a in blocks}
     signature = {a: "constexpr" if a in constexprs else types.get(a, "i32") for a in fn.arg_names}
     aligned = tuple(a for a in fn.arg_names if a.endswith("_ptr") or a.startswith("stride_") or a == "D")
-    return Kernel(label, fn, signature, constexprs, NUM_WARPS, 2, aligned, quick=quick)
+    return Kernel(label, fn, signature, constexprs, t.num_warps, t.num_stages, aligned, quick=quick)
 
 
 KERNELS = [
-    _kernel(f"listed_{what}_{rows}_{('dot', 'l2', 'l1', 'lp')[mode]}", fn, rows, mode, (rows, mode) == ("fp32", 1))
+    _kernel(f"listed_{what}_{rows}_{('dot', 'l2', 'l1', 'lp')[mode]}", fn, tile, rows, mode, (rows, mode) == ("fp32", 1))
     for rows, mode in [("fp32", 0), ("fp32", 1), ("fp32", 2), ("fp32", 3), ("bf16", 1), ("fp16", 0)]
-    for what, fn in [("base", listed_base_kernel), ("grad", listed_grad_kernel)]
+    for what, fn, tile in [
+        ("base", listed_base_kernel, config("listed", ARCHES[-1], rows, mode != 0, 128, 1)),
+        ("grad", listed_grad_kernel, config("listed-grad", ARCHES[-1], rows, mode != 0, 128, 1)),
+    ]
 ]

@@ -21,9 +21,9 @@ import triton
 from pml_fast.engine.knn.problem import NearestProblem, RankProblem, RankStrip, from_order
 from pml_fast.engine.triton import layout
 from pml_fast.engine.triton.aot import Kernel
-from pml_fast.engine.triton.configs import MOST_REGISTERS
+from pml_fast.engine.triton.configs import ARCHES, Config, config
 from pml_fast.engine.triton.knn_kernels import nearest_kernel, positive_keys_kernel, rank_counts_kernel
-from pml_fast.engine.triton.sweeps import on
+from pml_fast.engine.triton.lookup import launch_config, on
 
 LAST = 2**63 - 1
 # Keys of the positives that are held at a time (their counts take half as much).
@@ -31,22 +31,6 @@ TABLE_KEYS = 1 << 23
 MOST_NEIGHBORS = 64
 # Programs that share a card's multiprocessors.
 ENOUGH_PROGRAMS = 512
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """A launch's tile of scores, and its step along D."""
-
-    block_m: int
-    block_n: int
-    block_k: int = 32
-    num_warps: int = 4
-    num_stages: int = 2
-    maxnreg: int | None = None  # as of configs.Config
-
-
-RANK_TILES = Tiles(32, 64, num_warps=8)
-NEAREST_TILES = Tiles(16, 0, maxnreg=MOST_REGISTERS)  # the compiler would spill to fit one more block on a multiprocessor
 
 
 def refuse_knn(problem: NearestProblem | RankProblem) -> str | None:
@@ -84,7 +68,7 @@ def nearest(problem: NearestProblem) -> tuple[Tensor, Tensor]:
     keys = layout.empty((n, keep), dtype=torch.int64, device=problem.x.device)
     if n and m and problem.k:
         x, y, kind = _operands(problem, problem.x, problem.y)
-        t = NEAREST_TILES
+        t = launch_config("nearest", x.rows, kind)
         with on(x.rows):
             nearest_kernel[(triton.cdiv(n, t.block_m),)](
                 x.rows, y.rows, x.norms, y.norms, keys, x.rows.stride(0), y.rows.stride(0), n, m, x.rows.shape[1],
@@ -114,8 +98,9 @@ def rank_strips(problem: RankProblem) -> Iterator[RankStrip]:
         yield RankStrip(row_order, counts, counts.new_empty(0))
         return
     x, y, kind = _operands(problem, problem.x[row_order], problem.y[column_order])
-    sweep = _Ranks(problem, x, y, kind, start, stop, row_order, column_order, width)
-    height = max(RANK_TILES.block_m, TABLE_KEYS // width)
+    tile = launch_config("ranks", x.rows, kind)
+    sweep = _Ranks(problem, tile, x, y, kind, start, stop, row_order, column_order, width)
+    height = max(tile.block_m, TABLE_KEYS // width)
     for first in range(0, n, height):
         last = min(n, first + height)
         yield RankStrip(row_order[first:last], counts[first:last], sweep.ranks(first, last, counts[first:last]))
@@ -126,6 +111,7 @@ class _Ranks:
     """The launches of one problem, over rows and columns in the order of their labels."""
 
     problem: RankProblem
+    tile: Config
     x: layout.Operand
     y: layout.Operand
     kind: int
@@ -138,7 +124,7 @@ class _Ranks:
     def ranks(self, first: int, last: int, counts: Tensor) -> Tensor:
         """The ranks of some rows, row by row."""
         n, m, d = last - first, len(self.column_order), self.x.rows.shape[1]
-        t, device = RANK_TILES, self.x.rows.device
+        t, device = self.tile, self.x.rows.device
         x = self.x.rows[first:last]
         x_norm = self.x.norms[first:last] if self.kind else x
         start, stop = self.start[first:last], self.stop[first:last]
@@ -174,7 +160,7 @@ _POINTERS = {
 }  # fmt: skip
 
 
-def _kernel(label: str, fn: Any, rows: str, kind: int, t: Tiles, quick: bool, keep: int = 64) -> Kernel:
+def _kernel(label: str, fn: Any, rows: str, kind: int, t: Config, quick: bool, keep: int = 64) -> Kernel:
     types = {**_POINTERS, "x_ptr": f"*{rows}", "y_ptr": f"*{rows}", "turn": "fp32"}
     every = {"BLOCK_M": t.block_m, "BLOCK_N": t.block_n, "BLOCK_K": t.block_k, "KIND": kind, "ITSELF": True, "KEEP": keep}
     every["PRECISION"] = "tf32x3" if rows == "fp32" else "tf32"
@@ -186,16 +172,17 @@ def _kernel(label: str, fn: Any, rows: str, kind: int, t: Tiles, quick: bool, ke
 
 def _configurations() -> list[Kernel]:
     found = []
+    rank_tile, nearest_tile = (config(op, ARCHES[-1], "tf32x3", False, 128, 1) for op in ("ranks", "nearest"))
     for rows in ("fp32", "bf16", "fp16"):
         for kind in (0, 2):
             label, quick = f"{rows}_{'l2' if kind else 'dot'}", (rows, kind) == ("fp32", 2)
             found += [
-                _kernel(f"knn_positives_{label}", positive_keys_kernel, rows, kind, RANK_TILES, quick),
-                _kernel(f"knn_ranks_{label}", rank_counts_kernel, rows, kind, RANK_TILES, quick),
+                _kernel(f"knn_positives_{label}", positive_keys_kernel, rows, kind, rank_tile, quick),
+                _kernel(f"knn_ranks_{label}", rank_counts_kernel, rows, kind, rank_tile, quick),
             ]
             for keep in (16, 32, 64):
                 name = f"knn_nearest_{label}_{keep}"
-                found.append(_kernel(name, nearest_kernel, rows, kind, NEAREST_TILES, quick and keep == 64, keep))
+                found.append(_kernel(name, nearest_kernel, rows, kind, nearest_tile, quick and keep == 64, keep))
     return found
 
 

@@ -65,6 +65,15 @@ def operand(x: Tensor, labels: Tensor, kind: int) -> Operand:
     return Operand(rows, norms, labels.contiguous())
 
 
+def turned(rows: Tensor, block: int) -> Tensor:
+    """``rows [M, D]`` as ``[D, M]``, with zeros up to a whole number of blocks of ``M``."""
+    m, d = rows.shape
+    columns = empty((d, -(-m // block) * block), dtype=rows.dtype, device=rows.device)
+    columns[:, :m] = rows.T
+    columns[:, m:] = 0
+    return columns
+
+
 def splits(dtype: torch.dtype, kind: int) -> bool:
     """Whether products are those of bfloat16 parts: inner products of float32 rows at the precision ``bf16x3``."""
     return dtype == torch.float32 and kind == 0 and float32_precision() == "bf16x3"

@@ -105,15 +105,25 @@ def no_anchor(offs):
 
 
 @triton.jit
+def load_turned(turned_ptr, offs_d, offs_n, stride, D):
+    # [BLOCK_N, BLOCK_K] of columns stored as [D, M]. M is padded to whole tiles with zeros: a mask along it would break up the
+    # copies of 16 bytes.
+    where = offs_d[:, None].to(tl.int64) * stride + offs_n[None, :]
+    return tl.trans(tl.load(turned_ptr + where, mask=(offs_d < D)[:, None], other=0.0))
+
+
+@triton.jit
 def pair_grad_kernel(
-    x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, x_label_ptr, y_label_ptr, rule_ptr, saved_ptr, w_ptr, out_ptr,
-    stride_xm, stride_ym, stride_om, N, M, D, sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3,
+    x_ptr, y_ptr, turned_ptr, x_norm_ptr, y_norm_ptr, x_label_ptr, y_label_ptr, rule_ptr, saved_ptr, w_ptr, out_ptr,
+    stride_xm, stride_ym, stride_td, stride_om, N, M, D, sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3,
     TERMS: tl.constexpr, SAVED: tl.constexpr, LOGIT: tl.constexpr, DERIVATIVE: tl.constexpr,
     KIND: tl.constexpr, ITSELF: tl.constexpr, ROW_ANCHORS: tl.constexpr, COL_ANCHORS: tl.constexpr,
-    HAS_RULE: tl.constexpr, PRECISION: tl.constexpr, RESIDENT: tl.constexpr,
+    HAS_RULE: tl.constexpr, PRECISION: tl.constexpr, RESIDENT: tl.constexpr, TURNED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    # out [N, D], where one block holds D: the tile that gave the scores is the one the gradient multiplies.
+    # out [N, D], where one block holds D: the tile that gave the scores is the one the gradient multiplies. Where TURNED it is
+    # read again, from a transposed copy: tensor cores take 32-bit numbers from shared memory in one order alone, and a tile
+    # that is needed in both is not copied there asynchronously.
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_d = tl.arange(0, BLOCK_K)
     x = load_rows(x_ptr, offs_m, stride_xm, N, offs_d, D)
@@ -143,7 +153,10 @@ def pair_grad_kernel(
             sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3,
             LOGIT, DERIVATIVE, KIND, ROW_ANCHORS, COL_ANCHORS, HAS_RULE,
         )  # fmt: skip
-        y = load_rows(y_ptr, offs_n, stride_ym, M, offs_d, D)  # [BLOCK_N, BLOCK_K]
+        if TURNED:
+            y = load_turned(turned_ptr, offs_d, offs_n, stride_td, D)  # [BLOCK_N, BLOCK_K]
+        else:
+            y = load_rows(y_ptr, offs_n, stride_ym, M, offs_d, D)
         h_dot, y = factors(h, y, PRECISION)
         if KIND != 0:
             # The sum of what the tensor cores see: then a column equal to the row cancels.

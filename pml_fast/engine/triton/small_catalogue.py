@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict
 from typing import Any
 
 import pml_fast.engine.specs  # noqa: F401  (fills the registry)
 from pml_fast.engine.spec import PAIR_SPECS
 from pml_fast.engine.triton.aot import Kernel
 from pml_fast.engine.triton.catalogue import ELEMENTS, FLOATS
+from pml_fast.engine.triton.configs import ARCHES, config
 from pml_fast.engine.triton.epilogues import EPILOGUES
 from pml_fast.engine.triton.small_kernels import small_grad_kernel, small_rows_kernel
-from pml_fast.engine.triton.small_step import ROWS_TILE, TILE, chosen
+from pml_fast.engine.triton.small_step import ROWS_TILE, chosen
 
 QUICK = (("circle", 0, "tf32x3"), ("contrastive", 1, "bf16"))
 
@@ -45,17 +45,17 @@ def _rows(product: str) -> Kernel:
 
 def _grad(loss: str, kind: int, product: str) -> Kernel:
     spec = PAIR_SPECS[loss]()
-    tile = asdict(TILE)
-    warps, stages, registers = (tile.pop(option) for option in ("num_warps", "num_stages", "maxnreg"))
+    tile = config("small", ARCHES[-1], product, kind != 0, 128, 1)
     # A miner's rule and a gate are the heavier variant.
     constexprs = {
         **chosen(EPILOGUES[loss], True, spec.terms[0].kind == "element", len(spec.terms)),
         **{"SUM_POS": False, "SUM_NEG": False, "NEED": True, "NORMALIZE": True, "KIND": kind, "HAS_RULE": True},
         "PRECISION": "tf32x3" if product == "tf32x3" else "tf32",
-        **{name.upper(): size for name, size in tile.items()},
+        **{"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "BLOCK_OUT": tile.block_out},
     }
     quick = (loss, kind, product) in QUICK
-    return _kernel(f"grad-{loss}-kind{kind}", small_grad_kernel, product, constexprs, warps, stages, quick, registers)
+    name = f"grad-{loss}-kind{kind}"
+    return _kernel(name, small_grad_kernel, product, constexprs, tile.num_warps, tile.num_stages, quick, tile.maxnreg)
 
 
 KERNELS: list[Kernel] = [_rows(product) for product in ELEMENTS]

@@ -10,33 +10,13 @@ from torch import Tensor
 
 import triton
 from pml_fast.engine.triton import layout
-from pml_fast.engine.triton.configs import MOST_REGISTERS
 from pml_fast.engine.triton.epilogues import EPILOGUES, Epilogue
+from pml_fast.engine.triton.lookup import launch_config, on
 from pml_fast.engine.triton.small import Recipe
 from pml_fast.engine.triton.small_kernels import small_grad_kernel, small_rows_kernel
-from pml_fast.engine.triton.sweeps import on, rule_of, scalars, sweep
+from pml_fast.engine.triton.sweeps import rule_of, scalars, sweep
 
 ROWS_TILE = {"BLOCK_M": 16, "BLOCK_K": 64, "num_warps": 4}
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A launch's tile of scores, its step along D, and the slice of D that a program writes.
-
-    ``maxnreg``: no other block waits for a multiprocessor's registers, for which ptxas would spill.
-    """
-
-    block_m: int = 16
-    block_n: int = 32
-    block_k: int = 32
-    block_out: int = 64
-    num_warps: int = 4
-    num_stages: int = 2
-    maxnreg: int = MOST_REGISTERS
-
-
-# One for all: at these sizes a multiprocessor has a block or two, and what counts is how many have one.
-TILE = Tile()
 
 
 def small_step(x: Tensor, labels: Tensor, rule: Tensor | None, how: Recipe, need: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,14 +31,15 @@ def small_step(x: Tensor, labels: Tensor, rule: Tensor | None, how: Recipe, need
     terms = layout.empty((len(how.limits),), dtype=torch.float32, device=device)
     dx = layout.empty((n, d), dtype=x.dtype, device=device) if need else x.new_empty(0)
     parts = chosen(epilogue, how.spec.gated, how.elements, len(how.limits))
-    grid = (triton.cdiv(n, TILE.block_m), triton.cdiv(d, TILE.block_out)) if need else (1, 1)
+    tile = launch_config("small", rows.operand.rows, kind)
+    grid = (triton.cdiv(n, tile.block_m), triton.cdiv(d, tile.block_out)) if need else (1, 1)
     with on(x):
         small_grad_kernel[grid](
             x, rows.operand.rows, rows.operand.norms, rows.size, rows.operand.labels, rule_of(rule, x), saved, values, seen,
             total, terms, dx, x.stride(0), n, d, *numbers, **parts, SUM_POS=how.summed[0], SUM_NEG=how.summed[-1], NEED=need,
             NORMALIZE=how.score.normalize, KIND=kind, HAS_RULE=rule is not None, PRECISION=layout.dot_precision(x.dtype),
-            BLOCK_M=TILE.block_m, BLOCK_N=TILE.block_n, BLOCK_K=TILE.block_k, BLOCK_OUT=TILE.block_out,
-            num_warps=TILE.num_warps, num_stages=TILE.num_stages, maxnreg=TILE.maxnreg,
+            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, BLOCK_OUT=tile.block_out,
+            num_warps=tile.num_warps, num_stages=tile.num_stages, maxnreg=tile.maxnreg,
         )  # fmt: skip
     return total, terms, dx
 

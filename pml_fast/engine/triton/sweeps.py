@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from functools import lru_cache
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -13,44 +9,12 @@ import triton
 from pml_fast.engine.problem import ExtremeProblem, Limits, PairProblem, PairRows
 from pml_fast.engine.score import Score
 from pml_fast.engine.spec import PairSpec
-from pml_fast.engine.triton import layout, tuned
-from pml_fast.engine.triton.configs import ARCHES, Config, config, table_arch
+from pml_fast.engine.triton import layout
 from pml_fast.engine.triton.epilogues import EPILOGUES, EXP_THEN_PAIRS, PARAMS, Epilogue
+from pml_fast.engine.triton.lookup import launch_config, on, tile_arguments
 from pml_fast.engine.triton.pairwise import extreme_kernel, pair_state_kernel
 from pml_fast.engine.triton.pairwise_grad import pair_grad_kernel, pair_pulls_kernel
 from pml_fast.engine.triton.wide import WIDE_RESULT, pull, strips
-
-
-def on(x: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Launch on the tensor's own device."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
-
-
-INTERPRETER = "interpreter"
-
-
-@lru_cache(maxsize=64)
-def card_of(device: torch.device) -> tuple[str, int]:
-    """Name and table of a device; an interpreted launch takes the newest table."""
-    if device.type != "cuda":
-        return INTERPRETER, ARCHES[-1]
-    found = torch.cuda.get_device_properties(device)
-    return found.name, table_arch((found.major, found.minor))
-
-
-def tuning_key(op: str, x: Tensor, kind: int) -> tuned.Key:
-    """What a configuration of ``op`` on rows ``x`` is timed and looked up for."""
-    n, d = x.shape
-    return tuned.key(*card_of(x.device), triton.__version__, op, layout.product_type(x.dtype), kind != 0, d, n)
-
-
-def launch_config(op: str, x: Tensor, kind: int) -> Config:
-    """What the user tuned for the tensor's device and shape, else the shipped table's entry."""
-    table = tuned.table()
-    if table and (entry := table.get(tuning_key(op, x, kind))) is not None:
-        return entry.config
-    n, d = x.shape
-    return config(op, card_of(x.device)[1], layout.product_type(x.dtype), kind != 0, d, n)
 
 
 def scalars(spec: PairSpec, score: Score, limits: list[Limits]) -> tuple[float, ...]:
@@ -66,19 +30,6 @@ def _scalars(problem: PairProblem) -> tuple[float, ...]:
 def rule_of(rule: Tensor | None, x: Tensor) -> Tensor:
     """A miner's rule as the kernels read it; where there is none, any tensor, which they do not."""
     return x if rule is None else rule.to(torch.float32).contiguous()
-
-
-def tile_arguments(cfg: Config) -> dict[str, Any]:
-    """A launch's tile as the kernels' keyword arguments."""
-    return {
-        "RESIDENT": cfg.resident,
-        "BLOCK_M": cfg.block_m,
-        "BLOCK_N": cfg.block_n,
-        "BLOCK_K": cfg.block_k,
-        "num_warps": cfg.num_warps,
-        "num_stages": cfg.num_stages,
-        "maxnreg": cfg.maxnreg,
-    }
 
 
 def pair_rows(problem: PairProblem) -> PairRows:
@@ -156,8 +107,12 @@ def _grad(
     }  # fmt: skip
     strides = (x.rows.stride(0), y.rows.stride(0))
     if cfg.resident:
+        turned = layout.turned(y.rows, cfg.block_n) if cfg.turned else y.rows
         with on(x.rows):
-            pair_grad_kernel[(triton.cdiv(n, cfg.block_m),)](*inputs, out, *strides, out.stride(0), *sizes, **chosen)
+            pair_grad_kernel[(triton.cdiv(n, cfg.block_m),)](
+                *inputs[:2], turned, *inputs[2:], out, *strides, turned.stride(0), out.stride(0), *sizes, **chosen,
+                TURNED=cfg.turned,
+            )  # fmt: skip
         return out
     columns = layout.stacked(y.rows) if split else y.rows
     pulled = columns if x.rows.dtype == torch.bfloat16 and x.rows.is_cuda and WIDE_RESULT else columns.float()

@@ -21,7 +21,6 @@ sums (``triplet_strips``) are the better kernel.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,7 +30,8 @@ import triton
 from pml_fast.engine.problem import TripletProblem
 from pml_fast.engine.triton import layout
 from pml_fast.engine.triton.aot import Kernel
-from pml_fast.engine.triton.sweeps import on
+from pml_fast.engine.triton.configs import ARCHES, WIDEST_TRIPLETS, Config, config
+from pml_fast.engine.triton.lookup import card_of, launch_config, on, product_of
 from pml_fast.engine.triton.triplet_kernels import (
     triplet_counts_kernel,
     triplet_grads_kernel,
@@ -40,31 +40,6 @@ from pml_fast.engine.triton.triplet_kernels import (
 )
 from pml_fast.engine.triton.wide import pull, strips
 
-
-@dataclass(frozen=True)
-class Tiles:
-    """A launch's tile of scores, its step along D, and the slice of D that a program of a gradient writes.
-
-    The first slab's gradient of a wider D comes in strips.
-    """
-
-    block_m: int
-    block_n: int
-    block_k: int = 32
-    block_out: int = 128
-    num_warps: int = 8
-    num_stages: int = 2
-
-
-# The largest tiles that keep everything in registers on sm_80 and sm_90; the three-term split takes many.
-TILES = {
-    ("counts", "tf32x3"): Tiles(64, 32),
-    ("counts", "tf32"): Tiles(64, 64),
-    ("grads", "tf32x3"): Tiles(32, 32),
-    ("grads", "tf32"): Tiles(64, 32),
-    ("pulls", "tf32x3"): Tiles(64, 32),
-    ("pulls", "tf32"): Tiles(64, 64),
-}
 # Positives whose hits a program keeps in registers.
 HITS = 16
 
@@ -122,7 +97,7 @@ class _Sweep:
         self.problem = problem
         self.order_x = torch.argsort(problem.x_labels, stable=True)
         self.order_y = self.order_x if problem.itself else torch.argsort(problem.y_labels, stable=True)
-        kind = layout.score_kind(problem.score)
+        self.kind = kind = layout.score_kind(problem.score)
         self.x = layout.operand(problem.x[self.order_x], problem.x_labels[self.order_x], kind)
         self.y = self.x
         if not problem.itself:
@@ -135,6 +110,7 @@ class _Sweep:
         self.rule = self.w if rule is None else rule[:, self.order_x].to(torch.float32).contiguous()
         (self.n, self.d), self.m = problem.x.shape, problem.y.shape[0]
         self.precision = layout.dot_precision(self.x.rows.dtype)
+        self.tile = launch_config("triplet", self.x.rows, kind)
         self.width = slab_width(self.n, self.m, HITS)
         self.table = self._empty(self.width, self.n)
         self.hits = self._empty(self.width, self.n)
@@ -162,23 +138,22 @@ class _Sweep:
                     self._grads(first, self.y, self.x, self.dy, False, True)
 
     def _positives(self, first: int) -> None:
-        x, y, t = self.x.rows, self.y.rows, TILES["counts", self.precision]
+        x, y, t = self.x.rows, self.y.rows, self.tile
         triplet_positives_kernel[(triton.cdiv(self.n, t.block_m), triton.cdiv(self.width, HITS))](
             x, y, self.start, self.stop, self.rule, self.table,
             x.stride(0), y.stride(0), self.n, self.d, self.problem.score.sign, first, self.width,
-            KIND=layout.score_kind(self.problem.score), ITSELF=self.problem.itself,
-            HAS_RULE=self.problem.rule is not None, BLOCK_M=t.block_m, BLOCK_K=t.block_k, HITS=HITS,
-            num_warps=t.num_warps, num_stages=t.num_stages,
+            KIND=self.kind, ITSELF=self.problem.itself, HAS_RULE=self.problem.rule is not None, BLOCK_M=t.block_m,
+            BLOCK_K=t.block_k, HITS=HITS, num_warps=t.num_warps, num_stages=t.num_stages, maxnreg=t.maxnreg,
         )  # fmt: skip
 
     def _numbers(self, first: int) -> tuple[float, ...]:
         spec, (low, high) = self.problem.spec, self.problem.limits
         return (self.problem.score.sign, first, self.width, spec.margin, spec.select_margin, low, high)
 
-    def _choices(self, t: Tiles) -> dict[str, Any]:
+    def _choices(self, t: Config) -> dict[str, Any]:
         problem = self.problem
         return {
-            "KIND": layout.score_kind(problem.score),
+            "KIND": self.kind,
             "HAS_RULE": problem.rule is not None,
             "SELECT": problem.spec.select,
             "SMOOTH": problem.spec.smooth,
@@ -188,10 +163,11 @@ class _Sweep:
             "BLOCK_K": t.block_k,
             "num_warps": t.num_warps,
             "num_stages": t.num_stages,
+            "maxnreg": t.maxnreg,
         }
 
     def _counts(self, first: int) -> None:
-        x, y, t = self.x, self.y, TILES["counts", self.precision]
+        x, y, t = self.x, self.y, self.tile
         triplet_counts_kernel[(triton.cdiv(self.n, t.block_m),)](
             x.rows, y.rows, x.norms, y.norms, self.start, self.stop, self.rule, self.table, self.hits,
             self.value, self.count, x.rows.stride(0), y.rows.stride(0), self.n, self.m, self.d,
@@ -201,7 +177,7 @@ class _Sweep:
     def _grads(self, first: int, own: layout.Operand, other: layout.Operand, out: Tensor, by_row: bool, by_col: bool) -> None:
         """Add the slab's gradient by the rows of ``own``; the anchors are its rows, those of ``other``, or both."""
         (n, d), m = out.shape, len(other.rows)
-        t = TILES["grads", self.precision]
+        t = launch_config("triplet-grad", own.rows, self.kind)
         low, high = self.problem.limits
         inputs = (
             own.rows, other.rows, own.norms, other.norms, self.start, self.stop, self.w, self.rule, self.table, self.hits,
@@ -209,29 +185,34 @@ class _Sweep:
         sizes = (n, m, d, *self._numbers(first))
         roles = {"ROW_ANCHORS": by_row, "COL_ANCHORS": by_col, "BOUNDED": low > 0 or high < float("inf")}
         # Whether a later slab has any work is known to the device alone, and a product of torch's cannot ask there.
-        if d > t.block_out and first == 0:
-            self._wide(own, other, out, inputs, sizes, roles)
+        if not t.block_out and first == 0:
+            self._wide(t, own, other, out, inputs, sizes, roles)
             return
-        block_out = min(t.block_out, max(16, triton.next_power_of_2(d)))
-        triplet_grads_kernel[(triton.cdiv(n, t.block_m), triton.cdiv(d, block_out))](
-            *inputs, self.most, out, own.rows.stride(0), other.rows.stride(0), out.stride(0), *sizes, BLOCK_OUT=block_out,
+        if not t.block_out:
+            t = self._slab_tile(own.rows)
+        triplet_grads_kernel[(triton.cdiv(n, t.block_m), triton.cdiv(d, t.block_out))](
+            *inputs, self.most, out, own.rows.stride(0), other.rows.stride(0), out.stride(0), *sizes, BLOCK_OUT=t.block_out,
             **roles, **self._choices(t),
         )  # fmt: skip
 
+    def _slab_tile(self, rows: Tensor) -> Config:
+        """The shipped tile of a later slab's gradient in slices of D: with few positives of an anchor there is none to time."""
+        n, d = rows.shape
+        return config("triplet-slabs", card_of(rows.device)[1], product_of("triplet-grad", rows.dtype), self.kind != 0, d, n)
+
     def _wide(
-        self, own: layout.Operand, other: layout.Operand, out: Tensor, inputs: tuple[Tensor, ...], sizes: tuple[float, ...],
-        roles: dict[str, bool],
+        self, t: Config, own: layout.Operand, other: layout.Operand, out: Tensor, inputs: tuple[Tensor, ...],
+        sizes: tuple[float, ...], roles: dict[str, bool],
     ) -> None:  # fmt: skip
         """The gradient of rows wider than a block: a slice of D a program would take the scores again for each."""
-        t, m = TILES["pulls", self.precision], len(other.rows)
-        kind, pulled = layout.score_kind(self.problem.score), other.rows.float()
+        m, pulled = len(other.rows), other.rows.float()
         for begin, h in strips(len(own.rows), m, pulled):
             end = begin + len(h)
             triplet_pulls_kernel[(triton.cdiv(len(h), t.block_m), triton.cdiv(m, t.block_n))](
                 *inputs, h, begin, end, own.rows.stride(0), other.rows.stride(0), h.stride(0), *sizes, **roles,
                 **self._choices(t),
             )  # fmt: skip
-            pull(out[begin:end], h, own.rows[begin:end], pulled, kind, add=True)
+            pull(out[begin:end], h, own.rows[begin:end], pulled, self.kind, add=True)
 
     def rows(self) -> Tensor:
         """Sum and count of each anchor, in the problem's order."""
@@ -255,7 +236,7 @@ _POINTERS = {
 _FLOATS = ("sign", "margin", "select_margin", "low", "high")
 
 
-def _kernel(label: str, fn: Any, rows: str, t: Tiles, chosen: dict[str, Any], quick: bool = False) -> Kernel:
+def _kernel(label: str, fn: Any, rows: str, t: Config, chosen: dict[str, Any], quick: bool = False) -> Kernel:
     types = {**_POINTERS, "x_ptr": f"*{rows}", "y_ptr": f"*{rows}", **dict.fromkeys(_FLOATS, "fp32")}
     every = {"BLOCK_M": t.block_m, "BLOCK_N": t.block_n, "BLOCK_K": t.block_k, "BLOCK_OUT": t.block_out}
     every |= {"HITS": HITS, "HAS_RULE": False, "ITSELF": True, "BOUNDED": False, **chosen}
@@ -274,7 +255,10 @@ def _configurations() -> list[Kernel]:
     ]:  # fmt: skip
         precision = "tf32x3" if rows == "fp32" else "tf32"
         chosen = {"KIND": kind, "SELECT": select, "SMOOTH": smooth, "HAS_RULE": ruled, "PRECISION": precision}
-        counts, grads, wide = (TILES[name, precision] for name in ("counts", "grads", "pulls"))
+        counts, grads, wide = (
+            config(op, ARCHES[-1], precision, kind != 0, WIDEST_TRIPLETS, 1)
+            for op in ("triplet", "triplet-grad", "triplet-pulls")
+        )
         quick = (rows, kind, smooth) == ("fp32", 1, False)
         label = f"{rows}_{('dot', 'l2', 'l2_squared')[kind]}_{select}{'_smooth' if smooth else ''}"
         found += [

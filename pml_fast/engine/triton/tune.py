@@ -1,13 +1,16 @@
 """Times candidate configurations of the Triton kernels on the card found: what ``pml-fast tune`` does.
 
-A candidate is timed as it would run: as the table in force (:mod:`tuned`), through the launchers. One whose answers are not
-those of the shipped configuration is not timed.
+A candidate is timed as it would run: as the table in force (:mod:`tuned`), through the launchers (:mod:`workloads`). One whose
+answers are not those of the shipped configuration is not timed. All kernels go the same way: :data:`configs.TUNABLE` says which
+numbers a tile of theirs has.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import operator
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,47 +19,32 @@ import torch
 from torch import Tensor
 
 import triton
-from pml_fast.engine import specs  # noqa: F401  (registers the losses)
-from pml_fast.engine.problem import NO_LIMITS, ExtremeProblem, PairProblem
-from pml_fast.engine.score import Score, unit_rows
-from pml_fast.engine.spec import PAIR_SPECS
-from pml_fast.engine.triton import layout, sweeps, tuned
-from pml_fast.engine.triton.configs import MOST_REGISTERS, Config, config
+from pml_fast.engine.triton import layout, lookup, tuned, workloads
+from pml_fast.engine.triton.configs import MOST_REGISTERS, TUNABLE, Config, config
+from pml_fast.engine.triton.workloads import SCORES, Step, Task, refuse
 from triton.errors import TritonError
 
-KERNELS = ("state", "grad", "extreme")
-SCORES = {"dot": Score(), "l2": Score("l2", inverted=False)}
-# A kernel's one entry serves all losses: an exponential one and a hinge, which have different sums, stand for them.
-LOSSES = ("supcon", "contrastive")
-PER_CLASS = 4
+__all__ = ["Found", "Task", "candidates", "count", "key", "report", "save", "tasks", "title", "tune"]
+
 LEAST_BLOCK = 16
-# More scores than this do not fit the registers of a thread beside what is computed of them.
-MOST_SCORES = 64
+# More scores, or sums of a gradient, than this do not fit the registers of a thread beside what is computed of them.
+MOST_NUMBERS = 64
+# A candidate differs from a shipped configuration in no more numbers than this: of all combinations there are too many.
+MOST_CHANGES = 3
 # Relative difference of two answers that sum the same products in different orders, and round what they multiply by.
-SAME = {"tf32x3": 1e-4, "tf32": 1e-3, "fp16": 1e-3, "bf16": 1e-2}
+SAME = {"tf32x3": 1e-4, "fp32": 1e-4, "tf32": 1e-3, "fp16": 1e-3, "bf16": 1e-2}
 # A candidate has to be faster by more than the noise of the clock.
 GAIN = 0.03
 
 Timer = Callable[[Callable[[], object]], float]
-Step = Callable[[], Sequence[Tensor]]
-
-
-@dataclass(frozen=True)
-class Task:
-    """One entry to find: a kernel for ``n`` rows of ``d`` numbers of a torch dtype, at a float32 precision."""
-
-    kernel: str
-    score: str
-    dtype: torch.dtype
-    precision: str
-    d: int
-    n: int
-    device: torch.device
 
 
 @dataclass
 class Found:
-    """What came of a task: ``best`` is ``None`` where nothing was faster than what is shipped; seconds of one call."""
+    """What came of a task: ``best`` is ``None`` where nothing was faster than what is shipped; seconds of one call.
+
+    ``wrong`` are the candidates whose answers differed, ``refused`` those that did not compile or did not fit, and why.
+    """
 
     key: tuned.Key
     shipped: Config
@@ -64,7 +52,7 @@ class Found:
     best: Config | None = None
     best_seconds: float = math.inf
     timed: int = 0
-    refused: int = 0
+    refused: dict[Config, str] = field(default_factory=dict)
     wrong: list[Config] = field(default_factory=list)
 
 
@@ -76,29 +64,75 @@ def seconds_of(step: Callable[[], object]) -> float:
 def candidates(kernel: str, arch: int, product: str, distance: bool, d: int, n: int) -> list[Config]:
     """The shipped configuration, then its neighbours: blocks of half and twice the size, other warps and stages.
 
-    Of a gradient whose D fits a block, also those that write out coefficients instead.
+    Of a gradient that a block holds, also those that write out coefficients instead.
     """
+    has = TUNABLE[kernel]
     shipped = config(kernel, arch, product, distance, d, n)
-    found = [shipped, *_neighbours(shipped)]
-    if kernel == "grad" and shipped.resident:
+    bases = [shipped]
+    if has.writes_out:
         # What serves any D: the table has it as the gradient of a D that no block holds.
-        found += _neighbours(config(kernel, arch, product, distance, 1 << 20, n))
+        bases.append(config(kernel, arch, product, distance, 1 << 20, n))
+    found = [shipped]
+    for base in bases:
+        turns = (False, True) if has.turns and product == "tf32" and base.resident else (base.turned,)
+        found += _neighbours(base, max(LEAST_BLOCK, tuned.power_of_two(d, 1)), turns)
     return list(dict.fromkeys(found))
 
 
-def _neighbours(base: Config) -> Iterator[Config]:
-    depths = [base.block_k] if base.resident else [base.block_k, 2 * base.block_k]
-    registers = MOST_REGISTERS if base.maxnreg is not None else None
-    for block_m, block_n, block_k, num_warps, num_stages in itertools.product(
-        (base.block_m // 2, base.block_m, 2 * base.block_m),
-        (base.block_n // 2, base.block_n, 2 * base.block_n),
-        depths,
+def _neighbours(base: Config, width: int, turns: tuple[bool, ...]) -> Iterator[Config]:
+    """Tiles near ``base`` that a thread's registers may hold, no program of which writes more than ``width`` numbers of D."""
+    own = (base.block_m, base.block_n, base.block_k, base.num_warps, base.num_stages, base.block_out, base.turned)
+    near = itertools.product(
+        _around(base.block_m),
+        _around(base.block_n),
+        (base.block_k,) if base.resident or not base.block_k else (base.block_k, 2 * base.block_k),
         (4, 8),
         (2, 3),
-    ):
-        scores_a_thread = block_m * block_n // (32 * num_warps)
-        if min(block_m, block_n) >= LEAST_BLOCK and scores_a_thread <= MOST_SCORES:
-            yield Config(block_m, block_n, block_k, num_warps, num_stages, base.resident, registers)
+        _around(base.block_out),
+        turns,
+    )
+    for other in near:
+        block_m, block_n, block_k, num_warps, num_stages, block_out, turned = other
+        changes = sum(map(operator.ne, own, other))
+        numbers_a_thread = block_m * max(block_n, block_out) // (32 * num_warps)
+        if changes <= MOST_CHANGES and block_out <= width and numbers_a_thread <= MOST_NUMBERS:
+            registers = MOST_REGISTERS if base.maxnreg is not None else None
+            yield Config(block_m, block_n, block_k, num_warps, num_stages, base.resident, registers, block_out, turned)
+
+
+def _around(block: int) -> list[int]:
+    """Half the block, the block, and twice; of a block that the kernel does not have, 0."""
+    return [size for size in (block // 2, block, 2 * block) if size >= LEAST_BLOCK] or [block]
+
+
+def key(task: Task) -> tuned.Key:
+    """Where the table has what is found."""
+    with _precision(task.precision):
+        row = torch.empty(1, dtype=task.dtype, device=task.device).expand(task.n, task.d)
+        return lookup.tuning_key(task.kernel, row, layout.score_kind(SCORES[task.score]))
+
+
+def tasks(
+    kernels: Sequence[str], types: Sequence[tuple[torch.dtype, str]], scores: Sequence[str], dims: Sequence[int],
+    sizes: Sequence[int], device: torch.device, skip: bool,
+) -> list[Task]:  # fmt: skip
+    """One task an entry of the table, for every combination; ``types`` are a dtype and a precision of float32 products.
+
+    What no launch would look up is left out where ``skip`` allows that, and else raises ValueError.
+    """
+    found: dict[tuned.Key, Task] = {}
+    for (dtype, precision), score, d, n, kernel in itertools.product(types, scores, dims, sizes, kernels):
+        task = Task(kernel, score, dtype, precision, d, n, device)
+        reason = refuse(task)
+        if reason is None:
+            found.setdefault(key(task), task)
+        elif not skip:
+            raise ValueError(f"{reason}; change that option, or leave {kernel!r} out of --kernel")
+    return list(found.values())
+
+
+def _candidates(task: Task, wanted: tuned.Key) -> list[Config]:
+    return candidates(task.kernel, wanted.arch, wanted.product, wanted.distance, task.d, task.n)
 
 
 def tune(task: Task, timer: Timer = seconds_of, on_candidate: Callable[[], None] = lambda: None,
@@ -107,20 +141,17 @@ def tune(task: Task, timer: Timer = seconds_of, on_candidate: Callable[[], None]
 
     ``timer`` gives the seconds of a call.
     """
+    wanted = key(task)
+    shipped, *others = _candidates(task, wanted)
     with _precision(task.precision):
-        steps = _steps(task)
-        product = layout.product_type(task.dtype)
-        kind = layout.score_kind(SCORES[task.score])
-        row = torch.empty(1, dtype=task.dtype, device=task.device).expand(task.n, task.d)
-        key = sweeps.tuning_key(task.kernel, row, kind)
-        shipped, *others = candidates(task.kernel, key.arch, product, kind != 0, task.d, task.n)
+        steps = workloads.steps(task)
         with tuned.using({}):
             answers = [_answer(step) for step in steps]
-            found = Found(key, shipped, sum(timer(step) for step in steps))
+            found = Found(wanted, shipped, sum(timer(step) for step in steps))
         on_candidate()
         for candidate in choose(others):
-            with tuned.using({key: tuned.Entry(candidate, 0.0, 0.0)}):
-                _try(candidate, steps, answers, SAME[product], timer, found)
+            with tuned.using({wanted: tuned.Entry(candidate, 0.0, 0.0)}):
+                _try(candidate, steps, answers, SAME[wanted.product], timer, found)
             on_candidate()
     if found.best_seconds > (1 - GAIN) * found.shipped_seconds:
         found.best, found.best_seconds = None, math.inf
@@ -136,25 +167,29 @@ def _try(
             found.wrong.append(candidate)
             return
         seconds = sum(timer(step) for step in steps)
-    except TritonError:
+    except TritonError as error:
         # It takes more of a multiprocessor than there is, or does not compile.
-        found.refused += 1
+        found.refused[candidate] = _reason(error)
         return
     except RuntimeError as error:
         if "PassManager" not in str(error):  # as Triton's compiler says that it failed
             raise
-        found.refused += 1
+        found.refused[candidate] = _reason(error)
         return
     found.timed += 1
     if seconds < found.best_seconds:
         found.best, found.best_seconds = candidate, seconds
 
 
+def _reason(error: Exception) -> str:
+    """An error in a line: its message may hold the kernel's source."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1].strip()}" if lines else type(error).__name__
+
+
 def count(task: Task) -> int:
     """How many configurations a task has, the shipped one among them."""
-    with _precision(task.precision):
-        product = layout.product_type(task.dtype)
-    return len(candidates(task.kernel, sweeps.card_of(task.device)[1], product, task.score != "dot", task.d, task.n))
+    return len(_candidates(task, key(task)))
 
 
 def title(task: Task) -> str:
@@ -164,9 +199,16 @@ def title(task: Task) -> str:
     return f"{task.kernel} {shown} {task.score} D={task.d} N={task.n}"
 
 
-def summary(found: Found) -> str:
-    """What came of a task, in a line."""
-    tried = f"{found.timed} timed, {found.refused} do not fit, {len(found.wrong)} wrong"
+def report(found: Found) -> list[str]:
+    """What came of a task, in a line; then each candidate that was wrong, and why others were refused."""
+    lines = [_summary(found)]
+    lines += [f"  wrong answer, not timed: {_tile(c)}" for c in found.wrong]
+    lines += [f"  refused, {number} of them: {reason}" for reason, number in Counter(found.refused.values()).items()]
+    return lines
+
+
+def _summary(found: Found) -> str:
+    tried = f"{found.timed} timed, {len(found.refused)} refused, {len(found.wrong)} wrong"
     if found.best is None:
         return f"the shipped {_tile(found.shipped)} stays, {1e3 * found.shipped_seconds:.3f} ms ({tried})"
     gain = found.shipped_seconds / found.best_seconds
@@ -175,7 +217,9 @@ def summary(found: Found) -> str:
 
 
 def _tile(c: Config) -> str:
-    return f"{c.block_m} x {c.block_n} x {c.block_k}, {c.num_warps} warps, {c.num_stages} stages"
+    blocks = " x ".join(str(size) for size in (c.block_m, c.block_n, c.block_k, c.block_out) if size)
+    turned = ", transposed columns" if c.turned else ""
+    return f"{blocks}, {c.num_warps} warps, {c.num_stages} stages{turned}"
 
 
 def save(found: Found) -> None:
@@ -225,32 +269,3 @@ def _precision(wanted: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def _steps(task: Task) -> list[Step]:
-    """The calls whose seconds are added up."""
-    generator = torch.Generator().manual_seed(0)
-    x = unit_rows(torch.randn(task.n, task.d, generator=generator))[0].to(task.device, task.dtype)
-    labels = (torch.arange(task.n) // PER_CLASS)[torch.randperm(task.n, generator=generator)].to(task.device)
-    score = SCORES[task.score]
-    if task.kernel == "extreme":
-        problem = ExtremeProblem(score, x, x, labels, labels, True, False, score.inverted, None, None)
-        return [lambda: sweeps.extremes(problem)[:1]]
-    made = [PAIR_SPECS[loss]() for loss in LOSSES]
-    problems = [PairProblem(s, score, x, x, labels, labels, True, None, [NO_LIMITS] * len(s.terms)) for s in made]
-    return [_state_step(p) if task.kernel == "state" else _grad_step(p) for p in problems]
-
-
-def _state_step(problem: PairProblem) -> Step:
-    def step() -> list[Tensor]:
-        found = sweeps.pair_rows(problem)
-        return [found.rows, found.saved, found.exists]
-
-    return step
-
-
-def _grad_step(problem: PairProblem) -> Step:
-    with tuned.using({}):
-        saved = sweeps.pair_rows(problem).saved
-    w = torch.ones(len(problem.spec.terms), len(problem.x), device=problem.x.device)
-    return lambda: [part for part in sweeps.pair_grads(problem, saved, w, True, False) if part is not None]

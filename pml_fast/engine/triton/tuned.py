@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pml_fast.engine.triton.configs import Config
+from pml_fast.engine.triton.configs import TUNABLE, Config
 
 FORMAT = 1
 BLOCKS, WARPS, STAGES, REGISTERS = (16, 512), (1, 16), (1, 8), (16, 255)
@@ -109,7 +109,7 @@ def write(target: Path, entries: Mapping[Key, Entry]) -> None:
 def _entry(item: dict[str, Any]) -> tuple[Key, Entry]:
     k = Key(**{name: _typed(name, item[name], type_) for name, type_ in _KEY_TYPES.items()})
     times = [float(item[name]) for name in ("milliseconds", "shipped_milliseconds")]
-    return k, Entry(_config(item["config"], k.d), *times)
+    return k, Entry(_config(item["config"], k.kernel, k.d), *times)
 
 
 _KEY_TYPES = {
@@ -123,20 +123,48 @@ def _typed(name: str, value: Any, wanted: type) -> Any:
     return value
 
 
-def _config(values: dict[str, Any], d: int) -> Config:
+_OPTIONS = {"num_warps": WARPS, "num_stages": STAGES}
+_BLOCK_NAMES = ("block_m", "block_n", "block_k", "block_out")
+
+
+def _config(values: dict[str, Any], kernel: str, d: int) -> Config:
     # What a launch could not run, or would run wrongly, must not reach one.
-    bounds = {"block_m": BLOCKS, "block_n": BLOCKS, "block_k": BLOCKS, "num_warps": WARPS, "num_stages": STAGES}
-    for name, (low, high) in bounds.items():
+    if kernel not in TUNABLE:
+        raise ValueError(f"kernel must be one of {', '.join(TUNABLE)}, got {kernel!r}")
+    # Tables written before these were there were of kernels that had neither.
+    values = {"block_out": 0, "turned": False, **values}
+    for name in _BLOCK_NAMES:
+        _check_block(kernel, name, _typed(name, values[name], int))
+    for name, (low, high) in _OPTIONS.items():
         value = _typed(name, values[name], int)
-        power = name == "num_stages" or value & (value - 1) == 0
-        if not (low <= value <= high and power):
-            raise ValueError(f"{name} must lie between {low} and {high} and a block be a power of two, got {value}")
+        if not (low <= value <= high and (name == "num_stages" or _is_power_of_two(value))):
+            raise ValueError(f"{name} must lie between {low} and {high} and warps be a power of two, got {value}")
     registers = values["maxnreg"]
     if registers is not None and not REGISTERS[0] <= _typed("maxnreg", registers, int) <= REGISTERS[1]:
         raise ValueError(f"maxnreg must lie between {REGISTERS[0]} and {REGISTERS[1]}, got {registers}")
-    if _typed("resident", values["resident"], bool) and values["block_k"] != d:
-        raise ValueError(f"a block that holds all of D must be {d} wide, got {values['block_k']}")
+    if _typed("resident", values["resident"], bool):
+        if not TUNABLE[kernel].holds_all:
+            raise ValueError(f"resident must be False for the kernel {kernel!r}, got True")
+        if values["block_k"] != d:
+            raise ValueError(f"a block that holds all of D must be {d} wide, got {values['block_k']}")
+    if _typed("turned", values["turned"], bool) and not (TUNABLE[kernel].turns and values["resident"]):
+        raise ValueError(f"turned must be False for this kernel and tile ({kernel!r}), got True")
     return Config(**{field.name: values[field.name] for field in fields(Config)})
+
+
+def _check_block(kernel: str, name: str, value: int) -> None:
+    has = TUNABLE[kernel]
+    if value == 0 and (name not in has.blocks or (name == "block_out" and has.writes_out)):
+        return
+    if name not in has.blocks:
+        raise ValueError(f"{name} must be 0 for the kernel {kernel!r}, got {value}")
+    low, high = BLOCKS
+    if not (low <= value <= high and _is_power_of_two(value)):
+        raise ValueError(f"{name} must be a power of two between {low} and {high}, got {value}")
+
+
+def _is_power_of_two(value: int) -> bool:
+    return value > 0 and value & (value - 1) == 0
 
 
 _table: Mapping[Key, Entry] | None = None

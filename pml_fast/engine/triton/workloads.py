@@ -1,0 +1,196 @@
+"""What ``pml-fast tune`` times of each kernel: calls of its launcher, on random unit rows in classes of four.
+
+One entry of the table serves every call of a kernel: two calls that differ most in what they sum or keep stand for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pml_fast.engine import specs  # noqa: F401  (registers the losses)
+from pml_fast.engine.fold import Fold
+from pml_fast.engine.knn.problem import NearestProblem, RankProblem
+from pml_fast.engine.problem import NO_LIMITS, ExtremeProblem, PairProblem, TripletProblem
+from pml_fast.engine.score import Score, unit_rows
+from pml_fast.engine.spec import PAIR_SPECS, TripletSpec
+from pml_fast.engine.triton import indexed, knn, small, small_step, sweeps, triplet, tuned
+from pml_fast.engine.triton.epilogues import EPILOGUES
+
+SCORES = {"dot": Score(), "l2": Score("l2", inverted=False)}
+# An exponential loss and a hinge.
+LOSSES = ("supcon", "contrastive")
+PER_CLASS = 4
+# The fewest neighbours that a program keeps, and the most.
+NEIGHBORS = (16, knn.MOST_NEIGHBORS)
+# Listed pairs of a row.
+PARTNERS = 16
+# Plain and smooth, of which the losses that are not 0 count.
+NON_ZERO = (0.0, float("inf"))
+TRIPLETS = (TripletSpec(0.05), TripletSpec(0.05, smooth=True))
+
+Step = Callable[[], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One entry to find: a kernel for ``n`` rows of ``d`` numbers of a torch dtype, at a float32 precision."""
+
+    kernel: str
+    score: str
+    dtype: torch.dtype
+    precision: str
+    d: int
+    n: int
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows, labels, and the generator that goes on from them."""
+
+    score: Score
+    x: Tensor
+    labels: Tensor
+    generator: torch.Generator
+
+
+def steps(task: Task) -> list[Step]:
+    """The calls whose seconds are added up."""
+    generator = torch.Generator().manual_seed(0)
+    x = unit_rows(torch.randn(task.n, task.d, generator=generator))[0].to(task.device, task.dtype)
+    labels = (torch.arange(task.n) // PER_CLASS)[torch.randperm(task.n, generator=generator)].to(task.device)
+    return STEPS[task.kernel](Batch(SCORES[task.score], x, labels, generator))
+
+
+def refuse(task: Task) -> str | None:
+    """Why no launch would ever look this entry up, after the name of the option that is to blame; else ``None``."""
+    if task.kernel == "small" and task.n > small.LARGEST:
+        return f"--n {task.n}: the kernel 'small' runs for up to {small.LARGEST} rows"
+    if task.kernel == "pulls" and not _heavy(SCORES[task.score]):
+        return f"--score {task.score}: no loss of this score needs the kernel 'pulls'"
+    return None
+
+
+def _pair_problem(batch: Batch, loss: str) -> PairProblem:
+    spec = PAIR_SPECS[loss]()
+    limits = [NO_LIMITS] * len(spec.terms)
+    return PairProblem(spec, batch.score, batch.x, batch.x, batch.labels, batch.labels, True, None, limits)
+
+
+def _state(batch: Batch) -> list[Step]:
+    def step(problem: PairProblem) -> list[Tensor]:
+        found = sweeps.pair_rows(problem)
+        return [found.rows, found.saved, found.exists]
+
+    problems = [_pair_problem(batch, loss) for loss in LOSSES]
+    return [lambda problem=problem: step(problem) for problem in problems]  # type: ignore[misc]
+
+
+def _grad(batch: Batch) -> list[Step]:
+    return [_grad_step(_pair_problem(batch, loss)) for loss in LOSSES]
+
+
+def _heavy(score: Score) -> list[str]:
+    """Losses whose gradient asks for ``pulls`` whatever their D."""
+    return [name for name, e in EPILOGUES.items() if e.heavy and not (e.cosines and score.kind != "dot")]
+
+
+def _pulls(batch: Batch) -> list[Step]:
+    return [_grad_step(_pair_problem(batch, _heavy(batch.score)[0]))]
+
+
+def _grad_step(problem: PairProblem) -> Step:
+    with tuned.using({}):
+        saved = sweeps.pair_rows(problem).saved
+    w = torch.ones(len(problem.spec.terms), len(problem.x), device=problem.x.device)
+    return lambda: [part for part in sweeps.pair_grads(problem, saved, w, True, False) if part is not None]
+
+
+def _extreme(batch: Batch) -> list[Step]:
+    score = batch.score
+    problem = ExtremeProblem(
+        score, batch.x, batch.x, batch.labels, batch.labels, True, False, score.inverted, None, None
+    )  # fmt: skip
+    return [lambda: sweeps.extremes(problem)[:1]]
+
+
+def _small(batch: Batch) -> list[Step]:
+    def step(loss: str) -> Step:
+        spec = PAIR_SPECS[loss]()
+        how = small.recipe(loss, tuple(spec.params()), batch.score.encode(), (Fold().encode(),) * len(spec.terms))
+        assert how is not None
+        return lambda: small_step.small_step(batch.x, batch.labels, None, how, True)
+
+    return [step(loss) for loss in LOSSES]
+
+
+def _triplet_problems(batch: Batch) -> list[TripletProblem]:
+    sides = (batch.x, batch.x, batch.labels, batch.labels)
+    return [TripletProblem(spec, batch.score, *sides, True, None, NON_ZERO) for spec in TRIPLETS]
+
+
+def _triplet(batch: Batch) -> list[Step]:
+    return [lambda p=p: triplet.triplet_rows(p, False, False, True)[:1] for p in _triplet_problems(batch)]  # type: ignore[misc]
+
+
+def _triplet_grad(batch: Batch) -> list[Step]:
+    w = torch.ones(len(batch.x), device=batch.x.device)
+
+    def step(problem: TripletProblem) -> list[Tensor]:
+        return [part for part in triplet.triplet_grads(problem, w, True, False) if part is not None]
+
+    return [lambda p=p: step(p) for p in _triplet_problems(batch)]  # type: ignore[misc]
+
+
+def _nearest(batch: Batch) -> list[Step]:
+    most = len(batch.x) - 1
+    problems = [NearestProblem(batch.score, batch.x, batch.x, min(k, most), True) for k in NEIGHBORS]
+    # Which of two columns that are equally close comes first is a matter of rounding.
+    return [lambda p=p: knn.nearest(p)[:1] for p in problems]  # type: ignore[misc]
+
+
+def _ranks(batch: Batch) -> list[Step]:
+    problem = RankProblem(batch.score, batch.x, batch.x, batch.labels, batch.labels, True)
+    return [lambda: [strip.ranks for strip in knn.rank_strips(problem)]]
+
+
+def _partners(batch: Batch) -> tuple[Tensor, Tensor]:
+    n = len(batch.x)
+    row = torch.arange(n).repeat_interleave(PARTNERS)
+    column = torch.randint(n, (n * PARTNERS,), generator=batch.generator)
+    return row.to(batch.x.device), column.to(batch.x.device)
+
+
+def _listed(batch: Batch) -> list[Step]:
+    row, column = _partners(batch)
+    return [lambda: [indexed.listed_scores(batch.score, batch.x, batch.x, row, column)]]
+
+
+def _listed_grad(batch: Batch) -> list[Step]:
+    row, column = _partners(batch)
+    ones = torch.ones(len(row), device=batch.x.device)
+
+    def step() -> list[Tensor]:
+        found = indexed.listed_grads(batch.score, batch.x, batch.x, row, column, ones, True, False)
+        return [part for part in found if part is not None]
+
+    return [step]
+
+
+STEPS: dict[str, Callable[[Batch], list[Step]]] = {
+    "state": _state,
+    "grad": _grad,
+    "pulls": _pulls,
+    "extreme": _extreme,
+    "small": _small,
+    "triplet": _triplet,
+    "triplet-grad": _triplet_grad,
+    "nearest": _nearest,
+    "ranks": _ranks,
+    "listed": _listed,
+    "listed-grad": _listed_grad,
+}
