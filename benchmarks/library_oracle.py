@@ -8,7 +8,7 @@ answers in float64 on a backend that no kernel has a part in: the dense ``refere
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -39,9 +39,9 @@ def sources(case: Case) -> list[str]:
     return [PML, OURS] if case.what.in_peer and case.what.peer_is_exact and bounded else [OURS]
 
 
-def answer(case: Case, inputs: Inputs, package: str, drawn_by: str | None = None) -> Answer:
-    """The float64 answer of a package; of a drawing miner for the tuple that ``drawn_by`` draws of the inputs as they are."""
-    indices = None if drawn_by is None else peers.drawn_tuple(drawn_by, case, inputs)
+def answer(case: Case, inputs: Inputs, package: str, drawn: Sequence[np.ndarray] | None = None) -> Answer:
+    """The float64 answer of a package; where a miner draws, for the tuple ``drawn``."""
+    indices = None if drawn is None else tuple(torch.from_numpy(part) for part in drawn)
     wide = inputs.double()
 
     def step(given: Inputs, by: str) -> Step:

@@ -34,10 +34,12 @@ PARAMETER_SEED = 1000
 
 @dataclass(frozen=True)
 class Step:
-    """call() computes the loss; leaves are what it is differentiated by, the embeddings first."""
+    """call() computes the loss; leaves are what it is differentiated by, the embeddings first; drawn: the tuple that a miner
+    drew in the last call, where it draws."""
 
     call: Callable[[], Tensor]
     leaves: tuple[Tensor, ...]
+    drawn: Callable[[], tuple[Tensor, ...] | None] = lambda: None
 
 
 # Compile workers would outlive their case and take memory and cores from the next.
@@ -89,25 +91,23 @@ def made_loss(package: str, case: Case, inputs: Inputs) -> Any:
 def library_step(package: str, case: Case, inputs: Inputs) -> Step:
     what, modules = case.what, library(package)
     loss, miner = made_loss(package, case, inputs), what.make_miner(modules)
+    leaves = (*inputs.leaves, *_trained(loss))
+    if not what.drawn:
+        return Step(lambda: what.call(loss, inputs, miner), leaves)
+    last: list[Any] = [None]
 
-    def call() -> Tensor:
-        if what.drawn:
-            torch.manual_seed(PARAMETER_SEED)
-        return what.call(loss, inputs, miner)
+    def drawing(*batch: Tensor) -> Any:
+        torch.manual_seed(PARAMETER_SEED)
+        last[0] = miner(*batch)
+        return last[0]
 
-    return Step(call, (*inputs.leaves, *_trained(loss)))
+    return Step(lambda: what.call(loss, inputs, drawing), leaves, lambda: last[0] and tuple(last[0]))
 
 
 def step_of_tuple(package: str, case: Case, inputs: Inputs, indices: tuple[Tensor, ...]) -> Step:
     """The loss of a miner's tuple that is given."""
     loss = made_loss(package, case, inputs)
     return Step(lambda: loss(inputs.embeddings, inputs.labels, indices), (*inputs.leaves, *_trained(loss)))
-
-
-def drawn_tuple(package: str, case: Case, inputs: Inputs) -> tuple[Tensor, ...]:
-    """What a library's miner draws in :func:`library_step`."""
-    torch.manual_seed(PARAMETER_SEED)
-    return tuple(case.what.make_miner(library(package))(inputs.embeddings, inputs.labels))
 
 
 def _trained(loss: Any) -> list[Tensor]:

@@ -6,7 +6,7 @@ Results are plain numbers and NumPy arrays, so that they cross the process bound
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -63,6 +63,7 @@ class Probe:
     peak_bytes: int | None
     seconds: float
     others: tuple[np.ndarray, ...] = ()
+    drawn: tuple[np.ndarray, ...] | None = None
 
 
 def run_probe(case: Case, peer_name: str, setup: Setup) -> Probe:
@@ -84,7 +85,10 @@ def run_probe(case: Case, peer_name: str, setup: Setup) -> Probe:
     # A sketch only beside an oracle that gives one: the oracle by strips gives rows.
     kept = oracle.numbers if library_oracle.has_formula(case) else library_oracle.digest
     first, *others = (kept(gradient) for gradient in gradients)
-    return Probe(float(loss), first, peak, seconds, tuple(others))
+    # A second draw would round its scores otherwise, and now and then choose another pair.
+    drawn = step.drawn()
+    indices = None if drawn is None else tuple(part.cpu().numpy() for part in drawn)
+    return Probe(float(loss), first, peak, seconds, tuple(others), indices)
 
 
 def measure(call: Callable[[], Outputs], setup: Setup) -> tuple[Outputs, int | None]:
@@ -101,11 +105,11 @@ def measure(call: Callable[[], Outputs], setup: Setup) -> tuple[Outputs, int | N
     return outputs, torch.cuda.max_memory_allocated() - before
 
 
-def run_oracle(case: Case, setup: Setup, source: str | None = None, drawn_by: str | None = None) -> oracle.Answer:
+def run_oracle(case: Case, setup: Setup, source: str | None = None, drawn: Sequence[np.ndarray] | None = None) -> oracle.Answer:
     """The float64 answer of a case: by strips on its device, or by the package ``source`` on the CPU."""
     torch.set_num_threads(setup.threads)
     if source is not None:
-        return library_oracle.answer(case, case.inputs(setup.seed), source, drawn_by)
+        return library_oracle.answer(case, case.inputs(setup.seed), source, drawn)
     inputs = case.inputs(setup.seed, setup.device)
     embeddings, labels = inputs.embeddings, inputs.labels
     if case.size <= STREAMED_ORACLE_LIMIT:

@@ -1,4 +1,4 @@
-"""Runs cases: oracle, then every peer's probe under bounds, then the timing in turn of those that agree."""
+"""Runs cases: every peer's probe under bounds, the oracle, then the timing in turn of those that agree."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from benchmarks import library_oracle, results
@@ -120,16 +121,14 @@ def _run_case(
         expected = {}
         truth: Outcome | None = None
         for name in present:
-            if truth is None or case.what.drawn:  # what is drawn differs from peer to peer, and so does its loss
-                on_progress(f"{case.name}: oracle")
-                truth = _truth(case, PEERS[name], setup, limits)
-            if not truth.ok:
-                reason = f"no answer to compare with: {truth.status}, {first_line(truth, case.name)}"
-                result.peers.append(PeerResult(name, results.NOT_RUN, reason))
-                continue
-            result.oracle = truth.value.source
             on_progress(f"{case.name}: checking {name}")
-            entry, seconds = _probe(case, PEERS[name], truth.value, setup, limits)
+            probed = _probe(PEERS[name], case, setup, limits)
+            if probed.ok and (truth is None or case.what.drawn):
+                # What is drawn differs from peer to peer, and so does its loss.
+                on_progress(f"{case.name}: oracle")
+                truth = _truth(case, probed.value.drawn, setup, limits)
+                result.oracle = truth.value.source if truth.ok else result.oracle
+            entry, seconds = _judged(case, PEERS[name], probed, truth, setup)
             result.peers.append(entry)
             if entry.status == results.OK:
                 expected[name] = seconds
@@ -138,18 +137,17 @@ def _run_case(
     result.peers.sort(key=lambda entry: entered.index(entry.peer))
 
 
-def _truth(case: Case, peer: Peer, setup: Setup, limits: Limits) -> Outcome:
-    """The float64 answer: by strips, or of the first library that gives one within the bounds."""
+def _truth(case: Case, drawn: tuple[np.ndarray, ...] | None, setup: Setup, limits: Limits) -> Outcome:
+    """The float64 answer: by strips, or of the first library that gives one within the bounds; for the tuple that was drawn."""
     if library_oracle.has_formula(case):
         return run_apart(setup, None, ORACLE_SECONDS, run_oracle, case, setup)
-    drawn_by = (library_oracle.OURS if peer.is_ours else library_oracle.PML) if case.what.drawn else None
     *bounded, last = library_oracle.sources(case)
     for source in bounded:
-        outcome = run_apart(setup, limits.memory_bytes, limits.seconds, run_oracle, case, setup, source, drawn_by)
+        outcome = run_apart(setup, limits.memory_bytes, limits.seconds, run_oracle, case, setup, source, drawn)
         if outcome.ok:
             return outcome
         LOGGER.info("%s: %s gives no float64 answer: %s", case.name, source, outcome.error)
-    return run_apart(setup, limits.memory_bytes, ORACLE_SECONDS, run_oracle, case, setup, last, drawn_by)
+    return run_apart(setup, limits.memory_bytes, ORACLE_SECONDS, run_oracle, case, setup, last, drawn)
 
 
 def run_apart(
@@ -168,15 +166,24 @@ def run_apart(
         torch.cuda.empty_cache()
 
 
-def _probe(case: Case, peer: Peer, truth: Answer, setup: Setup, limits: Limits) -> tuple[PeerResult, float]:
-    """Run a peer once under the bounds and hold its answer to the oracle; also the seconds its step took."""
+def _probe(peer: Peer, case: Case, setup: Setup, limits: Limits) -> Outcome:
+    """One step of a peer under the bounds."""
     seconds = limits.seconds + (COMPILE_SECONDS if peer.compiles else 0)
-    outcome = run_apart(setup, limits.memory_bytes, seconds, run_probe, case, peer.name, setup)
+    return run_apart(setup, limits.memory_bytes, seconds, run_probe, case, peer.name, setup)
+
+
+def _judged(case: Case, peer: Peer, outcome: Outcome, answered: Outcome | None, setup: Setup) -> tuple[PeerResult, float]:
+    """A peer's answer held to the oracle's; also the seconds its step took."""
     if not outcome.ok:
         refused = peer.is_ours and REFUSAL in (outcome.error or "")
         status = results.UNAVAILABLE if refused else outcome.status
         return PeerResult(peer.name, status, first_line(outcome, f"{case.name}, {peer.name}")), outcome.seconds
+    assert answered is not None
+    if not answered.ok:
+        reason = f"no answer to compare with: {answered.status}, {first_line(answered, case.name)}"
+        return PeerResult(peer.name, results.NOT_RUN, reason), outcome.seconds
     probe: Probe = outcome.value
+    truth: Answer = answered.value
     value_error, gradient_error = compare(probe, truth)
     entry = PeerResult(peer.name, results.OK, value_error=value_error, gradient_error=gradient_error)
     tolerance = case.tolerance(setup.matmul_precision).beyond(truth.moved_value, truth.moved_gradient)

@@ -192,18 +192,18 @@ def test_peers_agree_with_the_oracle(case: Case, name: str) -> None:
         assert not peer.is_ours
         return
     probe = run_probe(case, name, replace(SETUP, measure_memory=False))
-    truth = oracle_of(case, peer)
+    truth = oracle_of(case, probe)
     errors = compare(probe, truth)
     tolerance = case.tolerance().beyond(truth.moved_value, truth.moved_gradient)
     assert errors[0] <= tolerance.value
     assert errors[1] <= tolerance.gradient
 
 
-def oracle_of(case: Case, peer: peers.Peer) -> oracle.Answer:
+def oracle_of(case: Case, probe: Probe) -> oracle.Answer:
     if library_oracle.has_formula(case):
         return run_oracle(case, SETUP)
-    drawn_by = (library_oracle.OURS if peer.is_ours else library_oracle.PML) if case.what.drawn else None
-    return run_oracle(case, SETUP, library_oracle.sources(case)[0], drawn_by)
+    assert (probe.drawn is not None) == case.what.drawn
+    return run_oracle(case, SETUP, library_oracle.sources(case)[0], probe.drawn)
 
 
 @pytest.mark.parametrize("operation", ["nca", "arcface", "margin", "queue_contrastive", "vicreg"])
@@ -299,7 +299,8 @@ def _in_this_process(function, *args, **bounds) -> bounded.Outcome:
 
 def test_a_case_without_an_oracle_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_oracle(function, *args, **bounds) -> bounded.Outcome:
-        assert function is run_oracle
+        if function is not run_oracle:
+            return _in_this_process_with_errors(function, *args, **bounds)
         return bounded.Outcome(bounded.TIMED_OUT, None, "stopped", 1.0, None)
 
     monkeypatch.setattr(runner, "run", no_oracle)

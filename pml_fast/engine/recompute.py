@@ -19,6 +19,9 @@ from pml_fast.engine.score import NORM_EPS, Score, _powered, compute_type
 from pml_fast.engine.settings import math_precision
 from pml_fast.engine.strips import strip_base, strip_grads
 
+# Scores up to which a single range is kept for the backward: computing it again would take longer than it takes memory.
+KEPT_ELEMENTS = 1 << 16
+
 # A number of each row of a range ``[.., last - first]``, given the range and the tensors.
 Rowwise = Callable[..., Tensor]
 
@@ -39,9 +42,11 @@ def over_rows(function: Rowwise, n: int, width: int, *tensors: Tensor) -> Tensor
     """``function(first, last, *tensors)`` over ranges of ``n`` rows, joined along the last dimension.
 
     The strips of a range have ``width`` columns. What the function computes is not kept for the backward, but computed again
-    there. ``tensors`` are those it is to be differentiated by.
+    there, unless it is little. ``tensors`` are those it is to be differentiated by.
     """
     with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        if n * width <= KEPT_ELEMENTS and len(_ranges(n, width)) == 1:
+            return function(0, n, *tensors)
         if not torch.compiler.is_compiling():
             result: Tensor = _OverRows.apply(function, n, width, *tensors)
             return result

@@ -15,7 +15,7 @@ from pml_fast.engine.label_sets import AlikePairs, alike_pairs, jaccard
 from pml_fast.engine.lazy import LazyIndices
 from pml_fast.engine.plan import MATERIALISED, PARTLY, Call, Plan, overridden, reduction_of
 from pml_fast.engine.problem import comparable_mask
-from pml_fast.engine.recompute import over_rows, strip_scores, unit
+from pml_fast.engine.recompute import KEPT_ELEMENTS, over_rows, strip_scores, unit
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.spec import Term
 from pml_fast.engine.specs import LogSumExp
@@ -69,7 +69,7 @@ class MultiSupConLoss(BaseMetricLossFunction):
             return Plan(MATERIALISED, "dense", notes=[note])
         if call.indices is not None:
             return Plan(PARTLY, "indexed", None, self.distance.engine_score(), notes=["only the listed pairs are compared"])
-        if not self._lists():
+        if not self._lists(len(call.embeddings) * len(call.ref_emb)):
             notes = [
                 "a strip of scores and label similarities at a time, computed again in the backward",
                 "one loss a row is reduced in torch",
@@ -170,10 +170,15 @@ class MultiSupConLoss(BaseMetricLossFunction):
             score = Score(inverted=self.distance.is_inverted)
             view, weight = self._strip(self.distance(embeddings, ref_emb), 0, labels, ref_labels, itself)
             losses = self._losses(score, view, weight, self.temperature)
-        elif self._lists() and (alike := alike_pairs(labels, ref_labels, self.threshold, itself)) is not None:
+        elif (
+            self._lists(len(embeddings) * len(ref_emb))
+            and (alike := alike_pairs(labels, ref_labels, self.threshold, itself)) is not None
+        ):
             losses = self._alike_losses(score, Call(embeddings, labels, None, ref_emb, ref_labels, itself), alike)
         else:
-            x, y = (unit(score, rows) for rows in self.distance.engine_rows(embeddings, ref_emb))
+            rows, columns = self.distance.engine_rows(embeddings, ref_emb)
+            x = unit(score, rows)
+            y = x if columns is rows else unit(score, columns)
             wanted = score
 
             def strip(first: int, last: int, x: Tensor, y: Tensor, temperature: Tensor) -> Tensor:
@@ -186,10 +191,15 @@ class MultiSupConLoss(BaseMetricLossFunction):
         index = torch.arange(len(embeddings), device=embeddings.device)
         return {"loss": {"losses": losses, "indices": index, "reduction_type": "element"}}
 
-    def _lists(self) -> bool:
-        """Whether positives may be listed: their number is read, which a traced graph cannot, and a trained temperature has its
-        gradient from the strips."""
-        return not torch.compiler.is_compiling() and self.threshold > 0 and not isinstance(self.temperature, Tensor)
+    def _lists(self, pairs: int) -> bool:
+        """Whether positives are listed: not of so few pairs that a strip is quicker, and not in a traced graph, which cannot
+        read their number; a trained temperature has its gradient from the strips."""
+        return (
+            pairs > KEPT_ELEMENTS
+            and not torch.compiler.is_compiling()
+            and self.threshold > 0
+            and not isinstance(self.temperature, Tensor)
+        )
 
     def _alike_losses(self, score: Score, call: Call, alike: AlikePairs) -> Tensor:
         """One loss a row, given all its positives."""
@@ -209,11 +219,10 @@ class MultiSupConLoss(BaseMetricLossFunction):
         """Positives, negatives and label similarities of some rows against all columns."""
         weight = jaccard(sets @ ref_sets.T, sets.sum(dim=1, keepdim=True), ref_sets.sum(dim=1))
         pos = weight >= self.threshold
-        neg = ~pos
-        if itself:
-            other = comparable_mask(first, s.shape[0], s.shape[1], s.device)
-            pos, neg = pos & other, neg & other
-        return View(DenseSide(s, pos), DenseSide(s, neg), itself), weight
+        other = comparable_mask(first, s.shape[0], s.shape[1], s.device) if itself else None
+        pos = pos if other is None else pos & other
+        neg = ~pos if other is None else other & ~pos
+        return View(DenseSide(s, pos), DenseSide(s, neg), itself, other), weight
 
     def _listed_losses(self, score: Score | None, call: Call) -> Tensor:
         assert call.labels is not None and call.ref_labels is not None
@@ -238,7 +247,12 @@ class MultiSupConLoss(BaseMetricLossFunction):
         pos: Side = view.pos
         count = pos.count()
         some = count > 0
-        log_pos = pos.logsumexp(pos.s * scale)
-        log_all = torch.logaddexp(torch.where(some, log_pos, 0.0), view.neg.logsumexp(view.neg.s * scale))
-        total = pos.sum(weight * (pos.spread(log_all) - pos.s * scale))
+        logits = pos.s * scale
+        if isinstance(pos, DenseSide):
+            # Every other row is of one of the sides.
+            everyone = torch.ones_like(pos.mask) if view.comparable is None else view.comparable
+            log_all = DenseSide(pos.s, everyone).logsumexp(logits)
+        else:
+            log_all = torch.logaddexp(torch.where(some, pos.logsumexp(logits), 0.0), view.neg.logsumexp(view.neg.s * scale))
+        total = pos.sum(weight * (pos.spread(log_all) - logits))
         return torch.where(some, total / count.clamp(min=1), 0.0)
