@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pml_fast import _extension, distances, explain, losses, reducers
-from pml_fast.engine import grad_sum
+from pml_fast.engine import grad_sum, recompute
 from pml_fast.engine import label_sets as sets_of_labels
+from pml_fast.losses import multi_supcon_loss
 from pml_fast.losses.base_metric_loss_function import prepare_call
 
 
@@ -23,6 +24,12 @@ from pml_fast.losses.base_metric_loss_function import prepare_call
 def short_strips(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several strips, also for the small batches here."""
     monkeypatch.setattr(grad_sum, "STRIP_ELEMENTS", 60)
+
+
+@pytest.fixture
+def lists_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positives are listed however few pairs there are."""
+    monkeypatch.setattr(multi_supcon_loss, "KEPT_ELEMENTS", 0)
 
 
 def rows(n: int, d: int = 6, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -158,9 +165,14 @@ def label_sets(n: int, seed: int = 0) -> Tensor:
     return sets
 
 
+@pytest.mark.parametrize("kept", [0, recompute.KEPT_ELEMENTS])
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize("itself", [True, False])
-def test_multi_supcon_is_its_definition(threshold: float, itself: bool) -> None:
+def test_multi_supcon_is_its_definition(threshold: float, itself: bool, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With positives listed or in strips, and a single strip computed again or kept."""
+    monkeypatch.setattr(multi_supcon_loss, "KEPT_ELEMENTS", kept)
+    if kept:
+        monkeypatch.setattr(grad_sum, "STRIP_ELEMENTS", 1 << 20)
     x, sets = rows(20), label_sets(20)
     y, ref_sets = (x, sets) if itself else (rows(15), label_sets(15, 1))
     loss = losses.MultiSupConLoss(0.2, threshold, reducer=reducers.MeanReducer())
@@ -169,7 +181,7 @@ def test_multi_supcon_is_its_definition(threshold: float, itself: bool) -> None:
     same_with_gradients(got, want, *((x,) if itself else (x, y)))
 
 
-def test_explain_takes_label_sets() -> None:
+def test_explain_takes_label_sets(lists_of_few: None) -> None:
     sets = torch.eye(8)[torch.arange(8) // 2]
     said = str(explain(losses.MultiSupConLoss(), rows(8), sets))
     assert "log_sum_exp" in said or "log-sum-exp of every row" in said
@@ -196,7 +208,7 @@ def test_positives_by_shared_labels_are_those_of_all_similarities(itself: bool, 
     assert torch.equal(found.weight, weight[alike])
 
 
-def test_where_too_many_share_a_label_strips_take_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_too_many_share_a_label_strips_take_over(lists_of_few: None, monkeypatch: pytest.MonkeyPatch) -> None:
     x, sets = rows(40).requires_grad_(), (torch.rand(40, 6) < 0.4).double()
     listed = losses.MultiSupConLoss()(x, sets)
     monkeypatch.setattr(sets_of_labels, "LISTED", 0)
@@ -322,7 +334,7 @@ def test_a_nan_is_seen(name: str) -> None:
     assert call(make().double(), x, y).isnan()
 
 
-def test_plans_and_explanations_tell_how_they_run() -> None:
+def test_plans_and_explanations_tell_how_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = rows(8), rows(8, seed=1)
     call = prepare_call(x, None, None, y, None)
     for loss in (losses.CLIPLoss(), losses.SigLIPLoss()):
@@ -330,6 +342,8 @@ def test_plans_and_explanations_tell_how_they_run() -> None:
         assert (plan.mode, plan.engine) == ("fused", "pairwise")
         assert any("factor and a feature of the rows" in note for note in plan.notes)
     assert losses.CLIPLoss(reducer=reducers.DoNothingReducer()).plan(call).mode == "partly fused"
+    assert losses.MultiSupConLoss().plan(call).engine == "strips"
+    monkeypatch.setattr(multi_supcon_loss, "KEPT_ELEMENTS", 0)
     plan = losses.MultiSupConLoss().plan(call)
     assert (plan.mode, plan.engine) == ("partly fused", "pairwise")
     assert losses.MultiSupConLoss(threshold=0).plan(call).engine == "strips"
