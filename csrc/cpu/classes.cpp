@@ -64,6 +64,9 @@ class Chunk {
         block_(block),
         scores_(width(maths) * maths.centers),
         share_(maths.pool == Pool::kSoft ? scores_.size() : 0),
+        turned_(share_.size()),
+        top_(maths.pool == Pool::kSoft ? width(maths) : 0),
+        inverse_(top_.size()),
         pooled_(maths.pool == Pool::kSingle ? 0 : width(maths)),
         best_(maths.pool == Pool::kMax ? width(maths) : 0),
         sharpness_(T(maths.sharpness)) {}
@@ -109,9 +112,15 @@ class Chunk {
       for (int64_t j = 0; j < count(); ++j) scores_[j * k + best_[j]] = c[j];
       return scores_.data();
     }
-    for (int64_t j = 0; j < count(); ++j)
-      for (int64_t q = j * k; q < (j + 1) * k; ++q)
-        scores_[q] = share_[q] * (T(1) + sharpness_ * (scores_[q] - pooled_[j])) * c[j];
+    const int64_t n = count();
+    const T *pooled = pooled_.data(), *inverse = inverse_.data();
+    for (int64_t q = 0; q < k; ++q) {
+      const T* s = turned_.data() + q * n;
+      T* share = share_.data() + q * n;
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) share[j] = share[j] * inverse[j] * (T(1) + sharpness_ * (s[j] - pooled[j])) * c[j];
+      for (int64_t j = 0; j < n; ++j) scores_[j * k + q] = share[j];
+    }
     return scores_.data();
   }
 
@@ -151,29 +160,42 @@ class Chunk {
       }
   }
 
+  // One centre of all classes at a time, so that what is done for each class is done for many at once.
   void pool_soft() {
-    const int64_t k = maths_.centers;
-    for (int64_t j = 0; j < count(); ++j) {
-      T top = -kInf<T>;
-      for (int64_t q = j * k; q < (j + 1) * k; ++q) top = scores_[q] * sharpness_ > top ? scores_[q] * sharpness_ : top;
-      for (int64_t q = j * k; q < (j + 1) * k; ++q) share_[q] = scores_[q] * sharpness_ - top;
+    const int64_t k = maths_.centers, n = count();
+    T *top = top_.data(), *sum = inverse_.data(), *mean = pooled_.data();
+    std::fill_n(top, n, -kInf<T>);
+    for (int64_t q = 0; q < k; ++q) {
+      T* s = turned_.data() + q * n;
+      for (int64_t j = 0; j < n; ++j) s[j] = scores_[j * k + q];
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) top[j] = s[j] * sharpness_ > top[j] ? s[j] * sharpness_ : top[j];
+    }
+    std::fill_n(sum, n, T(0));
+    std::fill_n(mean, n, T(0));
+    for (int64_t q = 0; q < k; ++q) {
+      const T* s = turned_.data() + q * n;
+      T* share = share_.data() + q * n;
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) {
+        const T part = exp_of(s[j] * sharpness_ - top[j]);
+        share[j] = part;
+        sum[j] += part;
+        mean[j] += part * s[j];
+      }
     }
 #pragma omp simd
-    for (int64_t q = 0; q < columns(); ++q) share_[q] = exp_of(share_[q]);
-    for (int64_t j = 0; j < count(); ++j) {
-      T sum = 0, mean = 0;
-      for (int64_t q = j * k; q < (j + 1) * k; ++q) sum += share_[q];
-      for (int64_t q = j * k; q < (j + 1) * k; ++q) {
-        share_[q] /= sum;
-        mean += share_[q] * scores_[q];
-      }
-      pooled_[j] = mean;
+    for (int64_t j = 0; j < n; ++j) {
+      sum[j] = T(1) / sum[j];
+      mean[j] *= sum[j];
     }
   }
 
   const ClassMaths& maths_;
   const ClassBlock& block_;
-  std::vector<T> scores_, share_, pooled_;
+  // Of a soft pool, centre by centre: the scores, what they weigh before it is divided by its sum; of each class the largest
+  // and one over that sum.
+  std::vector<T> scores_, share_, turned_, top_, inverse_, pooled_;
   std::vector<int32_t> best_;
   T sharpness_;
   int64_t c0_ = 0, c1_ = 0;
