@@ -54,6 +54,13 @@ TRIPLETS = {
     "swap": (0.1, 0, 1, "every", 0.0),
     "swap_smooth": (0.1, 1, 1, "every", 0.0),
 }
+# Losses of histograms: the first and the last end of the bins, their number, and the running histogram (of triplets only).
+HISTOGRAMS = {
+    "pair_histogram": (-4.0, 12.0, 100, None),
+    "few_bins": (-4.0, 12.0, 7, None),
+    "triplet_histogram": (-4.0, 4.0, 20, [0.0] * 20),
+    "narrow_histogram": (-0.5, 0.25, 9, [0.1, 0.2, 0.0, 0.1, 0.3, 0.1, 0.1, 0.0, 0.1]),
+}
 FOLD = {"threshold": Fold("threshold", 0.0), "mean": Fold()}
 
 
@@ -107,6 +114,12 @@ def call(name: str, batch: Batch, score: Score, fold: Fold = FOLD["mean"], param
             x, y, batch.labels, y_labels, None, None, [*map(float, numbers), select_margin], select,
             score.encode(), itself, fold.encode(), True, True,
         )[0]  # fmt: skip
+    elif name in HISTOGRAMS:
+        low, high, count, before = HISTOGRAMS[name]
+        running = None if before is None else torch.tensor(before)
+        value = torch.ops.pml_fast.histogram_loss(
+            x, y, batch.labels, y_labels, running, low, (high - low) / count, count, score.encode(), itself, 0.3, True, True
+        )[0]
     else:
         spec = PAIR_SPECS[name]() if params is None else PAIR_SPECS[name](*params)
         value = torch.ops.pml_fast.pairwise_loss(
@@ -185,7 +198,7 @@ def skip_unless(backend: str) -> None:
         pytest.skip(reason)
 
 
-NAMES = [*sorted(PAIR_SPECS), *TRIPLETS]
+NAMES = [*sorted(PAIR_SPECS), *TRIPLETS, *HISTOGRAMS]
 # Losses whose scores must be cosines.
 ONLY_COSINE = {"circle", "tuplet_margin"}
 # Losses of which none may be above 0.
@@ -194,7 +207,12 @@ BELOW_ZERO = {"log_sum_exp"}
 
 def has_kernel(backend: str, name: str) -> bool:
     """Pure torch runs every spec; swap and some specs have no compiled kernel."""
-    return backend != "cpu" or name in (*COMPILED, *COMPILED_ROWS) or (name in TRIPLETS and "swap" not in name)
+    return (
+        backend != "cpu"
+        or name in (*COMPILED, *COMPILED_ROWS)
+        or name in HISTOGRAMS
+        or (name in TRIPLETS and "swap" not in name)
+    )
 
 
 WITH_KERNEL = [(backend, name) for backend in BACKENDS for name in NAMES if has_kernel(backend, name)]

@@ -5,116 +5,13 @@
 #include <memory>
 
 #include "../runtime/layout.h"
-#include "../runtime/parallel.h"
 #include "scores.h"
-#include "small_matrix.h"
-#include "symmetric.h"
+#include "small_step.h"
 #include "unit_rows.h"
 
 namespace pml_fast {
 namespace PML_FAST_ISA {
 namespace {
-
-// Rows in the order of their classes, divided by their norms where that is asked for, and their gradient.
-template <typename T>
-struct SortedSet {
-  SortedSet(const void* x, const int64_t* labels, int64_t n, int64_t d, bool normalize)
-      : n(n), d(d), normalize(normalize), order(n), rows(n * d), norm(n, T(1)) {
-    class_order(labels, n, order.data());
-    for (int64_t i = 0; i < n; ++i) {
-      const T* from = static_cast<const T*>(x) + order[i] * d;
-      if (normalize)
-        norm[i] = divide_by_norm(from, d, rows.data() + i * d);
-      else
-        std::copy_n(from, d, rows.data() + i * d);
-    }
-  }
-
-  // The coefficients times the rows of a set, which may be this one.
-  T* gradient(const Strided<T>& h, const SortedSet& other, bool live, int threads) {
-    grad.assign(n * d, T(0));
-    if (live) multiply(h, n, Panels<T>({other.rows.data(), d, 1}, other.n, d, threads), grad.data(), d, threads);
-    return grad.data();
-  }
-
-  void write_gradient(T* out) const {
-    for (int64_t i = 0; i < n; ++i) {
-      const T *own = grad.data() + i * d, *row = rows.data() + i * d;
-      if (normalize)
-        undivided_gradient(own, row, norm[i], d, out + order[i] * d);
-      else
-        std::copy_n(own, d, out + order[i] * d);
-    }
-  }
-
-  int64_t n, d;
-  bool normalize;
-  std::vector<int64_t> order;
-  std::vector<T> rows, norm, grad;
-};
-
-template <typename T>
-class Step {
- public:
-  explicit Step(const SmallBatch& batch)
-      : b_(batch), set_(b_.x, b_.labels, b_.n, b_.d, b_.normalize), start_(b_.n), end_(b_.n), offset_(b_.n + 1, 0) {
-    const int64_t* order = set_.order.data();
-    class_runs(b_.labels, order, b_.n, b_.labels, order, b_.n, start_.data(), end_.data());
-    for (int64_t i = 0; i < b_.n; ++i) offset_[i + 1] = offset_[i] + end_[i] - start_[i];
-    if (b_.rule != nullptr) {
-      rule_.resize(4 * b_.n);
-      for (int64_t k = 0; k < 4; ++k)
-        for (int64_t i = 0; i < b_.n; ++i) rule_[k * b_.n + i] = static_cast<const T*>(b_.rule)[k * b_.n + order[i]];
-    }
-  }
-
-  PairLayout layout() const {
-    PairLayout g{};
-    g.x = g.y = set_.rows.data();
-    g.start = g.col_start = start_.data();
-    g.end = g.col_end = end_.data();
-    g.offset = offset_.data();
-    g.rule = b_.rule != nullptr ? rule_.data() : nullptr;
-    g.n = g.m = b_.n;
-    g.d = b_.d;
-    g.itself = g.exclude_self = true;
-    g.distance = b_.distance;
-    g.threads = b_.n * b_.n * b_.d < (1 << 20) ? 1 : b_.threads;
-    return g;
-  }
-
-  T* products() {
-    const Panels<T> columns({set_.rows.data(), 1, b_.d}, b_.d, b_.n, b_.threads);
-    tile_.reset(new T[b_.n * b_.n]);
-    multiply({set_.rows.data(), b_.d, 1}, b_.n, columns, tile_.get(), b_.n, b_.threads);
-    return tile_.get();
-  }
-
-  // The symmetric coefficients in the tile times the rows.
-  T* gradient(bool live) { return set_.gradient({tile_.get(), b_.n, 1}, set_, live, b_.threads); }
-
-  // The tile becomes its sum with its transpose; `columns` gets what its columns summed to.
-  void symmetrise(T* columns) {
-    const int64_t n = b_.n;
-    std::fill(columns, columns + n, T(0));
-    for (int64_t i = 0; i < n; ++i)
-      for (int64_t j = 0; j < n; ++j) columns[j] += tile_[i * n + j];
-    add_transpose(tile_.get(), n, n * n < (1 << 16) ? 1 : b_.threads);
-  }
-
-  T* row(int64_t i) { return set_.rows.data() + i * b_.d; }
-  int64_t place(int64_t i) const { return set_.order[i]; }
-
-  // Back through the normalisation and the order, into dx.
-  void write_gradient(T* dx) const { set_.write_gradient(dx); }
-
- private:
-  SmallBatch b_;
-  SortedSet<T> set_;
-  std::vector<int64_t> start_, end_, offset_;
-  std::vector<T> rule_;
-  std::unique_ptr<T[]> tile_;
-};
 
 // The reduced loss of one term and every row's weight.
 template <typename T>
