@@ -59,7 +59,7 @@ class TripletHistogram {
   // Negatives that stay in the first-level cache while every positive meets them.
   static constexpr int64_t kRun = 1024;
   // From this many comparisons a negative on, sorting costs less.
-  static constexpr int64_t kSortFrom = 96;
+  static constexpr int64_t kSortFrom = 160;
 
   struct Run {
     int64_t first, last;
@@ -229,7 +229,7 @@ class TripletHistogram {
   void sort(const TripletScores<T>& row) {
     neg_.clear();
     for (const Run& run : runs_)
-      for (int64_t j = run.first; j < run.last; ++j) neg_.push(row.s[j], j);
+      for (int64_t j = run.first; j < run.last; ++j) neg_.push(row.s[j], static_cast<int32_t>(j));
     neg_.sort();
     int64_t room = 1;
     while (room <= negatives_) room *= 2;
@@ -309,7 +309,7 @@ class TripletHistogram {
   std::vector<Run> runs_;
   std::vector<Tally> beyond_;
   std::vector<double> by_own_, prefix_, step_;
-  RadixSort<T> neg_;
+  RadixSort<T, int32_t> neg_;
 };
 
 }  // namespace PML_FAST_ISA

@@ -50,7 +50,7 @@ struct Bins {
   }
 };
 
-// The number of values of a cell and their sum (or that of their parts).
+// How many values are counted in one place, and their sum (or that of their parts).
 struct Tally {
   double count = 0, sum = 0;
 };
@@ -71,7 +71,6 @@ class Cells {
     return cells;
   }
 
-  int64_t edges() const { return static_cast<int64_t>(edge_.size()); }
   const T* edge(int64_t k) const { return edge_.data() + k; }
 
   // The number of edges up to a value; 0 for a NaN.
