@@ -54,6 +54,13 @@ TRIPLETS = {
     "swap": (0.1, 0, 1, "every", 0.0),
     "swap_smooth": (0.1, 1, 1, "every", 0.0),
 }
+# Losses of histograms: the first and the last end of the bins, their number, and the running histogram (of triplets only).
+HISTOGRAMS = {
+    "pair_histogram": (-16.0, 40.0, 350, None),
+    "few_bins": (-16.0, 40.0, 25, None),
+    "triplet_histogram": (-4.0, 4.0, 20, [0.0] * 20),
+    "narrow_histogram": (-0.5, 0.25, 9, [0.1, 0.2, 0.0, 0.1, 0.3, 0.1, 0.1, 0.0, 0.1]),
+}
 FOLD = {"threshold": Fold("threshold", 0.0), "mean": Fold()}
 
 
@@ -107,6 +114,12 @@ def call(name: str, batch: Batch, score: Score, fold: Fold = FOLD["mean"], param
             x, y, batch.labels, y_labels, None, None, [*map(float, numbers), select_margin], select,
             score.encode(), itself, fold.encode(), True, True,
         )[0]  # fmt: skip
+    elif name in HISTOGRAMS:
+        low, high, count, before = HISTOGRAMS[name]
+        running = None if before is None else torch.tensor(before)
+        value = torch.ops.pml_fast.histogram_loss(
+            x, y, batch.labels, y_labels, running, low, (high - low) / count, count, score.encode(), itself, 0.3, True, True
+        )[0]
     else:
         spec = PAIR_SPECS[name]() if params is None else PAIR_SPECS[name](*params)
         value = torch.ops.pml_fast.pairwise_loss(
@@ -185,7 +198,7 @@ def skip_unless(backend: str) -> None:
         pytest.skip(reason)
 
 
-NAMES = [*sorted(PAIR_SPECS), *TRIPLETS]
+NAMES = [*sorted(PAIR_SPECS), *TRIPLETS, *HISTOGRAMS]
 # Losses whose scores must be cosines.
 ONLY_COSINE = {"circle", "tuplet_margin"}
 # Losses of which none may be above 0.
@@ -194,7 +207,12 @@ BELOW_ZERO = {"log_sum_exp"}
 
 def has_kernel(backend: str, name: str) -> bool:
     """Pure torch runs every spec; swap and some specs have no compiled kernel."""
-    return backend != "cpu" or name in (*COMPILED, *COMPILED_ROWS) or (name in TRIPLETS and "swap" not in name)
+    return (
+        backend != "cpu"
+        or name in (*COMPILED, *COMPILED_ROWS)
+        or name in HISTOGRAMS
+        or (name in TRIPLETS and "swap" not in name)
+    )
 
 
 WITH_KERNEL = [(backend, name) for backend in BACKENDS for name in NAMES if has_kernel(backend, name)]
@@ -255,6 +273,49 @@ def test_triplets_of_large_classes(backend: str, name: str) -> None:
     batch, exact = settled(name, lambda: draw(50, 230, d=7, classes=3).to(torch.float32), SCORES["l2"], fold)
     plain = on("reference", name, batch, SCORES["l2"], fold)
     assert_within_budget(on(backend, name, batch, SCORES["l2"], fold), plain, exact, name)
+
+
+@pytest.mark.parametrize("name", HISTOGRAMS)
+@pytest.mark.parametrize(("n", "m", "classes"), [(60, None, 2), (50, 1300, 3), (530, None, 4), (1100, None, 300)])
+def test_histograms_of_small_and_of_large_classes(name: str, n: int, m: int | None, classes: int) -> None:
+    """Few positives compare, many search among sorted negatives; one call, one strip and several give the same."""
+    skip_unless("cpu")
+    batch = draw(n, m, d=7, classes=classes, seed=n)
+    got, want = (on(backend, name, batch, SCORES["l2"]) for backend in ("cpu", "chunked"))
+    torch.testing.assert_close(got.value, want.value, rtol=1e-11, atol=0)
+    torch.testing.assert_close(got.dx, want.dx, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(got.dy, want.dy, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+def test_a_running_histogram_takes_a_batch_in(backend: str) -> None:
+    """In one call and in strips; a batch that is not finite, or has no triplet, leaves it."""
+    skip_unless(backend)
+    x, labels = torch.randn(20, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64), torch.arange(20) % 5
+    before, score = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64), SCORES["l2"]
+
+    def step(x: Tensor, labels: Tensor, itself: bool) -> Tensor:
+        after: Tensor = torch.ops.pml_fast.histogram_loss(
+            x, x, labels, labels, before, -2.0, 4 / 3, 3, score.encode(), itself, 0.25, False, False
+        )[1]
+        return after
+
+    for itself in (True, False):
+        s = torch.cdist(x / x.norm(dim=1, keepdim=True), x / x.norm(dim=1, keepdim=True))
+        same = labels[:, None] == labels
+        pos = same & ~torch.eye(20, dtype=torch.bool) if itself else same
+        differences = (s[:, :, None] - s[:, None, :])[pos[:, :, None] & ~same[:, None, :]]
+        # Each difference is shared by the nodes below and above it; the last node takes what lies beyond.
+        place = (differences + 2) / (4 / 3)
+        shares = torch.relu(1 - (place[:, None] - torch.arange(3)).abs()).sum(dim=0)
+        shares[2] += torch.relu(place - 2).clamp(max=1).sum()
+        mixed = 0.75 * before + 0.25 * shares
+        with use(backend=backend):
+            torch.testing.assert_close(step(x, labels, itself), mixed / mixed.sum(), rtol=1e-6, atol=1e-9)
+            assert torch.equal(step(x, torch.zeros_like(labels), itself), before)
+            spoilt = x.clone()
+            spoilt[3, 1] = float("nan")
+            assert torch.equal(step(spoilt, labels, itself), before)
 
 
 def isas() -> list[str]:
@@ -344,7 +405,12 @@ def test_edges_equal_the_oracle(backend: str, edge: str) -> None:
         want = on("reference", name, batch, SCORES[score], fold)
         got = on(backend, name, batch, SCORES[score], fold)
         smooth = ("supcon", "ntxent", "multi_similarity", "circle", "smooth", "smooth_ap", "pnp")
-        at_a_node = name == "fast_ap" and edge in ("signs", "one_feature", "all_equal", "duplicates")
+        at_a_node = name in ("fast_ap", "triplet_histogram", "narrow_histogram") and edge in (
+            "signs",
+            "one_feature",
+            "all_equal",
+            "duplicates",
+        )
         # The sine of the angle between equal rows has an infinite slope.
         at_no_angle = name == "tuplet_margin" and edge == "all_equal"
         if at_a_node or at_no_angle or (edge == "zero_rows" and name not in smooth):
@@ -398,7 +464,7 @@ def test_a_row_that_is_not_finite_is_seen(backend: str, bad: float, dtype: torch
         if name in TRIPLETS and TRIPLETS[name][3] != "every":
             # A comparison with NaN is false, so a miner leaves such triplets out, as the peer's does.
             continue
-        if name == "fast_ap" and not SCORES[score].normalize:
+        if name in ("fast_ap", *HISTOGRAMS) and not SCORES[score].normalize:
             # An infinite distance lies beyond its histogram, which is one of unit vectors.
             continue
         for m in (None, 15):

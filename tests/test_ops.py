@@ -103,10 +103,10 @@ def op_calls(itself: bool, score: Score) -> Iterator[tuple[str, tuple[Any, ...]]
     own_anchors = (labels, ref_labels, rule, options, select, s, itself, [-1.0, 1.0])
     yield "anchor_triplets", (x, y, *own_anchors)
     yield "anchor_triplets_grad", (a, b, *own_anchors, torch.rand(20, dtype=torch.float64), True, True)
-    for triplets, shape in ((False, (2, 2, 7)), (True, (1, 3, 7))):
-        bins = (-20.0, 6.0, 7, s, itself, triplets)
-        yield "histogram", (x, y, labels, ref_labels, *bins)
-        yield "histogram_grad", (a, b, labels, ref_labels, *bins, torch.rand(shape, dtype=torch.float64), True, False)
+    for before in (None, torch.zeros(7), torch.rand(7)):
+        bins = (before, -20.0, 6.0, 7, s, itself, 0.3)
+        yield "histogram_loss", (x, y, labels, ref_labels, *bins, True, True)
+        yield "histogram_loss", (a, b, labels, ref_labels, *bins, False, False)
     i, j = torch.arange(14).flip(0), torch.arange(14)
     kept, weights = torch.arange(14) % 3 > 0, torch.rand(20)
     for keep, own, smooth in ((None, None, 0.0), (kept, weights, 1.0)):
@@ -155,7 +155,7 @@ def test_schema_fake_and_autograd_of_every_operator(itself: bool, score: Score, 
 
 
 @pytest.mark.parametrize(
-    "name", ["pairwise_loss", "pairwise_rows", "triplet_loss", "listed_scores", "histogram", "class_scores"]
+    "name", ["pairwise_loss", "pairwise_rows", "triplet_loss", "listed_scores", "histogram_loss", "class_scores"]
 )
 @pytest.mark.parametrize("itself", [True, False])
 def test_operators_under_aot_autograd_with_dynamic_shapes(name: str, itself: bool) -> None:

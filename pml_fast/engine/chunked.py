@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pml_fast.engine import grad_sum, triplet_strips, two_sweeps
+from pml_fast.engine import grad_sum, histogram_strips, triplet_strips, two_sweeps
 from pml_fast.engine.autograd import autograd_enabled
 from pml_fast.engine.classes import chunked as class_blocks
 from pml_fast.engine.classes.problem import ClassGrads, ClassProblem, ClassScores
@@ -19,6 +19,8 @@ from pml_fast.engine.knn.problem import NearestProblem, RankProblem, RankStrip
 from pml_fast.engine.listed_sums import add_at
 from pml_fast.engine.problem import (
     ExtremeProblem,
+    HistogramProblem,
+    HistogramSums,
     Limits,
     PairProblem,
     PairRows,
@@ -145,6 +147,14 @@ class ChunkedBackend:
     ) -> tuple[Tensor | None, Tensor | None]:
         _, dx, dy = triplet_strips.rows_and_grads(problem, w, need_x, need_y, True)
         return dx, dy
+
+    def histogram_sums(self, problem: HistogramProblem, keep: bool) -> HistogramSums:
+        return histogram_strips.histogram_sums(problem)
+
+    def histogram_grads(
+        self, problem: HistogramProblem, state: HistogramSums, slopes: Tensor, need_x: bool, need_y: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        return histogram_strips.histogram_grads(problem, slopes, need_x, need_y)
 
     def extremes(self, problem: ExtremeProblem) -> tuple[Tensor, Tensor]:
         n, m = problem.x.shape[0], problem.y.shape[0]

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from pml_fast.engine import grad_sum
-from pml_fast.engine.cpu import small
+from pml_fast.engine.bins import HistogramSpec
+from pml_fast.engine.cpu import small, small_histogram
+from pml_fast.engine.cpu.histogram import histogram_tiles
 from pml_fast.engine.cpu.levels import SWEEPS, fixed_level
 from pml_fast.engine.cpu.pairwise import kept_bytes
 from pml_fast.engine.cpu.rows import Tile, tiles
@@ -25,6 +27,8 @@ from pml_fast.engine.triton import small as triton_small
 if TYPE_CHECKING:
     from pml_fast.engine.triton.configs import Config
 
+# Tallies of a bin: of either side, in copies, for the tasks of a strip.
+_TALLY_BYTES = 16 * 2 * (4 + 64)
 # Buffers of a strip that are alive together in the pure-torch backend: scores, masks, losses and autograd's saved tensors.
 STRIP_BUFFERS = 12
 # The same for the dense path over all pairs.
@@ -88,14 +92,15 @@ class Cost:
     memory_bytes: int
 
 
-Estimate = Callable[[Size, "PairSpec | TripletSpec", Score, bool], Cost]
+Spec = PairSpec | TripletSpec | HistogramSpec
+Estimate = Callable[[Size, Spec, Score, bool], Cost]
 
 
 def estimate(
     engine: str,
     backend: str,
     size: Size,
-    spec: PairSpec | TripletSpec,
+    spec: Spec,
     score: Score,
     *,
     uniform: bool = True,
@@ -151,7 +156,7 @@ def _small(size: Size, _: Score) -> Cost:
     return _cost(size, size.gemm, (1 + sides) * size.gemm, 1, memory)
 
 
-def _cpu_pairwise(size: Size, spec: PairSpec | TripletSpec, score: Score, _: bool) -> Cost:
+def _cpu_pairwise(size: Size, spec: Spec, score: Score, _: bool) -> Cost:
     assert isinstance(spec, PairSpec)
     if spec.name in COMPILED_ROWS:
         return _cpu_rows(size)
@@ -186,7 +191,7 @@ def _cpu_rows(size: Size) -> Cost:
     return _cost(size, size.gemm, (1 + size.gradients) * size.gemm, 1, memory)
 
 
-def _cpu_triplet(size: Size, _: PairSpec | TripletSpec, __: Score, uniform: bool) -> Cost:
+def _cpu_triplet(size: Size, _: Spec, __: Score, uniform: bool) -> Cost:
     sweep = list(tiles(size.n, size.m, False, size.item))
     need = size.need_x or size.need_y
     again = need and not uniform
@@ -197,6 +202,23 @@ def _cpu_triplet(size: Size, _: PairSpec | TripletSpec, __: Score, uniform: bool
     return _cost(size, forward, step, 1 + again, memory)
 
 
+def _cpu_histogram(size: Size, spec: Spec, _: Score, __: bool) -> Cost:
+    assert isinstance(spec, HistogramSpec)
+    # Pairs of a batch with itself are visited once.
+    sweep = list(histogram_tiles(size.n, size.m, size.shared and not spec.triplets, size.item))
+    area, need = sum(map(_area, sweep)), size.need_x or size.need_y
+    room = kept_bytes(torch.empty(1, dtype=compute_type(size.dtype)).expand(size.n, size.d))
+    kept = 0
+    for tile in sweep:
+        if need and (kept + _area(tile)) * size.item <= room:
+            kept += _area(tile)
+    forward = 2 * size.d * area
+    step = forward + 2 * size.d * (need * (area - kept) + size.gradients * area)
+    table = size.item * 16 * (size.n + size.m) + 8 * 7 * (size.n + size.m) + _TALLY_BYTES * spec.bins.count
+    memory = _sorted_bytes(size) + table + size.item * (kept + max(map(_area, sweep), default=0))
+    return _cost(size, forward, step, 1 + (need and kept < area), memory)
+
+
 # ---- pure torch
 # ------------------------------------------------------------------------------------------------------------------
 
@@ -205,7 +227,7 @@ def _strip(size: Size) -> int:
     return max(size.m, min(grad_sum.STRIP_ELEMENTS, size.n * size.m))
 
 
-def _chunked_pairwise(size: Size, spec: PairSpec | TripletSpec, _: Score, __: bool) -> Cost:
+def _chunked_pairwise(size: Size, spec: Spec, _: Score, __: bool) -> Cost:
     assert isinstance(spec, PairSpec)
     need = size.need_x or size.need_y
     memory = _common_bytes(size, 2 + _half(size)) + size.item * STRIP_BUFFERS * _strip(size)
@@ -214,7 +236,7 @@ def _chunked_pairwise(size: Size, spec: PairSpec | TripletSpec, _: Score, __: bo
     return _cost(size, spec.sweeps * size.gemm, (sweeps + size.gradients) * size.gemm, sweeps, memory)
 
 
-def _chunked_triplet(size: Size, spec: PairSpec | TripletSpec, _: Score, uniform: bool) -> Cost:
+def _chunked_triplet(size: Size, spec: Spec, _: Score, uniform: bool) -> Cost:
     assert isinstance(spec, TripletSpec)
     need = size.need_x or size.need_y
     sweeps = 1 + (need and not uniform)
@@ -226,18 +248,34 @@ def _chunked_triplet(size: Size, spec: PairSpec | TripletSpec, _: Score, uniform
     return _cost(size, products * size.gemm, step, sweeps, memory)
 
 
+def _chunked_histogram(size: Size, spec: Spec, _: Score, __: bool) -> Cost:
+    assert isinstance(spec, HistogramSpec)
+    need = size.need_x or size.need_y
+    memory = _common_bytes(size, 2 + _half(size)) + size.item * STRIP_BUFFERS * _strip(size)
+    # Pairs of a batch with itself are visited once.
+    share = 0.5 if size.shared and not spec.triplets else 1.0
+    step = (1 + need + size.gradients) * size.gemm
+    return _cost(size, share * size.gemm, share * step, 1 + need, memory)
+
+
 # ---- dense tensors
 # ---------------------------------------------------------------------------------------------------------------
 
 
 def _reference(elements: Callable[[Size], int]) -> Estimate:
-    def cost(size: Size, _: PairSpec | TripletSpec, __: Score, ___: bool) -> Cost:
+    def cost(size: Size, _: Spec, __: Score, ___: bool) -> Cost:
         need, all_elements = size.need_x or size.need_y, elements(size)
         memory = _common_bytes(size, 2 + _half(size)) + size.item * DENSE_BUFFERS * all_elements
         # Autograd takes both sides' products whichever is wanted.
         return _cost(size, size.gemm, (1 + 3 * need) * size.gemm, 1 + need, memory, DENSE_BUFFERS * all_elements)
 
     return cost
+
+
+def _reference_histogram(size: Size, spec: Spec, score: Score, uniform: bool) -> Cost:
+    assert isinstance(spec, HistogramSpec)
+    elements = size.n * size.m * (size.m if spec.triplets else 1)
+    return _reference(lambda _: 2 * elements)(size, spec, score, uniform)
 
 
 def _dense(size: Size) -> Cost:
@@ -279,7 +317,7 @@ def _tile(op: str, size: Size, score: Score) -> Config:
     return launch_config(op, rows, score_kind(score))
 
 
-def _triton_pairwise(size: Size, spec: PairSpec | TripletSpec, score: Score, _: bool) -> Cost:
+def _triton_pairwise(size: Size, spec: Spec, score: Score, _: bool) -> Cost:
     assert isinstance(spec, PairSpec)
     # A loss for each positive takes a second sweep; from SORT_FROM columns on the positives are one run of sorted columns.
     from pml_fast.engine.triton.epilogues import EPILOGUES, EXP_THEN_PAIRS
@@ -312,7 +350,7 @@ def _triton_small(size: Size, score: Score) -> Cost:
     return _cost(size, size.gemm, (1 + slices + size.need_x) * size.gemm, 2 + slices, memory)
 
 
-def _triton_triplet(size: Size, _: PairSpec | TripletSpec, score: Score, __: bool) -> Cost:
+def _triton_triplet(size: Size, _: Spec, score: Score, __: bool) -> Cost:
     from pml_fast.engine.triton.layout import WORKSPACE_BYTES
     from pml_fast.engine.triton.triplet import HITS, slab_width
 
@@ -330,7 +368,7 @@ def _triton_triplet(size: Size, _: PairSpec | TripletSpec, score: Score, __: boo
     return _cost(size, chunks * size.gemm, step, chunks + slices * sides, memory)
 
 
-def _cuda_triplet(size: Size, _: PairSpec | TripletSpec, __: Score, ___: bool) -> Cost:
+def _cuda_triplet(size: Size, _: Spec, __: Score, ___: bool) -> Cost:
     from pml_fast.engine.cuda.strips import FEWEST_ROWS, STRIP_BYTES
 
     strip = min(4 * size.n * size.m, max(STRIP_BYTES, 4 * FEWEST_ROWS * size.m))
@@ -351,21 +389,6 @@ def dense(size: Size) -> Cost:
 def listed(size: Size) -> Cost:
     """Listed pairs, and what is computed of their scores in torch."""
     return _indexed(size, "chunked")
-
-
-def histogram(size: Size) -> Cost:
-    """A histogram of all triplets: a sweep for the sums, a second one for the gradient."""
-    need = size.need_x or size.need_y
-    memory = _common_bytes(size, 2 + _half(size)) + size.item * STRIP_BUFFERS * _strip(size)
-    return _cost(size, size.gemm, (1 + need + size.gradients) * size.gemm, 1 + need, memory)
-
-
-def pair_histograms(size: Size) -> Cost:
-    """As :func:`histogram`, of pairs: those of a batch against itself are visited once."""
-    whole = histogram(size)
-    if not size.shared:
-        return whole
-    return replace(whole, forward_flops=whole.forward_flops // 2, step_flops=whole.step_flops // 2)
 
 
 def extremes(size: Size) -> Cost:
@@ -408,6 +431,9 @@ _ENGINES: dict[tuple[str, str], Estimate] = {
     ("pairwise", "reference"): _reference(lambda size: size.n * size.m),
     ("pairwise", "triton"): _triton_pairwise,
     ("triplet", "cpu"): _cpu_triplet,
+    ("histogram", "cpu"): _cpu_histogram,
+    ("histogram", "chunked"): _chunked_histogram,
+    ("histogram", "reference"): _reference_histogram,
     ("triplet", "chunked"): _chunked_triplet,
     ("triplet", "reference"): _reference(lambda size: size.n * size.m * size.m),
     ("triplet", "triton"): _triton_triplet,
@@ -419,7 +445,7 @@ _SMALL: dict[str, Callable[[Size, Score], Cost]] = {"cpu": _small, "triton": _tr
 
 
 def one_call(
-    backend: str, size: Size, spec: PairSpec | TripletSpec, score: Score, folds: list[str], device: torch.device,
+    backend: str, size: Size, spec: Spec, score: Score, folds: list[str], device: torch.device,
     weighted: bool, itself: bool,
 ) -> bool:  # fmt: skip
     """Whether the backend has a short cut for a batch as small as this pair loss's (its module ``small``)."""
@@ -431,3 +457,9 @@ def one_call(
         both = small.applies(batch) and small.applies(batch[:1].expand(size.m, size.d))
         return both and (size.shared or not itself) and small.recipe(*key, size.shared) is not None
     return backend == "triton" and size.shared and triton_small.applies(batch) and triton_small.recipe(*key) is not None
+
+
+def one_histogram_call(backend: str, size: Size, score: Score, device: torch.device) -> bool:
+    """As :func:`one_call`, of a loss of histograms."""
+    batch = torch.empty(1, device=device, dtype=size.dtype).expand(size.n, size.d)
+    return backend == "cpu" and size.shared and small_histogram.applies(batch, score)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pml_fast.engine import cost, dispatch
+from pml_fast.engine.bins import HistogramSpec
 from pml_fast.engine.classes.problem import ClassProblem
 from pml_fast.engine.cost import Cost, Size
 from pml_fast.engine.explanation import Candidate, Explanation, dtype_name
@@ -17,7 +18,7 @@ from pml_fast.engine.fold import Fold
 from pml_fast.engine.lazy import LazyIndices, RowChoice
 from pml_fast.engine.listed_sums import UNORDERED
 from pml_fast.engine.plan import MATERIALISED, Call, Plan, with_copies
-from pml_fast.engine.problem import NO_LIMITS, IndexedProblem, PairProblem, TripletProblem
+from pml_fast.engine.problem import NO_LIMITS, HistogramProblem, IndexedProblem, PairProblem, TripletProblem
 from pml_fast.engine.score import compute_type
 from pml_fast.engine.settings import current, float32_precision, math_precision
 from pml_fast.engine.spec import PairSpec, TripletSpec
@@ -145,7 +146,10 @@ class Explainer:
 
     def _cost(self, backend: str, size: Size) -> Cost:
         plan, spec, score = self.plan, self.plan.spec, self.plan.score
-        assert isinstance(spec, PairSpec | TripletSpec) and score is not None
+        assert isinstance(spec, PairSpec | TripletSpec | HistogramSpec) and score is not None
+        if isinstance(spec, HistogramSpec):
+            small = cost.one_histogram_call(backend, size, score, self.x.device)
+            return cost.estimate(plan.engine, backend, size, spec, score, small_step=small)
         folds = plan.folds or []
         weighted = any(fold.weighs for fold in folds)
         one_call = (
@@ -166,8 +170,6 @@ class Explainer:
     # ---- which backend ----
 
     def _candidates(self) -> tuple[tuple[Candidate, ...], str | None]:
-        if self.plan.chunked_only:
-            return _only_chunked(self.plan.chunked_only)
         problem = self._problem()
         if problem is None:
             return (), None
@@ -194,10 +196,10 @@ class Explainer:
                 found.append(Candidate(name, "not asked", why))
         return tuple(found), error
 
-    def _problem(self) -> PairProblem | TripletProblem | IndexedProblem | ClassProblem | None:
+    def _problem(self) -> PairProblem | TripletProblem | HistogramProblem | IndexedProblem | ClassProblem | None:
         """What the operator would hand to a backend; ``None`` where no operator runs."""
         plan, call, score = self.plan, self.call, self.plan.score
-        if score is None or plan.engine not in ("pairwise", "triplet", "indexed"):
+        if score is None or plan.engine not in ("pairwise", "triplet", "histogram", "indexed"):
             return None
         x, y = (_stand_in(rows) for rows in (self.x, self.y))
         none = torch.empty(0, dtype=torch.int64, device=x.device)
@@ -205,6 +207,8 @@ class Explainer:
             return IndexedProblem(score, x, y, none, none)
         sides = (x, y, call.labels, call.ref_labels)
         call, score = with_copies(call, score, plan.copies)
+        if isinstance(plan.spec, HistogramSpec):
+            return HistogramProblem(plan.spec, score, *sides, call.itself)  # type: ignore[arg-type]
         if isinstance(plan.spec, PairSpec):
             folds = plan.folds or []
             limits = [f.pair_limits() for f in folds] or [NO_LIMITS for _ in plan.spec.terms]
@@ -319,20 +323,6 @@ class Explainer:
     def _terms(self) -> Sequence[Any]:
         spec = self.plan.spec
         return spec.terms if isinstance(spec, PairSpec) else (TERM,)
-
-
-def _only_chunked(reason: str) -> tuple[tuple[Candidate, ...], str | None]:
-    """What becomes of the backends where `chunked` alone can run, and what the call would raise."""
-    wanted = current().backend
-    if wanted not in ("auto", "chunked"):
-        error = f"backend {wanted!r} cannot run this: {reason}; choose backend='chunked', or backend='auto'"
-        found = [Candidate(name, "refused", reason) for name in dispatch.backends() if name != "chunked"]
-        return (*found, Candidate("chunked", "not asked", f"can run; backend {wanted!r} was asked for")), error
-    why = f"asked for ({wanted})" if wanted != "auto" else "the first that can run"
-    return (
-        *(Candidate(name, "refused", reason) for name in dispatch.backends() if name != "chunked"),
-        Candidate("chunked", "chosen", why),
-    ), None
 
 
 def _fold_words(fold: Fold) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pml_fast.engine.bins import HistogramSpec
 from pml_fast.engine.classes.spec import ClassSpec
 from pml_fast.engine.copies import AllPairs, WithoutCopies
 from pml_fast.engine.fold import Fold
@@ -43,17 +44,16 @@ class Plan:
 
     mode: str
     engine: str
-    spec: PairSpec | TripletSpec | ClassSpec | None = None
+    spec: PairSpec | TripletSpec | ClassSpec | HistogramSpec | None = None
     score: Score | None = None
     folds: list[Fold] | None = None
     rule: Tensor | None = None
     notes: list[str] = field(default_factory=list)
     copies: bool = False
-    # For what no engine's own estimate covers; and why every backend but `chunked` refuses, where it alone runs.
+    # For what no engine's own estimate covers.
     cost: Callable[[Size], Cost] | None = None
     # Of the call's sizes those the engine sees, where these are others.
     seen: Callable[[Size], Size] | None = None
-    chunked_only: str = ""
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from pml_fast.engine.bins import HistogramSpec
 from pml_fast.engine.score import Score
 from pml_fast.engine.spec import PairSpec, TripletSpec
 
@@ -94,6 +95,36 @@ class TripletProblem:
 
 
 @dataclass
+class HistogramProblem:
+    """As :class:`PairProblem`, for a loss of histograms. Of a batch against itself each pair is counted once."""
+
+    spec: HistogramSpec
+    score: Score
+    x: Tensor
+    y: Tensor
+    x_labels: Tensor
+    y_labels: Tensor
+    itself: bool
+    x_norm: Tensor | None = None
+    y_norm: Tensor | None = None
+
+    @property
+    def shared(self) -> bool:
+        """Whether ``y`` is ``x`` itself: one matrix, symmetric, whose gradient has one owner a row."""
+        return self.itself and self.score.symmetric
+
+
+@dataclass
+class HistogramSums:
+    """What a forward sweep of a histogram leaves: ``sums`` float64 (:class:`HistogramSpec` says of what), and ``outside``, a
+    bool: whether a pair lies outside of the bins. ``scratch`` is a short cut for the gradients that follow at once."""
+
+    sums: Tensor
+    outside: Tensor
+    scratch: Any = field(default=None, repr=False)
+
+
+@dataclass
 class ExtremeProblem:
     """The largest (``largest``) or smallest score of each row over its positives or its negatives inside ``low``..``high``.
 
@@ -162,6 +193,17 @@ class Backend(Protocol):
         self, problem: TripletProblem, w: Tensor, need_x: bool, need_y: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """Gradients of ``sum(w * row value)`` with ``w [N]``."""
+        ...
+
+    def histogram_sums(self, problem: HistogramProblem, keep: bool) -> HistogramSums:
+        """The sums over the bins; ``keep`` says that the gradients will follow at once."""
+        ...
+
+    def histogram_grads(
+        self, problem: HistogramProblem, state: HistogramSums, slopes: Tensor, need_x: bool, need_y: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of a loss whose derivatives by the sums are ``slopes`` ``[2, count]`` float64: by the parts of the positive
+        and of the negative pairs, or by the parts and by the values of the triplets."""
         ...
 
     def extremes(self, problem: ExtremeProblem) -> tuple[Tensor, Tensor]:

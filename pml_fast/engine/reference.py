@@ -21,6 +21,8 @@ from pml_fast.engine.knn import reference as sorted_rows
 from pml_fast.engine.knn.problem import NearestProblem, RankProblem, RankStrip
 from pml_fast.engine.problem import (
     ExtremeProblem,
+    HistogramProblem,
+    HistogramSums,
     IndexedProblem,
     PairProblem,
     PairRows,
@@ -35,7 +37,7 @@ from pml_fast.engine.views import DenseSide, View, dense_view, softplus
 # Elements of the largest tensor that is worth holding.
 MOST_ELEMENTS = 1 << 31
 
-Problem = PairProblem | TripletProblem | ExtremeProblem
+Problem = PairProblem | TripletProblem | ExtremeProblem | HistogramProblem
 Grads = tuple[Tensor | None, Tensor | None]
 
 
@@ -51,7 +53,7 @@ class ReferenceBackend:
         if isinstance(problem, IndexedProblem):
             return None
         n, m = problem.x.shape[0], problem.y.shape[0]
-        triplets = isinstance(problem, TripletProblem)
+        triplets = isinstance(problem, TripletProblem) or (isinstance(problem, HistogramProblem) and problem.spec.triplets)
         elements = n * m * m if triplets else n * m
         if elements <= MOST_ELEMENTS:
             return None
@@ -90,6 +92,25 @@ class ReferenceBackend:
             loss, kept = _triplet_losses(problem, x, y)
             kept = kept & (weight != 0)[:, None, None]
             return torch.where(kept, loss * weight[:, None, None], 0.0).sum()
+
+        return _gradients(total, problem, need_x, need_y)
+
+    def histogram_sums(self, problem: HistogramProblem, keep: bool) -> HistogramSums:
+        value, *sides = _histogram_values(problem, problem.x, problem.y)
+        sums = [problem.spec.bins.sums(value, side) for side in sides]
+        if problem.spec.triplets:
+            return HistogramSums(sums[0], torch.zeros((), dtype=torch.bool, device=value.device))
+        outside = torch.stack([(side & problem.spec.bins.outside(value)).any() for side in sides]).any()
+        return HistogramSums(torch.stack(sums)[:, :2], outside)
+
+    def histogram_grads(
+        self, problem: HistogramProblem, state: HistogramSums, slopes: Tensor, need_x: bool, need_y: bool
+    ) -> Grads:
+        def total(x: Tensor, y: Tensor) -> Tensor:
+            value, *sides = _histogram_values(problem, x, y)
+            sums = [problem.spec.bins.sums(value, side) for side in sides]
+            parts = sums[0][1:] if problem.spec.triplets else torch.stack([side[1] for side in sums])
+            return (parts * slopes).sum()
 
         return _gradients(total, problem, need_x, need_y)
 
@@ -219,3 +240,15 @@ def _selected(problem: TripletProblem, s_ap: Tensor, s_an: Tensor) -> Tensor:
     if spec.select == "semihard":
         return kept & (margin > 0)
     return kept
+
+
+def _histogram_values(problem: HistogramProblem, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    """What is counted, flat, and masks of those that count: of all triplets; or of the positive and of the negative pairs."""
+    s, pos, neg = dense_scores(problem.score, x, y), _positive_mask(problem), _negative_mask(problem)
+    if problem.spec.triplets:
+        kept = pos[:, :, None] & neg[:, None, :]
+        return (s[:, :, None] - s[:, None, :]).flatten(), kept.flatten()
+    opened = (pos.any(dim=1) & neg.any(dim=1)).unsqueeze(1).expand_as(s)
+    if problem.itself:
+        opened = torch.ones_like(opened).triu_(1) & (opened | opened.T)
+    return s.flatten(), (opened & pos).flatten(), (opened & neg).flatten()

@@ -10,7 +10,8 @@ from torch import Tensor
 import pml_fast.engine.ops  # noqa: F401  (defines the operators)
 from pml_fast.distances import LpDistance
 from pml_fast.engine import cost
-from pml_fast.engine.histogram import REFUSAL, Bins
+from pml_fast.engine.bins import Bins, HistogramSpec
+from pml_fast.engine.histogram import dynamic_soft_margin
 from pml_fast.engine.lazy import LazyIndices
 from pml_fast.engine.listed import Scorer, engine_scorer, matrix_scorer
 from pml_fast.engine.plan import FUSED, MATERIALISED, PARTLY, Call, Plan, overridden
@@ -76,8 +77,9 @@ class DynamicSoftMarginLoss(BaseMetricLossFunction):
             note = "index tensors: only the listed triplets are scored; their histogram is taken in torch"
             return Plan(PARTLY, "indexed", score=score, notes=[note])
         notes = ["all triplets", "their histogram is folded inside the sweep; no triplet is named"]
-        notes.append("each strip reads its largest number of positives on the host")
-        return Plan(FUSED, "histogram", score=score, notes=notes, cost=cost.histogram, chunked_only=REFUSAL)
+        if call.embeddings.is_cuda:
+            notes.append("each strip reads its largest number of positives on the host")
+        return Plan(FUSED, "histogram", HistogramSpec(self.bins(), triplets=True), score, notes=notes)
 
     def compute_loss(
         self, embeddings: Tensor, labels: Tensor | None, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor | None
@@ -88,36 +90,28 @@ class DynamicSoftMarginLoss(BaseMetricLossFunction):
         if labels is not None and indices_tuple is None and score is not None:
             if ref_labels is None:
                 raise ValueError("ref_labels must be given with ref_emb, got None; pass the labels of the reference set")
-            bins = self.bins()
-            own, others = engine_labels(labels, ref_labels, itself)
-            x, y = self.distance.engine_rows(embeddings, ref_emb)
-            sums = torch.ops.pml_fast.histogram(
-                x, y, own, others, bins.low, bins.delta, bins.count, score.encode(), itself, True
-            )[0]
+            loss, after = self._all(score, embeddings, labels, ref_emb, ref_labels, itself)
         else:
+            dtype = compute_type(embeddings.dtype)
             value = self._differences(score, embeddings, labels, indices_tuple, ref_emb, ref_labels)
             sums = self.bins().sums(value, torch.ones_like(value, dtype=torch.bool))
-        dtype = compute_type(embeddings.dtype)
-        loss = self._weighed(sums, dtype).to(dtype)
+            loss, after = (part.to(dtype) for part in dynamic_soft_margin(sums, self.hist_, self.momentum))
+        self.hist_ = after
         return {"loss": {"losses": loss, "indices": None, "reduction_type": "already_reduced"}}
 
-    def _weighed(self, sums: Tensor, dtype: torch.dtype) -> Tensor:
-        """The mean of the differences, each weighted by the cumulative histogram at its bin; 0 for none."""
-        count, part, value = sums
-        # What a difference has passed of its bin belongs to the next one; there is none after the last.
-        added = count - part + torch.cat([part.new_zeros(1), part[:-1]])
-        added = torch.cat([added[:-1], added[-1:] + part[-1:]])
-        before = self.hist_.detach().to(device=sums.device, dtype=sums.dtype)
-        momentum = torch.where(before.sum() != 0, before.new_full((), self.momentum), before.new_ones(()))
-        after = (1 - momentum) * before + momentum * added
-        after = after / after.sum()
-        total = count.sum()
-        some = total > 0
-        # Neither an empty batch nor one that is not finite may spoil what was learnt.
-        sound = some & after.isfinite().all()
-        self.hist_ = torch.where(sound, after.detach(), before).to(dtype)
-        after = torch.where(some, after, before)
-        return torch.where(some, (after.cumsum(0) * value).sum() / total.clamp(min=1), 0.0)
+    def _all(
+        self, score: Score, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor, itself: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of all triplets, and the running histogram after them."""
+        bins = self.bins()
+        labels, ref_labels = engine_labels(labels, ref_labels, itself)
+        x, y = self.distance.engine_rows(embeddings, ref_emb)
+        need = torch.is_grad_enabled()
+        loss, after, *_ = torch.ops.pml_fast.histogram_loss(
+            x, y, labels, ref_labels, self.hist_, bins.low, bins.delta, bins.count, score.encode(), itself, self.momentum,
+            need and x.requires_grad, need and y.requires_grad,
+        )  # fmt: skip
+        return loss, after
 
     def _differences(
         self, score: Score | None, embeddings: Tensor, labels: Tensor | None, indices: Any, ref_emb: Tensor,

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from pml_fast.distances import CosineSimilarity
 from pml_fast.engine import cost
-from pml_fast.engine.histogram import REFUSAL, Bins, open_anchors, refuse_outside
+from pml_fast.engine.bins import Bins, HistogramSpec
+from pml_fast.engine.histogram import overlap, refuse_outside
+from pml_fast.engine.histogram_strips import open_anchors
 from pml_fast.engine.lazy import LazyIndices
 from pml_fast.engine.listed import Scorer, engine_scorer, matrix_scorer
 from pml_fast.engine.plan import FUSED, MATERIALISED, PARTLY, Call, Plan, overridden
@@ -73,7 +75,7 @@ class HistogramLoss(BaseMetricLossFunction):
             note = "index tensors: only the listed pairs are scored, each once; their histograms are taken in torch"
             return Plan(PARTLY, "indexed", score=score, notes=[note], cost=cost.listed)
         notes = ["all pairs", "two histograms are folded inside the sweep; no pair is named"]
-        return Plan(FUSED, "histogram", score=score, notes=notes, cost=cost.pair_histograms, chunked_only=REFUSAL)
+        return Plan(FUSED, "histogram", HistogramSpec(self.bins(), triplets=False), score, notes=notes)
 
     def compute_loss(
         self, embeddings: Tensor, labels: Tensor | None, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor | None
@@ -82,26 +84,26 @@ class HistogramLoss(BaseMetricLossFunction):
         c_f.labels_or_indices_tuple_required(labels, indices_tuple)
         itself = ref_emb is embeddings and ref_labels is labels
         if indices_tuple is not None:
-            pos, neg = self._listed(indices_tuple, embeddings, ref_emb, itself)
+            loss = overlap(*self._listed(indices_tuple, embeddings, ref_emb, itself)).to(compute_type(embeddings.dtype))
         else:
             assert labels is not None and ref_labels is not None
-            pos, neg = self._all(embeddings, labels, ref_emb, ref_labels, itself)
-        loss = overlap(pos, neg).to(compute_type(embeddings.dtype))
+            loss = self._all(embeddings, labels, ref_emb, ref_labels, itself)
         return {"loss": {"losses": loss, "indices": None, "reduction_type": "already_reduced"}}
 
-    def _all(
-        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor, itself: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Sums over the bins of all positive and all negative pairs."""
+    def _all(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor, itself: bool) -> Tensor:
+        """The loss of all pairs."""
         score, bins = self.distance.engine_score(), self.bins()
         labels, ref_labels = engine_labels(labels, ref_labels, itself)
         if score is None:
-            return self._matrix(self.distance(embeddings, ref_emb), labels, ref_labels, itself)
+            sums = self._matrix(self.distance(embeddings, ref_emb), labels, ref_labels, itself)
+            return overlap(*sums).to(compute_type(embeddings.dtype))
         x, y = self.distance.engine_rows(embeddings, ref_emb)
-        pos, neg = torch.ops.pml_fast.histogram(
-            x, y, labels, ref_labels, bins.low, bins.delta, bins.count, score.encode(), itself, False
-        )
-        return pos, neg
+        need = torch.is_grad_enabled()
+        loss: Tensor = torch.ops.pml_fast.histogram_loss(
+            x, y, labels, ref_labels, None, bins.low, bins.delta, bins.count, score.encode(), itself, 0.0,
+            need and x.requires_grad, need and y.requires_grad,
+        )[0]  # fmt: skip
+        return loss
 
     def _matrix(self, matrix: Tensor, labels: Tensor, ref_labels: Tensor, itself: bool) -> tuple[Tensor, Tensor]:
         same, opened = same_labels(labels, ref_labels), open_anchors(labels, ref_labels, itself)
@@ -145,17 +147,3 @@ def listed_pairs(indices: Sequence[Tensor], n: int) -> list[tuple[Tensor, Tensor
     a, p, b, q = indices
     in_pos, in_neg = (torch.zeros(n, dtype=torch.bool, device=a.device).index_fill_(0, rows, True) for rows in (a, b))
     return [(a[in_neg[a]], p[in_neg[a]]), (b[in_pos[b]], q[in_pos[b]])]
-
-
-def overlap(pos: Tensor, neg: Tensor) -> Tensor:
-    """``sum over nodes of (share of negatives at the node) * (share of positives up to it)``; 0 without pairs of both kinds.
-
-    ``pos`` and ``neg`` are ``[2, count]``: numbers and parts of the pairs in each bin.
-    """
-    density, some = [], torch.ones((), dtype=torch.bool, device=pos.device)
-    for count, part in (pos, neg):
-        # What a pair has passed of its bin is its share of the bin's upper node.
-        nodes = torch.nn.functional.pad(count - part, (0, 1)) + torch.nn.functional.pad(part, (1, 0))
-        density.append(nodes / count.sum().clamp(min=1))
-        some = some & (count.sum() > 0)
-    return torch.where(some, (density[1] * density[0].cumsum(0)).sum(), 0.0)

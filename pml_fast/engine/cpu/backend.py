@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pml_fast import _extension
 from pml_fast.engine.classes.problem import ClassGrads, ClassProblem, ClassScores
-from pml_fast.engine.cpu import classes, knn, small, strip
+from pml_fast.engine.cpu import classes, histogram, knn, small, strip
 from pml_fast.engine.cpu.classes import refuse_classes
 from pml_fast.engine.cpu.indexed import listed_grads, listed_scores
 from pml_fast.engine.cpu.knn import refuse_knn
@@ -19,7 +19,7 @@ from pml_fast.engine.cpu.pairwise import Sweep
 from pml_fast.engine.cpu.strip import COMPILED_ROWS
 from pml_fast.engine.cpu.triplet import refuse_triplet, triplet_grads, triplet_rows
 from pml_fast.engine.knn.problem import NearestProblem, RankProblem, RankStrip
-from pml_fast.engine.problem import ExtremeProblem, PairProblem, PairRows, TripletProblem
+from pml_fast.engine.problem import ExtremeProblem, HistogramProblem, HistogramSums, PairProblem, PairRows, TripletProblem
 from pml_fast.engine.score import Score
 
 
@@ -55,6 +55,8 @@ class CpuBackend:
             return f"the loss {problem.spec.name!r} has no compiled epilogue"
         if isinstance(problem, TripletProblem):
             return refuse_triplet(problem)
+        if isinstance(problem, HistogramProblem):
+            return histogram.refuse_histogram(problem)
         return None
 
     def pair_rows(self, problem: PairProblem, need_x: bool, need_y: bool) -> PairRows:
@@ -85,6 +87,14 @@ class CpuBackend:
         self, problem: TripletProblem, w: Tensor, need_x: bool, need_y: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         return triplet_grads(problem, w, need_x, need_y)
+
+    def histogram_sums(self, problem: HistogramProblem, keep: bool) -> HistogramSums:
+        return histogram.histogram_sums(problem, keep)
+
+    def histogram_grads(
+        self, problem: HistogramProblem, state: HistogramSums, slopes: Tensor, need_x: bool, need_y: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        return histogram.histogram_grads(problem, state, slopes, need_x, need_y)
 
     def extremes(self, problem: ExtremeProblem) -> tuple[Tensor, Tensor]:
         if small.takes(problem):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pml_fast.engine.classes.problem import ClassProblem
 from pml_fast.engine.knn.problem import NearestProblem, RankProblem, RankStrip
-from pml_fast.engine.problem import ExtremeProblem, IndexedProblem, PairProblem, PairRows, TripletProblem
+from pml_fast.engine.problem import ExtremeProblem, HistogramProblem, IndexedProblem, PairProblem, PairRows, TripletProblem
 from pml_fast.engine.score import Score
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -53,6 +53,8 @@ class TritonBackend:
     def refuse(self, problem: Any) -> str | None:
         if isinstance(problem, ClassProblem):
             return self.available() or "blocks of classes have no Triton kernel"
+        if isinstance(problem, HistogramProblem):
+            return self.available() or "histograms of all pairs or triplets have no Triton kernel"
         reason = self.available() or _refuse_tensors(problem)
         if reason is not None:
             return reason
