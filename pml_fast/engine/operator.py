@@ -42,6 +42,11 @@ class Rows:
         wide = x.to(compute_type(x.dtype))
         return Rows(wide, row_norms(wide) if score.normalize else None, x.dtype)
 
+    def norm_parts(self) -> tuple[Tensor, ...]:
+        """The norms of :data:`ROWS_AT_ONCE` rows at a time."""
+        assert self.norm is not None
+        return self.norm.split(ROWS_AT_ONCE)
+
     def unit(self, keep_half: bool = False) -> Tensor:
         """The divided rows; ``keep_half`` leaves half precision to kernels that multiply in it and add in float32."""
         rows = self.x if self.norm is None else self.x / self.norm

@@ -9,13 +9,39 @@ import torch
 from torch import Tensor
 
 from pml_fast.distances import CosineSimilarity, DotProductSimilarity
+from pml_fast.engine.fold import Fold
+from pml_fast.engine.logit_ops import logit_score
 from pml_fast.engine.plan import FUSED, MATERIALISED, PARTLY, Call, Plan, overridden, reduction_of
 from pml_fast.engine.recompute import unit
-from pml_fast.engine.score import Score
+from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.spec import PairSpec
 from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction, LossDict
-from pml_fast.losses.spec_pair_loss import fused_pair_loss, pair_row_losses
+from pml_fast.losses.spec_pair_loss import engine_labels, pair_row_losses, row_weights
 from pml_fast.utils import common_functions as c_f
+
+
+def logit_pair_loss(
+    spec: PairSpec, score: Score, folds: list[Fold], call: Call, x: Tensor, y: Tensor,
+    trained: tuple[Tensor, Tensor | None] | None, bidirectional: bool = False,
+) -> Tensor:  # fmt: skip
+    """The reduced loss of the rows ``x`` and columns ``y`` in one operator; ``trained`` are a scale and a bias of their scores.
+
+    Of a ``bidirectional`` loss, the mean of both directions, the columns' folds follow the rows'.
+    """
+    assert call.labels is not None and call.ref_labels is not None
+    labels, ref_labels = engine_labels(call.labels, call.ref_labels, call.itself)
+    dtype, terms = compute_type(x.dtype), len(spec.terms)
+    weights = row_weights(folds[:terms], call.labels, dtype)
+    column_weights = row_weights(folds[terms:], call.ref_labels, dtype) if bidirectional else None
+    scale, bias = (None, None) if trained is None else (None if part is None else part.to(x.device) for part in trained)
+    need = torch.is_grad_enabled()
+    loss, *_ = torch.ops.pml_fast.logit_loss(
+        x, y, labels, ref_labels, scale, bias, weights, column_weights, spec.name, spec.params(), score.encode(), call.itself,
+        [fold.encode() for fold in folds], bidirectional,
+        *(need and part is not None and part.requires_grad for part in (x, y, scale, bias)),
+    )  # fmt: skip
+    result: Tensor = loss
+    return result
 
 
 class TwoTowerLoss(BaseMetricLossFunction):
@@ -92,20 +118,19 @@ class TwoTowerLoss(BaseMetricLossFunction):
             return Plan(MATERIALISED, "dense", notes=[note])
         trained = self.trained() is not None
         notes = ["trained numbers are a factor and a feature of the rows, and get their gradient with them"] if trained else []
-        score = self._score(score, call.itself)
+        score = logit_score(score, trained)
         names = self._sub_loss_names()
         reduction = reduction_of(self.reducer, names)
-        # What explain counts is one of the comparisons.
-        notes += [f"{len(names)} comparisons of the two sets, one in each direction"] if len(names) > 1 else []
         if reduction.folds is None:
             notes.append(f"one loss a row comes out of the sweep and is reduced in torch: {reduction.reason}")
             return Plan(PARTLY, "pairwise", self.spec(trained), score, notes=notes)
         notes.append("losses are reduced inside the sweep; no pair is named")
-        return Plan(FUSED, "pairwise", self.spec(trained), score, reduction.folds[:1], notes=notes)
-
-    def _score(self, score: Score, itself: bool) -> Score:
-        """The score the engine sees: rows that hold trained numbers are prepared already, and differ from the columns."""
-        return score if self.trained() is None else Score("dot", 2.0, score.power, normalize=False, symmetric=False)
+        bidirectional = len(names) > 1 and not call.itself
+        if bidirectional:
+            notes.append("rows and columns are the anchors of one operator, each score in both directions")
+        elif len(names) > 1:
+            notes.append("both directions of one set are two comparisons; what is counted is one of them")
+        return Plan(FUSED, "pairwise", self.spec(trained), score, reduction.folds, notes=notes, bidirectional=bidirectional)
 
     def _rows(self, score: Score, call: Call) -> tuple[Tensor, Tensor]:
         x, y = self.distance.engine_rows(call.embeddings, call.ref_emb)
@@ -129,11 +154,13 @@ class TwoTowerLoss(BaseMetricLossFunction):
             return None
         assert isinstance(plan.spec, PairSpec)
         call = self.paired(call)
-        folds = reduction_of(self.reducer, self._sub_loss_names()).folds or []
+        x, y = self.distance.engine_rows(call.embeddings, call.ref_emb)
+        trained = self.trained()
+        if plan.bidirectional:
+            return logit_pair_loss(plan.spec, score, plan.folds, call, x, y, trained, bidirectional=True)
         total: Any = 0
-        for (_, side, share), fold in zip(self.sides(call), folds, strict=True):
-            x, y = self._rows(score, side)
-            total = total + share * fused_pair_loss(plan.spec, plan.score, [fold], None, side, x, y)
+        for (_, side, share), fold in zip(self.sides(call), plan.folds, strict=True):
+            total = total + share * logit_pair_loss(plan.spec, score, [fold], side, x, y, trained)
         result: Tensor = total
         return result
 
@@ -154,7 +181,8 @@ class TwoTowerLoss(BaseMetricLossFunction):
         for name, side, share in self.sides(call):
             x, y = self._rows(score, side)
             spec = self.spec(self.trained() is not None)
-            values = share * pair_row_losses(spec, self._score(score, itself), None, side, x, y)[0]
+            seen = logit_score(score, self.trained() is not None)
+            values = share * pair_row_losses(spec, seen, None, side, x, y)[0]
             index = torch.arange(len(values), device=values.device)
             losses[name] = {"losses": values, "indices": index, "reduction_type": "element"}
         return losses

@@ -39,6 +39,7 @@ class Recipe:
     gated: bool
     sign: float
     itself: bool
+    bidirectional: bool
     levels: dict[torch.dtype, float]
     logits: dict[torch.dtype, list[float]]
     limits: list[Limits]
@@ -46,25 +47,33 @@ class Recipe:
 
 
 @lru_cache(maxsize=256)
-def recipe(spec: str, params: tuple[float, ...], score: str, folds: tuple[str, ...], itself: bool = True) -> Recipe | None:
-    """How to run this in one call, or ``None`` where only tiles will do."""
+def recipe(
+    spec: str, params: tuple[float, ...], score: str, folds: tuple[str, ...], itself: bool = True,
+    bidirectional: bool = False, trained: bool = False,
+) -> Recipe | None:  # fmt: skip
+    """How to run this in one call, or ``None`` where only tiles will do.
+
+    Of a ``bidirectional`` loss the folds of the columns follow those of the rows. ``trained`` says that there is a scale.
+    """
     sc, reductions = Score.decode(score), [Fold.decode(fold) for fold in folds]
     computed = has_kernel(sc) if itself else has_kernel(replace(sc, symmetric=True))
     if spec not in COMPILED or not computed or any(fold.kind not in _FOLDS for fold in reductions):
         return None
     maths, values = pair_spec(spec, params), list(params)
-    levels = {dtype: fixed_level(spec, values, sc, dtype) for dtype in LOGIT_SPAN}
+    # A scale takes the scores out of their bounds.
+    seen = replace(sc, normalize=False) if trained else sc
+    levels = {dtype: fixed_level(spec, values, seen, dtype) for dtype in LOGIT_SPAN}
     own = logit(spec, values, sc)
     affine = isinstance(own, Affine)
     if not affine and any(math.isnan(level) for level in levels.values()):
         return None
     a, b = (own.a, own.b) if isinstance(own, Affine) else (0.0, 0.0)
     return Recipe(
-        spec, values, distance_name(sc), sc.normalize, maths.gated, sc.sign, itself, levels,
+        spec, values, distance_name(sc), sc.normalize, maths.gated, sc.sign, itself, bidirectional, levels,
         {dtype: [a, b, span] for dtype, span in LOGIT_SPAN.items()},
         # A loss a row is compared with its limits when it is reduced, a pair's inside the sweep.
         [(fold.low, fold.high) if fold.kind == "threshold" else fold.pair_limits() for fold in reductions],
-        [(fold.kind, term.kind == "element") for fold, term in zip(reductions, maths.terms, strict=True)],
+        [(fold.kind, term.kind == "element") for fold, term in zip(reductions, maths.terms * (1 + bidirectional), strict=True)],
     )  # fmt: skip
 
 
@@ -75,32 +84,43 @@ def has_kernel(score: Score) -> bool:
 
 @dataclass(frozen=True)
 class Columns:
-    """Another set ``[M, D]`` to compare with, and whether its gradient is wanted."""
+    """Another set ``[M, D]`` to compare with, and whether its gradient is wanted.
+
+    ``trained`` are the scale, or the scale and the bias, of the scores, and ``need_trained`` whether their gradient is wanted.
+    """
 
     y: Tensor
     labels: Tensor
     need: bool
+    trained: tuple[float, ...] = ()
+    need_trained: bool = False
 
 
 def pair_loss(
     x: Tensor, labels: Tensor, rule: Tensor | None, how: Recipe, need: bool, columns: Columns | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-    """The outputs of ``pairwise_loss`` for a batch ``[N, D]`` against itself or other columns, or ``None`` where the rows are
-    so long that only tiles will do."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None:
+    """The outputs of ``pairwise_loss`` for a batch ``[N, D]`` against itself or other columns, and the gradient by what is
+    trained ``[2]``; or ``None`` where the rows are so long that only tiles will do."""
     rows, labels, rule = _inputs(x, labels, rule)
     wide = rows.dtype
-    other = None if columns is None else columns.y.to(wide).contiguous()
-    other_labels = None if columns is None else columns.labels.contiguous()
     terms = rows.new_empty(len(how.folds))
     dx = torch.empty_like(rows) if need else rows.new_empty(0)
-    dy = torch.empty_like(other) if columns is not None and columns.need and other is not None else rows.new_empty(0)
+    other = other_labels = None
+    dy = by_trained = rows.new_empty(0)
+    if columns is not None:
+        other, other_labels, _ = _inputs(columns.y, columns.labels, None)
+        dy = torch.empty_like(other) if columns.need else dy
+        by_trained = rows.new_empty(2) if columns.need_trained else by_trained
     done = extension().small_pair_loss(
         rows.data_ptr(), labels.data_ptr(), _address(rule), rows.shape[0], rows.shape[1], _address(other),
         _address(other_labels), 0 if other is None else other.shape[0], how.distance, how.normalize, how.gated, how.sign,
         how.levels[wide], how.logits[wide], torch.get_num_threads(), how.spec, how.params, how.limits, how.folds,
-        terms.data_ptr(), dx.data_ptr(), dy.data_ptr(), wide == torch.float64,
+        how.bidirectional, () if columns is None else columns.trained, terms.data_ptr(), dx.data_ptr(), dy.data_ptr(),
+        by_trained.data_ptr(), wide == torch.float64,
     )  # fmt: skip
-    return (terms.sum(), terms, dx.to(x.dtype), dy.to(x.dtype if columns is None else columns.y.dtype)) if done else None
+    if not done:
+        return None
+    return terms.sum(), terms, dx.to(x.dtype), dy.to(x.dtype if columns is None else columns.y.dtype), by_trained
 
 
 def _address(tensor: Tensor | None) -> int:
