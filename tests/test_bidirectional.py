@@ -256,12 +256,58 @@ def test_explain_counts_one_sweep_for_both_directions() -> None:
 def test_folds_of_columns_follow_those_of_rows() -> None:
     x, y, labels = rows(9), rows(9, seed=1), torch.arange(9)
     folds = [Fold("sum").encode(), Fold("mean").encode()]
-    args = (None, None, None, None, "supcon", [0.5], Score("dot").encode(), False)
+    args = (None, None, 1.0, None, None, "supcon", [0.5], Score("dot").encode(), False)
     loss, terms, *_ = torch.ops.pml_fast.logit_loss(x, y, labels, labels, *args, folds, True, False, False, False, False)
     logits = F.normalize(x) @ F.normalize(y).T / 0.5
     forth, back = (F.cross_entropy(s, labels, reduction="none") for s in (logits, logits.T))
     close(terms, torch.stack([forth.sum() / 2, back.mean() / 2]))
     close(loss, terms.sum())
+
+
+def test_a_trained_scale_is_one_of_inner_products() -> None:
+    x, labels, folds = rows(6), torch.arange(6), [Fold().encode()]
+    args = (torch.zeros(()), None, 1.0, None, None, "supcon", [0.5], SCORES["l2"].encode(), False)
+    with pytest.raises(ValueError, match="score must be an inner product"):
+        torch.ops.pml_fast.logit_loss(x, x.clone(), labels, labels, *args, folds, False, False, False, False, False)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_only_one_tower_learns(backend: str) -> None:
+    """With what is trained held: the columns' gradient alone, of rows that have a further feature."""
+    loss, x, y = losses.SigLIPLoss().double().requires_grad_(False), rows(7), rows(7, seed=1).requires_grad_()
+    for n, tiled in ((7, False), (7, True)):
+        with use(backend=backend), pytest.MonkeyPatch.context() as patch:
+            if tiled:
+                patch.setattr(small, "LARGEST", 0)
+            (grad,) = torch.autograd.grad(loss(x[:n], ref_emb=y), y)
+        logits = F.normalize(x) @ F.normalize(y).T * loss.logit_scale.exp() - 10.0
+        want = -F.logsigmoid(torch.where(torch.eye(7, dtype=torch.bool), logits, -logits)).sum() / 7
+        close(grad, torch.autograd.grad(want, y)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("n", [20, 600])
+def test_half_precision_and_autocast(dtype: torch.dtype, n: int) -> None:
+    loss, exact = losses.CLIPLoss(), losses.CLIPLoss().double()
+    x, y = rows(n).to(dtype).requires_grad_(), rows(n, seed=1).to(dtype).requires_grad_()
+    wide = [part.detach().double().requires_grad_() for part in (x, y)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = loss(x, ref_emb=y)
+    want = exact(wide[0], ref_emb=wide[1])
+    assert value.dtype == torch.float32
+    close(value, want, rtol=1e-5)
+    leaves = [*wide, exact.logit_scale]
+    for ours, theirs in zip(torch.autograd.grad(value, (x, y, loss.logit_scale)), torch.autograd.grad(want, leaves)):
+        assert (ours.double() - theirs).norm() <= 1e-2 * theirs.norm()
+
+
+def test_rows_that_are_not_contiguous() -> None:
+    x, y = rows(12, 14).T[:6].T.requires_grad_(), rows(24, 6, seed=1)[::2].requires_grad_()
+    loss = losses.CLIPLoss().double()
+    value, same = loss(x, ref_emb=y), loss(x.contiguous(), ref_emb=y.contiguous())
+    close(value, same, rtol=0, atol=0)
+    for ours, theirs in zip(torch.autograd.grad(value, (x, y)), torch.autograd.grad(same, (x, y)), strict=True):
+        close(ours, theirs, rtol=0, atol=0)
 
 
 def test_a_distance_of_ones_own_and_a_set_against_itself_run_as_before() -> None:

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <numeric>
 
 #include "../runtime/layout.h"
 #include "../runtime/parallel.h"
@@ -68,16 +69,17 @@ struct SortedSet {
     }
   }
 
-  // By the factor and by the feature; before write_gradient().
-  void trained_gradient(T out[2]) {
-    double by_factor = 0, by_feature = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      const T* own = grad.data() + i * width;
-      by_factor += static_cast<double>(dot(own, row(i), d));
-      if (width > d) by_feature += static_cast<double>(own[d]);
-    }
-    out[0] = static_cast<T>(by_factor / static_cast<double>(factor));
-    out[1] = static_cast<T>(by_feature);
+  // By the logarithm of the factor and by the feature; before write_gradient().
+  T by_log_factor() {
+    double sum = 0;
+    for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(dot(grad.data() + i * width, row(i), d));
+    return static_cast<T>(sum);
+  }
+
+  T by_feature() const {
+    double sum = 0;
+    for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(grad[i * width + d]);
+    return static_cast<T>(sum);
   }
 
   int64_t n, d, width;
@@ -295,7 +297,7 @@ struct Anchors {
 };
 
 template <typename T>
-bool run_two_sets(const SmallBatch& batch, const SmallLoss& loss, T* terms_out, const SmallGradients& out) {
+bool run_two_sets(const SmallBatch& batch, const SmallLoss& loss, T* terms_out, const SmallOutputs& out) {
   const int64_t n = batch.n, m = loss.m;
   const int threads = n * m * batch.d < (1 << 20) ? 1 : batch.threads;
   const T bias = static_cast<T>(loss.bias), one = T(1);
@@ -315,25 +317,32 @@ bool run_two_sets(const SmallBatch& batch, const SmallLoss& loss, T* terms_out, 
   fold_all(*rows.engine, tile.get(), n, m, loss.bidirectional ? 0 : m);
   reduce_all(batch, loss, *rows.engine, n, 0, terms_out, rows.weights);
   if (loss.bidirectional) reduce_all(batch, loss, *columns.engine, m, rows.engine->terms(), terms_out, columns.weights);
-  T *dx = static_cast<T*>(out.x), *dy = static_cast<T*>(out.y), *trained = static_cast<T*>(out.trained);
-  if (dx == nullptr && dy == nullptr && trained == nullptr) return true;
+  T *dx = static_cast<T*>(out.x), *dy = static_cast<T*>(out.y);
+  T *by_log_scale = static_cast<T*>(out.by_log_scale), *by_bias = static_cast<T*>(out.by_bias);
+  const bool need_x = dx != nullptr || by_log_scale != nullptr || by_bias != nullptr;
+  if (!need_x && dy == nullptr) return true;
   rows.engine->set_weights(rows.weights.data());
   if (loss.bidirectional) columns.engine->set_weights(columns.weights.data());
   const bool live = rows.engine->coefficients(tile.get(), m, 0, n, 0, m, m, true, loss.bidirectional);
-  T* by_x = dx == nullptr && trained == nullptr ? nullptr : x.gradient({tile.get(), m, 1}, y, live, threads);
-  T* by_y = dy == nullptr ? nullptr : y.gradient({tile.get(), 1, m}, x, live, threads);
-  rows.engine->finish_gradients(by_x, by_y);
-  if (loss.bidirectional) columns.engine->finish_gradients(by_y, by_x);
-  if (trained != nullptr) x.trained_gradient(trained);
+  T* x_grad = need_x ? x.gradient({tile.get(), m, 1}, y, live, threads) : nullptr;
+  T* y_grad = dy == nullptr ? nullptr : y.gradient({tile.get(), 1, m}, x, live, threads);
+  rows.engine->finish_gradients(x_grad, y_grad);
+  if (loss.bidirectional) columns.engine->finish_gradients(y_grad, x_grad);
+  if (by_log_scale != nullptr) *by_log_scale = x.by_log_factor();
+  if (by_bias != nullptr) *by_bias = x.by_feature();
   if (dx != nullptr) x.write_gradient(dx);
   if (dy != nullptr) y.write_gradient(dy);
   return true;
 }
 
 template <typename T>
-bool run_loss(const SmallBatch& batch, const SmallLoss& loss, void* terms_out, const SmallGradients& out) {
-  T* terms = static_cast<T*>(terms_out);
-  return loss.y == nullptr ? run(batch, loss, terms, static_cast<T*>(out.x)) : run_two_sets(batch, loss, terms, out);
+SmallResult run_loss(const SmallBatch& batch, const SmallLoss& loss, const SmallOutputs& out) {
+  T* terms = static_cast<T*>(out.terms);
+  const bool fits = loss.y == nullptr ? run(batch, loss, terms, static_cast<T*>(out.x)) : run_two_sets(batch, loss, terms, out);
+  if (!fits) return SmallResult::refused;
+  T* end = terms + loss.terms.size();
+  *static_cast<T*>(out.total) = std::accumulate(terms, end, T(0));
+  return std::all_of(terms, end, [](T term) { return term == T(0); }) ? SmallResult::nothing : SmallResult::done;
 }
 
 // The sum of all triplets' losses and its gradient, scaled as the fold asks.
@@ -479,9 +488,8 @@ void small_extreme(const SmallBatch& batch, bool positive, bool largest, void* v
     run_extreme(batch, positive, largest, static_cast<float*>(value), index);
 }
 
-bool small_pair_loss(const SmallBatch& batch, const SmallLoss& loss, void* terms_out, const SmallGradients& gradients,
-                     bool is_double) {
-  return is_double ? run_loss<double>(batch, loss, terms_out, gradients) : run_loss<float>(batch, loss, terms_out, gradients);
+SmallResult small_pair_loss(const SmallBatch& batch, const SmallLoss& loss, const SmallOutputs& out, bool is_double) {
+  return is_double ? run_loss<double>(batch, loss, out) : run_loss<float>(batch, loss, out);
 }
 
 }  // namespace PML_FAST_ISA

@@ -44,14 +44,17 @@ struct SmallLoss {
   double scale, bias;
 };
 
-// Where the gradients go; null for none. The last one is by scale and bias.
-struct SmallGradients {
-  void *x, *y, *trained;  // [N, D], [M, D], [2]
+// Where the results of a pair loss go; null for gradients that nobody wants.
+struct SmallOutputs {
+  void *total, *terms;               // [1], [T]
+  void *x, *y, *by_log_scale, *by_bias;  // gradients [N, D], [M, D], [1], [1]
 };
 
-// terms[T] and the gradients. False, with nothing written, where the rows' norms allow logits beyond the span.
-PML_FAST_FOR_EACH_ISA(bool small_pair_loss(const SmallBatch& batch, const SmallLoss& loss, void* terms_out,
-                                           const SmallGradients& gradients, bool is_double);)
+// `refused` has written nothing: the rows' norms allow logits beyond the span. Of `nothing` all terms are 0.
+enum class SmallResult { refused, nothing, done };
+
+PML_FAST_FOR_EACH_ISA(SmallResult small_pair_loss(const SmallBatch& batch, const SmallLoss& loss, const SmallOutputs& out,
+                                                  bool is_double);)
 
 // All triplets: loss[1] and, with gradients, dx [N, D]. `fold` is as a SmallTerm's.
 PML_FAST_FOR_EACH_ISA(void small_triplet_loss(const SmallBatch& batch, const TripletOptions& options, const std::string& fold,

@@ -42,11 +42,6 @@ class Rows:
         wide = x.to(compute_type(x.dtype))
         return Rows(wide, row_norms(wide) if score.normalize else None, x.dtype)
 
-    def norm_parts(self) -> tuple[Tensor, ...]:
-        """The norms of :data:`ROWS_AT_ONCE` rows at a time."""
-        assert self.norm is not None
-        return self.norm.split(ROWS_AT_ONCE)
-
     def unit(self, keep_half: bool = False) -> Tensor:
         """The divided rows; ``keep_half`` leaves half precision to kernels that multiply in it and add in float32."""
         rows = self.x if self.norm is None else self.x / self.norm
@@ -92,7 +87,10 @@ def settled(value: Tensor, grad: Tensor) -> Tensor:
     if grad.numel() == 0:
         return grad
     nothing = (value == 0).all()
-    for part in grad.split(ROWS_AT_ONCE):
+    # On a GPU the answer would stop the queue.
+    if nothing.device.type == "cpu" and not nothing:
+        return grad
+    for part in grad.split(ROWS_AT_ONCE) if grad.ndim else (grad,):
         part.masked_fill_(nothing & ~part.isfinite(), 0.0)
     return grad
 

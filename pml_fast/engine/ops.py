@@ -57,8 +57,8 @@ def _small_pair_loss(
         how = small.recipe(spec, tuple(params), score, tuple(folds), columns is None)
         done = None if how is None else small.pair_loss(x, labels, rule, how, need, columns)
         if done is not None:
-            total, terms, dx, dy, _ = done
-            return (total, terms, dx, dy) if terms.any() else (total, terms, settled(terms, dx), settled(terms, dy))
+            total, terms, dx, dy, *_ = done
+            return total, terms, dx, dy
     if columns is None and triton_small.applies(x):
         plan = triton_small.recipe(spec, tuple(params), score, tuple(folds))
         return None if plan is None else triton_small.pair_loss(x, labels, rule, plan, need)

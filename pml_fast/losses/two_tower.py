@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -20,11 +22,25 @@ from pml_fast.losses.spec_pair_loss import engine_labels, pair_row_losses, row_w
 from pml_fast.utils import common_functions as c_f
 
 
+@dataclass(frozen=True)
+class Trained:
+    """Numbers of the logits ``scale s + bias`` of which one at least is trained: the scale's logarithm, the bias where there is
+    one, and the largest scale, beyond which it is held without a gradient."""
+
+    log_scale: Tensor
+    bias: Tensor | None = None
+    max_scale: float = math.inf
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor | None, float]:
+        """Those numbers on the embeddings' device."""
+        return self.log_scale.to(device), None if self.bias is None else self.bias.to(device), self.max_scale
+
+
 def logit_pair_loss(
-    spec: PairSpec, score: Score, folds: list[Fold], call: Call, x: Tensor, y: Tensor,
-    trained: tuple[Tensor, Tensor | None] | None, bidirectional: bool = False,
+    spec: PairSpec, score: Score, folds: list[Fold], call: Call, x: Tensor, y: Tensor, trained: Trained | None,
+    bidirectional: bool = False,
 ) -> Tensor:  # fmt: skip
-    """The reduced loss of the rows ``x`` and columns ``y`` in one operator; ``trained`` are a scale and a bias of their scores.
+    """The reduced loss of the rows ``x`` and columns ``y`` in one operator.
 
     Of a ``bidirectional`` loss, the mean of both directions, the columns' folds follow the rows'.
     """
@@ -33,12 +49,12 @@ def logit_pair_loss(
     dtype, terms = compute_type(x.dtype), len(spec.terms)
     weights = row_weights(folds[:terms], call.labels, dtype)
     column_weights = row_weights(folds[terms:], call.ref_labels, dtype) if bidirectional else None
-    scale, bias = (None, None) if trained is None else (None if part is None else part.to(x.device) for part in trained)
+    log_scale, bias, max_scale = (None, None, 1.0) if trained is None else trained.on(x.device)
     need = torch.is_grad_enabled()
     loss, *_ = torch.ops.pml_fast.logit_loss(
-        x, y, labels, ref_labels, scale, bias, weights, column_weights, spec.name, spec.params(), score.encode(), call.itself,
-        [fold.encode() for fold in folds], bidirectional,
-        *(need and part is not None and part.requires_grad for part in (x, y, scale, bias)),
+        x, y, labels, ref_labels, log_scale, bias, max_scale, weights, column_weights, spec.name, spec.params(),
+        score.encode(), call.itself, [fold.encode() for fold in folds], bidirectional,
+        *(need and part is not None and part.requires_grad for part in (x, y, log_scale, bias)),
     )  # fmt: skip
     result: Tensor = loss
     return result
@@ -68,7 +84,7 @@ class TwoTowerLoss(BaseMetricLossFunction):
         """The maths over the scores, or over scores that hold the trained numbers already."""
         raise NotImplementedError
 
-    def trained(self) -> tuple[Tensor, Tensor | None] | None:
+    def trained(self) -> Trained | None:
         """Factor and summand of the scores where either is trained."""
         raise NotImplementedError
 
@@ -76,6 +92,14 @@ class TwoTowerLoss(BaseMetricLossFunction):
         """The call with labels: positions where none were given."""
         if call.labels is not None:
             return call
+        self.check_paired(call)
+        position = torch.arange(len(call.embeddings), device=call.embeddings.device)
+        return Call(call.embeddings, position, None, call.ref_emb, position, False)
+
+    def check_paired(self, call: Call) -> None:
+        """``ValueError`` unless there are labels, or two sets of one size."""
+        if call.labels is not None:
+            return
         if call.itself:
             raise ValueError("ref_emb must be given where there are no labels, got None; pass the other set, or labels")
         if len(call.embeddings) != len(call.ref_emb):
@@ -83,8 +107,6 @@ class TwoTowerLoss(BaseMetricLossFunction):
                 f"ref_emb must have as many rows as embeddings where there are no labels, {len(call.embeddings)}, got "
                 f"{len(call.ref_emb)}; pass labels and ref_labels"
             )
-        position = torch.arange(len(call.embeddings), device=call.embeddings.device)
-        return Call(call.embeddings, position, None, call.ref_emb, position.clone(), False)
 
     def forward(
         self,
@@ -111,7 +133,7 @@ class TwoTowerLoss(BaseMetricLossFunction):
         if own:
             return Plan(MATERIALISED, "dense", notes=[f"{type(self).__name__} replaces {', '.join(own)}"])
         c_f.indices_tuple_not_supported(call.indices)
-        self.paired(call)
+        self.check_paired(call)
         score = self.distance.engine_score()
         if score is None:
             note = f"the matrix of {type(self.distance).__name__} is materialised: {self.distance.engine_refusal()}"
@@ -133,14 +155,14 @@ class TwoTowerLoss(BaseMetricLossFunction):
         return Plan(FUSED, "pairwise", self.spec(trained), score, reduction.folds, notes=notes, bidirectional=bidirectional)
 
     def _rows(self, score: Score, call: Call) -> tuple[Tensor, Tensor]:
+        """Rows and columns that hold what is trained, for one loss a row: differentiable."""
         x, y = self.distance.engine_rows(call.embeddings, call.ref_emb)
         numbers = self.trained()
         if numbers is None:
             return x, y
-        scale, bias = (None if part is None else part.to(x.device) for part in numbers)
+        log_scale, bias, max_scale = numbers.on(x.device)
         x, y = unit(score, x), unit(score, y)
-        assert scale is not None
-        x = x * scale.to(x.dtype)
+        x = x * log_scale.to(x.dtype).exp().clamp(max=max_scale)
         if bias is None:
             return x, y
         return (

@@ -25,6 +25,9 @@ from pml_fast.engine.spec import pair_spec
 # Above this, torch's matrix products on tiles are faster than one call.
 LARGEST = 512
 
+# What a compiled pair loss says of itself.
+_REFUSED, _NOTHING = 0, 1
+
 _FOLDS = ("mean", "sum", "threshold")
 
 
@@ -86,41 +89,55 @@ def has_kernel(score: Score) -> bool:
 class Columns:
     """Another set ``[M, D]`` to compare with, and whether its gradient is wanted.
 
-    ``trained`` are the scale, or the scale and the bias, of the scores, and ``need_trained`` whether their gradient is wanted.
+    ``trained`` are the scale, or the scale and the bias, of the scores; ``need_scale`` and ``need_bias`` ask for the gradients
+    by the logarithm of the one and by the other.
     """
 
     y: Tensor
     labels: Tensor
     need: bool
     trained: tuple[float, ...] = ()
-    need_trained: bool = False
+    need_scale: bool = False
+    need_bias: bool = False
 
 
 def pair_loss(
     x: Tensor, labels: Tensor, rule: Tensor | None, how: Recipe, need: bool, columns: Columns | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None:
-    """The outputs of ``pairwise_loss`` for a batch ``[N, D]`` against itself or other columns, and the gradient by what is
-    trained ``[2]``; or ``None`` where the rows are so long that only tiles will do."""
+) -> tuple[Tensor, ...] | None:
+    """The outputs of ``pairwise_loss`` for a batch ``[N, D]`` against itself or other columns, and the gradients by what is
+    trained (one number each, or none); or ``None`` where the rows are so long that only tiles will do.
+
+    Where there was nothing to compare no gradient is left that is not finite.
+    """
     rows, labels, rule = _inputs(x, labels, rule)
     wide = rows.dtype
-    terms = rows.new_empty(len(how.folds))
-    dx = torch.empty_like(rows) if need else rows.new_empty(0)
+    total, terms, none = rows.new_empty(()), rows.new_empty(len(how.folds)), rows.new_empty(0)
+    dx = torch.empty_like(rows) if need else none
+    dy = by_log_scale = by_bias = none
     other = other_labels = None
-    dy = by_trained = rows.new_empty(0)
+    trained: tuple[float, ...] = ()
     if columns is not None:
         other, other_labels, _ = _inputs(columns.y, columns.labels, None)
-        dy = torch.empty_like(other) if columns.need else dy
-        by_trained = rows.new_empty(2) if columns.need_trained else by_trained
-    done = extension().small_pair_loss(
+        trained = columns.trained
+        dy = torch.empty_like(other) if columns.need else none
+        by_log_scale = rows.new_empty(()) if columns.need_scale else none
+        by_bias = rows.new_empty(()) if columns.need_bias else none
+    result = extension().small_pair_loss(
         rows.data_ptr(), labels.data_ptr(), _address(rule), rows.shape[0], rows.shape[1], _address(other),
         _address(other_labels), 0 if other is None else other.shape[0], how.distance, how.normalize, how.gated, how.sign,
         how.levels[wide], how.logits[wide], torch.get_num_threads(), how.spec, how.params, how.limits, how.folds,
-        how.bidirectional, () if columns is None else columns.trained, terms.data_ptr(), dx.data_ptr(), dy.data_ptr(),
-        by_trained.data_ptr(), wide == torch.float64,
+        how.bidirectional, trained, total.data_ptr(), terms.data_ptr(), dx.data_ptr(), dy.data_ptr(),
+        by_log_scale.data_ptr(), by_bias.data_ptr(), wide == torch.float64,
     )  # fmt: skip
-    if not done:
+    if result == _REFUSED:
         return None
-    return terms.sum(), terms, dx.to(x.dtype), dy.to(x.dtype if columns is None else columns.y.dtype), by_trained
+    grads = dx, dy, by_log_scale, by_bias
+    if result == _NOTHING:
+        for grad in grads:
+            grad.masked_fill_(~grad.isfinite(), 0.0)
+    if x.dtype != wide:
+        dx, dy = dx.to(x.dtype), dy.to(x.dtype)
+    return total, terms, dx, dy, by_log_scale, by_bias
 
 
 def _address(tensor: Tensor | None) -> int:
