@@ -48,8 +48,6 @@ LOSSES: dict[str, Callable[[], torch.nn.Module]] = {
     "threshold_consistent": lambda: losses.ThresholdConsistentMarginLoss(margin_minus=-0.2),
     "margin": lambda: losses.MarginLoss(beta=0.9),
     "siglip": lambda: losses.SigLIPLoss(learn_scale=False, learn_bias=False),
-    "siglip_trained": losses.SigLIPLoss,
-    "clip": losses.CLIPLoss,
 }
 MINED: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[], torch.nn.Module]]] = {
     "multi_similarity": (losses.MultiSimilarityLoss, miners.MultiSimilarityMiner),
@@ -192,6 +190,25 @@ def compare_compiled(step: Callable[..., Tensor], *batches: tuple[Tensor, Tensor
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_compile_into_one_graph(name: str) -> None:
     compare_compiled(LOSSES[name](), batch())
+
+
+@pytest.mark.parametrize("against", ["positions", "labels", "itself"])
+@pytest.mark.parametrize("make", [losses.CLIPLoss, losses.SigLIPLoss])
+def test_losses_of_two_towers_compile_into_one_graph(make: Callable[[], torch.nn.Module], against: str) -> None:
+    loss, (x, labels), (y, ref_labels) = make(), batch(), batch(40 if against == "positions" else 24)
+
+    def step() -> Tensor:
+        if against == "itself":
+            return loss(x, labels)
+        return loss(x, ref_emb=y) if against == "positions" else loss(x, labels, ref_emb=y, ref_labels=ref_labels)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    leaves = [x, *([] if against == "itself" or y is x else [y]), *loss.parameters()]
+    expected, value = step(), compiled()
+    close(value, expected)
+    for ours, theirs in zip(*(torch.autograd.grad(part, leaves) for part in (value, expected)), strict=True):
+        close(ours, theirs)
 
 
 @pytest.mark.parametrize("name", ["supcon", "contrastive", "triplet_margin"])

@@ -209,15 +209,8 @@ class Explainer:
         if isinstance(plan.spec, PairSpec):
             folds = plan.folds or []
             limits = [f.pair_limits() for f in folds[: len(plan.spec.terms)]] or [NO_LIMITS for _ in plan.spec.terms]
-            return PairProblem(
-                plan.spec,
-                score,
-                *sides,
-                call.itself,
-                plan.rule,
-                limits,
-                bidirectional=plan.bidirectional,  # type: ignore[arg-type]
-            )
+            problem = PairProblem(plan.spec, score, *sides, call.itself, plan.rule, limits)  # type: ignore[arg-type]
+            return replace(problem, bidirectional=plan.bidirectional)
         assert isinstance(plan.spec, TripletSpec) and plan.folds
         return TripletProblem(plan.spec, score, *sides, call.itself, plan.rule, plan.folds[0].pair_limits())  # type: ignore[arg-type]
 

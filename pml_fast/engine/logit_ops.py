@@ -172,9 +172,11 @@ def _logit_loss(
             dx, by_log_scale, by_bias = trained.rows_back(dx)
         if trained is not None and dy is not None:
             dy = trained.cols_back(dy)
-        by_x, by_y = settled(terms, rows.back(dx if need_x else None)), settled(terms, cols.back(dy))
-        by_log_scale, by_bias = _number(by_log_scale, log_scale, need_scale), _number(by_bias, bias, need_bias)
-        return terms.sum(), terms, by_x, by_y, settled(terms, by_log_scale), settled(terms, by_bias)
+        numbers = _number(by_log_scale, log_scale, need_scale), _number(by_bias, bias, need_bias)
+        on_host = getattr(backend, "on_host", False)
+        grads = rows.back(dx if need_x else None), cols.back(dy), *numbers
+        by_x, by_y, by_log_scale, by_bias = (settled(terms, grad, on_host) for grad in grads)
+        return terms.sum(), terms, by_x, by_y, by_log_scale, by_bias
 
 
 def _one_owner(log_scale: Tensor | None, itself: bool, score: str) -> bool:

@@ -98,7 +98,8 @@ def _pairwise_loss(
         dx = dy = None
         if need_x or need_y:
             dx, dy = backend.pair_grads(problem, state, w, need_x, need_y)
-        return terms.sum(), terms, settled(terms, rows.back(dx)), settled(terms, cols.back(dy))
+        on_host = getattr(backend, "on_host", False)
+        return terms.sum(), terms, settled(terms, rows.back(dx), on_host), settled(terms, cols.back(dy), on_host)
 
 
 def _pairwise_loss_fake(

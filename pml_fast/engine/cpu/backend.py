@@ -28,6 +28,7 @@ class CpuBackend:
 
     name = "cpu"
     divides = True
+    on_host = True
 
     def available(self) -> str | None:
         return None if _extension.load() is not None else f"the compiled extension is {_extension.status()}"

@@ -111,17 +111,18 @@ def pair_loss(
     """
     rows, labels, rule = _inputs(x, labels, rule)
     wide = rows.dtype
-    total, terms, none = rows.new_empty(()), rows.new_empty(len(how.folds)), rows.new_empty(0)
-    dx = torch.empty_like(rows) if need else none
-    dy = by_log_scale = by_bias = none
+    total, terms = rows.new_empty(()), rows.new_empty(len(how.folds))
+    # What nobody wants is empty, and has no address; outputs must not be one tensor.
+    dx = torch.empty_like(rows) if need else rows.new_empty(0)
+    dy, by_log_scale, by_bias = (rows.new_empty(0) for _ in range(3))
     other = other_labels = None
     trained: tuple[float, ...] = ()
     if columns is not None:
         other, other_labels, _ = _inputs(columns.y, columns.labels, None)
         trained = columns.trained
-        dy = torch.empty_like(other) if columns.need else none
-        by_log_scale = rows.new_empty(()) if columns.need_scale else none
-        by_bias = rows.new_empty(()) if columns.need_bias else none
+        dy = torch.empty_like(other) if columns.need else dy
+        by_log_scale = rows.new_empty(()) if columns.need_scale else by_log_scale
+        by_bias = rows.new_empty(()) if columns.need_bias else by_bias
     result = extension().small_pair_loss(
         rows.data_ptr(), labels.data_ptr(), _address(rule), rows.shape[0], rows.shape[1], _address(other),
         _address(other_labels), 0 if other is None else other.shape[0], how.distance, how.normalize, how.gated, how.sign,
