@@ -41,7 +41,8 @@ int pair_loss(Address x, Address labels, Address rule, int64_t n, int64_t d, Add
                  biased ? trained[1] : 0.0};
   for (const auto& [fold, element] : folds) loss.terms.push_back({fold, element});
   py::gil_scoped_release release;
-  const SmallOutputs out{at<void>(total), at<void>(terms), at<void>(dx), at<void>(dy), at<void>(by_log_scale), at<void>(by_bias)};
+  const SmallOutputs out{at<void>(total), at<void>(terms),        at<void>(dx),
+                         at<void>(dy),    at<void>(by_log_scale), at<void>(by_bias)};
   return static_cast<int>(PML_FAST_DISPATCH(small_pair_loss(batch, loss, out, is_double)));
 }
 

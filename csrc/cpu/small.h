@@ -46,7 +46,7 @@ struct SmallLoss {
 
 // Where the results of a pair loss go; null for gradients that nobody wants.
 struct SmallOutputs {
-  void *total, *terms;               // [1], [T]
+  void *total, *terms;                   // [1], [T]
   void *x, *y, *by_log_scale, *by_bias;  // gradients [N, D], [M, D], [1], [1]
 };
 
