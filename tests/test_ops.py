@@ -95,6 +95,17 @@ def op_calls(itself: bool, score: Score) -> Iterator[tuple[str, tuple[Any, ...]]
         levels = torch.rand(20) if spec.level else None
         yield "anchor_pairs", (*args, rule, name, params, s, itself, unlimited, levels)
         yield "anchor_pairs_grad", (a, b, labels, ref_labels, None, name, params, s, itself, unlimited, levels, w, True, True)
+    logits = None, None, "supcon", [0.4], s, itself
+    yield "logit_loss", (x, y, labels, ref_labels, None, None, 1.0, *logits, [MEAN], False, True, True, False, False)
+    if score.kind == "dot":
+        numbers = torch.tensor(1.5).requires_grad_(), torch.tensor(-2.0).requires_grad_(), 20.0
+        yield "logit_loss", (x, y, labels, ref_labels, *numbers, *logits, [MEAN], False, True, True, True, True)
+        yield "logit_loss", (x, b, labels, ref_labels, *numbers, *logits, [MEAN], False, False, False, True, False)
+    if not itself:
+        weights = torch.rand(1, 20), torch.rand(1, 14), "log_sum_exp", [0.4], s, itself
+        folds = [Fold("per_anchor", inner=Fold("mean")).encode(), MEAN]
+        yield "logit_loss", (x, y, labels, ref_labels, None, None, 1.0, *weights, folds, True, True, True, False, False)
+        yield "logit_loss", (a, b, labels, ref_labels, None, None, 1.0, *logits, folds, True, False, False, False, False)
     yield "row_extremes", (a, b, labels, ref_labels, low, None, s, itself, True, False)
     yield "hardest_rule", (a, b, labels, ref_labels, s, itself, 0.4)
     for options, select in (([0.1, 0.0, 0.0, 0.0], "every"), ([0.1, 1.0, 0.0, 0.2], "semihard")):
@@ -155,7 +166,8 @@ def test_schema_fake_and_autograd_of_every_operator(itself: bool, score: Score, 
 
 
 @pytest.mark.parametrize(
-    "name", ["pairwise_loss", "pairwise_rows", "triplet_loss", "listed_scores", "histogram_loss", "class_scores"]
+    "name",
+    ["pairwise_loss", "logit_loss", "pairwise_rows", "triplet_loss", "listed_scores", "histogram_loss", "class_scores"],
 )
 @pytest.mark.parametrize("itself", [True, False])
 def test_operators_under_aot_autograd_with_dynamic_shapes(name: str, itself: bool) -> None:
@@ -179,6 +191,25 @@ def compare_compiled(step: Callable[..., Tensor], *batches: tuple[Tensor, Tensor
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_compile_into_one_graph(name: str) -> None:
     compare_compiled(LOSSES[name](), batch())
+
+
+@pytest.mark.parametrize("against", ["positions", "labels", "itself"])
+@pytest.mark.parametrize("make", [losses.CLIPLoss, losses.SigLIPLoss])
+def test_losses_of_two_towers_compile_into_one_graph(make: Callable[[], torch.nn.Module], against: str) -> None:
+    loss, (x, labels), (y, ref_labels) = make(), batch(), batch(40 if against == "positions" else 24)
+
+    def step() -> Tensor:
+        if against == "itself":
+            return loss(x, labels)
+        return loss(x, ref_emb=y) if against == "positions" else loss(x, labels, ref_emb=y, ref_labels=ref_labels)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    leaves = [x, *([] if against == "itself" or y is x else [y]), *loss.parameters()]
+    expected, value = step(), compiled()
+    close(value, expected)
+    for ours, theirs in zip(*(torch.autograd.grad(part, leaves) for part in (value, expected)), strict=True):
+        close(ours, theirs)
 
 
 @pytest.mark.parametrize("name", ["supcon", "contrastive", "triplet_margin"])

@@ -113,6 +113,26 @@ def check(problem: PairProblem, weight: Tensor | None = None) -> PairRows:
     return got
 
 
+@pytest.mark.parametrize("d", [5, 200])
+@pytest.mark.parametrize("score", ["dot", "l2"])
+@pytest.mark.parametrize("spec", ["supcon", "log_sum_exp"])
+def test_columns_are_anchors_as_well(spec: str, score: str, d: int) -> None:
+    """A sweep of either side, then gradients whose coefficients are the share of the row and that of the column."""
+    problem = replace(problem_of(spec, score, False, shape=(37, 51, d)), bidirectional=True)
+    got, want = triton_backend.pair_rows(problem, True, True), oracle.pair_rows(exact(problem), True, True)
+    assert got.columns is not None and want.columns is not None
+    assert_rows(got, want)
+    assert_rows(replace(got, rows=got.columns), replace(want, rows=want.columns))
+    gen = torch.Generator().manual_seed(6)
+    w, w_columns = (torch.rand(1, count, generator=gen).to(DEVICE) for count in (37, 51))
+    state = PairRows(got.rows, got.exists, got.saved)
+    for need in ((True, True), (True, False), (False, True)):
+        found = triton_backend.pair_grads(problem, state, w, *need, w_columns)
+        expected = oracle.pair_grads(exact(problem), want, w.double(), *need, w_columns.double())
+        for ours, theirs in zip(found, expected, strict=True):
+            assert_gradient(ours, theirs, GRAD_TOLERANCE[torch.float32])
+
+
 def cases() -> list[tuple[object, ...]]:
     """The full product, or one case for each loss, score and number of sets with the other choices taken in turn."""
     every = itertools.product(sorted(EPILOGUES), SCORES, (True, False))

@@ -66,6 +66,7 @@ void bind_pairwise(py::module_& m) {
   m.def("problem", &problem);
   m.def("pair_engine", &make);
   py::class_<PairEngine>(m, "PairEngine")
+      .def("mirror_into", &PairEngine::mirror_into, py::keep_alive<1, 2>())
       .def("score_positives", &PairEngine::score_positives, Release())
       .def(
           "fold",
@@ -75,8 +76,9 @@ void bind_pairwise(py::module_& m) {
       .def(
           "fold_extreme",
           [](PairEngine& e, Address tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t mirror,
-             bool largest, Address value, Address index) {
-            e.fold_extreme(at<void>(tile), ld, i0, i1, j0, j1, mirror, largest, at<void>(value), at<int64_t>(index));
+             bool largest, Address value, Address index, Address mirror_value, Address mirror_index) {
+            e.fold_extreme(at<void>(tile), ld, i0, i1, j0, j1, mirror, largest, at<void>(value), at<int64_t>(index),
+                           at<void>(mirror_value), at<int64_t>(mirror_index));
           },
           Release())
       .def(
@@ -101,6 +103,7 @@ void bind_pairwise(py::module_& m) {
       .def("end_sweep", &PairEngine::end_sweep)
       .def_property_readonly("sweeps", &PairEngine::sweeps)
       .def("set_levels", [](PairEngine& e, Address levels) { e.set_levels(at<void>(levels)); })
+      .def("set_level", &PairEngine::set_level)
       .def(
           "finish_gradients", [](PairEngine& e, Address dx, Address dy) { e.finish_gradients(at<void>(dx), at<void>(dy)); },
           Release())

@@ -14,19 +14,36 @@ namespace py = pybind11;
 namespace pml_fast {
 namespace {
 
-bool pair_loss(Address x, Address labels, Address rule, int64_t n, int64_t d, Address y, Address y_labels, int64_t m,
-               const std::string& distance, bool normalize, bool gated, double sign, double fixed_level,
-               const std::vector<double>& logit, int threads, const std::string& spec, const std::vector<double>& params,
-               const std::vector<std::pair<double, double>>& limits, const std::vector<std::pair<std::string, bool>>& folds,
-               Address terms, Address dx, Address dy, bool is_double) {
+int pair_loss(Address x, Address labels, Address rule, int64_t n, int64_t d, Address y, Address y_labels, int64_t m,
+              const std::string& distance, bool normalize, bool gated, double sign, double fixed_level,
+              const std::vector<double>& logit, int threads, const std::string& spec, const std::vector<double>& params,
+              const std::vector<std::pair<double, double>>& limits, const std::vector<std::pair<std::string, bool>>& folds,
+              bool bidirectional, const std::vector<double>& trained, Address total, Address terms, Address dx, Address dy,
+              Address by_log_scale, Address by_bias, bool is_double) {
   const SmallBatch batch{
       at<void>(x), at<int64_t>(labels), at<void>(rule), n, d, distance_named(distance), normalize, gated, dx != 0,
       sign,        fixed_level,         threads};
-  SmallLoss loss{spec,        params,     open_intervals(limits), {}, at<void>(y), at<int64_t>(y_labels), m, logit.at(0),
-                 logit.at(1), logit.at(2)};
+  // A scale, or a scale and a bias.
+  const bool biased = trained.size() > 1;
+  SmallLoss loss{spec,
+                 params,
+                 open_intervals(limits),
+                 {},
+                 at<void>(y),
+                 at<int64_t>(y_labels),
+                 m,
+                 logit.at(0),
+                 logit.at(1),
+                 logit.at(2),
+                 bidirectional,
+                 biased,
+                 trained.empty() ? 1.0 : trained[0],
+                 biased ? trained[1] : 0.0};
   for (const auto& [fold, element] : folds) loss.terms.push_back({fold, element});
   py::gil_scoped_release release;
-  return PML_FAST_DISPATCH(small_pair_loss(batch, loss, at<void>(terms), at<void>(dx), at<void>(dy), is_double));
+  const SmallOutputs out{at<void>(total), at<void>(terms),        at<void>(dx),
+                         at<void>(dy),    at<void>(by_log_scale), at<void>(by_bias)};
+  return static_cast<int>(PML_FAST_DISPATCH(small_pair_loss(batch, loss, out, is_double)));
 }
 
 void triplet_loss(Address x, Address labels, Address rule, int64_t n, int64_t d, const std::string& distance, bool normalize,

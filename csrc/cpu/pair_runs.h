@@ -49,7 +49,8 @@ struct RowSettings {
 template <typename T>
 class PairRuns {
  public:
-  explicit PairRuns(const RowSettings<T>& rows) : rows_(rows) {}
+  // Rows and columns have levels, and intervals, either both or neither.
+  PairRuns(const RowSettings<T>& rows, const RowSettings<T>& columns) : rows_(rows), columns_(columns) {}
 
   // Adds a segment of row i to sums[k] of the row, and where it mirrors to columns[k][j] of its columns.
   template <typename Fold>
@@ -60,13 +61,15 @@ class PairRuns {
       choose([&](auto filter, auto levels) { fold_run<false, filter.value, levels.value>(f, s, i, seg, sums, columns); });
   }
 
-  // dL/dscore of a segment of row i, in the row's role or in both rows' roles; back[k][i] are the numbers of row i.
+  // dL/dscore of a segment of row i, in the row's role or in both roles; back[k][i] are the numbers of row i, and there[k][j]
+  // those of column j.
   template <typename Fold>
-  void slopes(const Fold& f, const T* s, int64_t i, const Segment& seg, bool both, const std::vector<T>* back, T* h) const {
+  void slopes(const Fold& f, const T* s, int64_t i, const Segment& seg, bool both, const std::vector<T>* back,
+              const std::vector<T>* there, T* h) const {
     if (both)
-      choose([&](auto filter, auto levels) { slope_run<true, filter.value, levels.value>(f, s, i, seg, back, h); });
+      choose([&](auto filter, auto levels) { slope_run<true, filter.value, levels.value>(f, s, i, seg, back, there, h); });
     else
-      choose([&](auto filter, auto levels) { slope_run<false, filter.value, levels.value>(f, s, i, seg, back, h); });
+      choose([&](auto filter, auto levels) { slope_run<false, filter.value, levels.value>(f, s, i, seg, back, there, h); });
   }
 
  private:
@@ -84,8 +87,8 @@ class PairRuns {
   void fold_run(const Fold f, const T* s, int64_t i, const Segment& seg, T* sums, std::vector<T>* columns) const {
     T sum0 = 0, sum1 = 0, sum2 = 0;
     T *to0 = columns[0].data(), *to1 = columns[1].data(), *to2 = columns[2].data();
-    const T *lows = rows_.low, *highs = rows_.high, *levels = rows_.levels;
-    const T low = kFilter ? lows[i] : T(0), high = kFilter ? highs[i] : T(0), own = kLevels ? levels[i] : rows_.level;
+    const T *lows = columns_.low, *highs = columns_.high, *levels = columns_.levels;
+    const T low = kFilter ? rows_.low[i] : T(0), high = kFilter ? rows_.high[i] : T(0), own = rows_.level_of(i);
 #pragma omp simd reduction(+ : sum0, sum1, sum2)
     for (int64_t j = seg.first; j < seg.last; ++j) {
       const T e = f.eval(s[j], own);
@@ -107,12 +110,13 @@ class PairRuns {
   }
 
   template <bool kBoth, bool kFilter, bool kLevels, typename Fold>
-  void slope_run(const Fold f, const T* s, int64_t i, const Segment& seg, const std::vector<T>* back, T* h) const {
+  void slope_run(const Fold f, const T* s, int64_t i, const Segment& seg, const std::vector<T>* back,
+                 const std::vector<T>* there_back, T* h) const {
     constexpr bool kSecond = Fold::kBack > 1;
-    const T *lows = rows_.low, *highs = rows_.high, *levels = rows_.levels;
-    const T *firsts = back[0].data(), *seconds = back[1].data();
-    const T low = kFilter ? lows[i] : T(0), high = kFilter ? highs[i] : T(0), own = kLevels ? levels[i] : rows_.level;
-    const T first = firsts[i], second = kSecond ? seconds[i] : T(0);
+    const T *lows = columns_.low, *highs = columns_.high, *levels = columns_.levels;
+    const T *firsts = there_back[0].data(), *seconds = there_back[1].data();
+    const T low = kFilter ? rows_.low[i] : T(0), high = kFilter ? rows_.high[i] : T(0), own = rows_.level_of(i);
+    const T first = back[0][i], second = kSecond ? back[1][i] : T(0);
 #pragma omp simd
     for (int64_t j = seg.first; j < seg.last; ++j) {
       const T e = f.eval(s[j], own);
@@ -127,7 +131,7 @@ class PairRuns {
     }
   }
 
-  RowSettings<T> rows_;
+  RowSettings<T> rows_, columns_;
 };
 
 }  // namespace PML_FAST_ISA

@@ -52,6 +52,8 @@ class Engine final : public PairEngine {
       return 1;
   }
 
+  void mirror_into(PairEngine& columns) override { mirror_ = &dynamic_cast<Engine&>(columns); }
+
   void score_positives() override {
     over_rows([&](int64_t i) {
       T* s = table_.data() + g_.offset[i];
@@ -60,7 +62,7 @@ class Engine final : public PairEngine {
   }
 
   void fold_extreme(void* tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t j_mirror, bool largest,
-                    void* value, int64_t* index) override {
+                    void* value, int64_t* index, void* mirror_value, int64_t* mirror_index) override {
     T* best = static_cast<T*>(value);
     const T sign = largest ? T(1) : T(-1);
     const int64_t rows = i1 - i0, blocks = blocks_of(j0, j1);
@@ -76,7 +78,7 @@ class Engine final : public PairEngine {
         for (int p = 0; p < segments.count; ++p) {
           const Segment& seg = segments.part[p];
           row_extreme(s, i, seg, sign, top, where);
-          if (seg.mirror) mirror_extreme(s, i, seg, sign, best, index);
+          if (seg.mirror) mirror_extreme(s, i, seg, sign, static_cast<T*>(mirror_value), mirror_index);
         }
       }
     });
@@ -135,6 +137,7 @@ class Engine final : public PairEngine {
   }
 
   void set_levels(const void* levels) override { negatives_.levels = static_cast<const T*>(levels); }
+  void set_level(double level) override { negatives_.level = static_cast<T>(level); }
 
   void set_weights(const void* weights) override {
     if constexpr (kFolds<Spec>) {
@@ -160,7 +163,7 @@ class Engine final : public PairEngine {
       return false;
     } else {
       const auto f = spec_.fold();
-      const PairRuns<T> runs(negatives_);
+      const PairRuns<T> runs(negatives_, mirror_->negatives_);
       const int64_t rows = i1 - i0, blocks = blocks_of(j0, j1);
       partial_.assign(blocks * rows, T(0));
       std::vector<char> live(blocks, 0);
@@ -173,7 +176,7 @@ class Engine final : public PairEngine {
           const Segments segments(g_.start[i], g_.end[i], b0, b1, b1);
           for (int p = 0; p < segments.count; ++p) {
             const Segment& seg = segments.part[p];
-            runs.slopes(f, s, i, seg, both_roles, back_, h + (seg.first - b0));
+            runs.slopes(f, s, i, seg, both_roles, back_, mirror_->back_, h + (seg.first - b0));
           }
           const int64_t p0 = std::clamp(g_.start[i], b0, b1), p1 = std::clamp(g_.end[i], p0, b1);
           for (int64_t j = p0; j < p1; ++j) h[j - b0] = T(0);
@@ -315,7 +318,7 @@ class Engine final : public PairEngine {
   template <typename Fold>
   void fold_tile(const Fold& f, const Tile& t, bool scored) {
     constexpr int kState = Fold::kState;
-    const PairRuns<T> runs(negatives_);
+    const PairRuns<T> runs(negatives_, mirror_->negatives_);
     const int64_t rows = t.i1 - t.i0, blocks = blocks_of(t.j0, t.j1);
     partial_.assign(3 * blocks * rows, T(0));
     over_blocks(t.j0, t.j1, [&](int64_t block, int64_t b0, int64_t b1) {
@@ -324,7 +327,7 @@ class Engine final : public PairEngine {
         if (!scored) scores_.from_products(s, i, b0, b1);
         T* sums = partial_.data() + 3 * (block * rows + i - t.i0);
         const Segments segments(g_.start[i], g_.end[i], b0, b1, t.j_mirror);
-        for (int p = 0; p < segments.count; ++p) runs.fold(f, s, i, segments.part[p], sums, state_);
+        for (int p = 0; p < segments.count; ++p) runs.fold(f, s, i, segments.part[p], sums, mirror_->state_);
       }
     });
     for (int64_t block = 0; block < blocks; ++block)
@@ -370,7 +373,7 @@ class Engine final : public PairEngine {
       const T v = sign * s[j];
       // One comparison rules out nearly every pair; ties keep the row that came first.
       if (index[j] >= 0 && !(v > sign * best[j])) continue;
-      if (!negatives_.keeps(j, s[j])) continue;
+      if (!mirror_->negatives_.keeps(j, s[j])) continue;
       best[j] = s[j];
       index[j] = i;
     }
@@ -445,6 +448,7 @@ class Engine final : public PairEngine {
   Spec spec_;
   PairLayout g_;
   Scores<T> scores_;
+  Engine* mirror_ = this;                             // whose rows the columns are, where these are anchors as well
   const T *pos_low_ = nullptr, *pos_high_ = nullptr;  // closed interval of each row's positives, or null
   RowSettings<T> negatives_;
   std::vector<T> table_, slope_table_;          // positives' scores, and d(row value)/d(score), later weighed

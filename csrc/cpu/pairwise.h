@@ -35,17 +35,22 @@ class PairEngine {
  public:
   virtual ~PairEngine() = default;
 
+  // Columns fold into `columns`, an engine of the same loss over the columns against the rows, rather than into the rows' own
+  // state; it outlives this one, and finishes, weighs and adds its positives' gradients by itself.
+  virtual void mirror_into(PairEngine& columns) = 0;
+
   // Scores of all positives, exact (distances by differences), into the table.
   virtual void score_positives() = 0;
 
   // The largest (or smallest) score of each row's negatives inside its interval: value and sorted column.
+  // Columns from j_mirror on also get theirs, in `mirror_value` and `mirror_index`.
   virtual void fold_extreme(void* tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t j_mirror,
-                            bool largest, void* value, int64_t* index) = 0;
+                            bool largest, void* value, int64_t* index, void* mirror_value, int64_t* mirror_index) = 0;
   virtual void positive_extreme(bool largest, void* value, int64_t* index) = 0;
 
   // Turns a tile of inner products into scores (unless it is `scored`) and folds its negatives into the state; columns from
-  // j_mirror on are folded into their own rows too (a batch against itself, where only tiles on or above the diagonal are
-  // visited). Every tile is folded sweeps() times, with end_sweep() after each sweep.
+  // j_mirror on are folded as rows too (of a batch against itself, where only tiles on or above the diagonal are visited, or
+  // of the engine that mirror_into() named). Every tile is folded sweeps() times, with end_sweep() after each sweep.
   virtual void fold(void* tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t j_mirror, bool scored) = 0;
   virtual int sweeps() const = 0;
   virtual void end_sweep() = 0;
@@ -63,13 +68,14 @@ class PairEngine {
   // Adds the positives' share, and the distances' own-row share, to the gradients (either may be null).
   virtual void finish_gradients(void* dx, void* dy) = 0;
 
-  // A level [N] for each row, before the first sweep.
+  // A level [N] for each row, or one for all, before the first sweep.
   virtual void set_levels(const void* levels) = 0;
+  virtual void set_level(double level) = 0;
   virtual int terms() const = 0;
 };
 
 // `spec` is a loss of engine/pair_specs.h, or "" for an engine that only finds extremes. `sign` is +1 for similarities.
-// `fixed_level` is what every logit is reduced by before its exponential; NaN means that set_levels() gives one a row.
+// `fixed_level` is what every logit is reduced by before its exponential; NaN means that set_level() or set_levels() tells.
 PML_FAST_FOR_EACH_ISA(std::unique_ptr<PairEngine> make_pair_engine(const std::string& spec, const std::vector<double>& params,
                                                                    double sign, const std::vector<Limits>& limits,
                                                                    const PairLayout& layout, double fixed_level,

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <numeric>
 
 #include "small_step.h"
 
@@ -33,22 +34,33 @@ T reduce(const SmallTerm& term, const Limits& limits, const T* value, const T* c
   return total * scale;
 }
 
-// A level for each of the sorted rows, in the middle of the logits that the norms allow; false where these span too much.
+// The largest Euclidean norm of rows.
 template <typename T>
-bool levels_of(const SmallBatch& batch, const SmallLoss& loss, const T* x, const T* y, int64_t m, std::vector<T>& levels) {
-  const int64_t d = batch.d;
+T longest(const T* rows, int64_t n, int64_t d) {
   T top = 0;
-  for (int64_t j = 0; j < m; ++j) top = std::max(top, std::sqrt(dot(y + j * d, y + j * d, d)));
-  levels.resize(batch.n);
-  for (int64_t i = 0; i < batch.n; ++i) {
+  for (int64_t i = 0; i < n; ++i) top = std::max(top, std::sqrt(dot(rows + i * d, rows + i * d, d)));
+  return top;
+}
+
+// Gives an engine a level for each of its rows x, in the middle of the logits that the norms of x and of the columns (at most
+// `top`) allow; false where these span too much. Of inner products the middle is the same for all rows.
+template <typename T>
+bool set_levels(PairEngine& engine, Distance distance, const SmallLoss& loss, const T* x, int64_t n, int64_t d, T top,
+                std::vector<T>& levels) {
+  levels.resize(n);
+  for (int64_t i = 0; i < n; ++i) {
     const T norm = std::sqrt(dot(x + i * d, x + i * d, d));
-    T far = batch.distance == Distance::kDot ? norm * top : norm + top;
-    if (batch.distance == Distance::kL2Squared) far *= far;
-    const T least = batch.distance == Distance::kDot ? -far : T(0);
+    T far = distance == Distance::kDot ? norm * top : norm + top;
+    if (distance == Distance::kL2Squared) far *= far;
+    const T least = distance == Distance::kDot ? -far : T(0);
     // Written so that a NaN does not fit.
     if (!(std::abs(T(loss.a)) * (far - least) <= T(loss.span))) return false;
     levels[i] = T(loss.a) * (far + least) / T(2) + T(loss.b);
   }
+  if (distance == Distance::kDot)
+    engine.set_level(loss.b);
+  else
+    engine.set_levels(levels.data());
   return true;
 }
 
@@ -77,11 +89,12 @@ void reduce_over_triplets(const PairLayout& g, const T* rows, T* terms_out, T* w
   for (int64_t k = 0; k < 2 * g.n; ++k) w[k] *= scale;
 }
 
-// Rows' values and counts become the terms. `w` gets the weights of the rows' values.
+// The values and counts of an engine's n rows become its terms, of the loss those from `first` on. `w` gets the weights of the
+// rows' values. Of a bidirectional loss either direction is half of it.
 template <typename T>
-void reduce_all(const SmallBatch& batch, const SmallLoss& loss, const PairLayout& g, PairEngine& engine, T* terms_out,
-                std::vector<T>& w) {
-  const int64_t n = batch.n, count = static_cast<int64_t>(loss.terms.size());
+void reduce_all(const SmallBatch& batch, const SmallLoss& loss, const PairLayout& g, PairEngine& engine, int64_t first,
+                T* terms_out, std::vector<T>& w) {
+  const int64_t n = g.n, count = engine.terms();
   std::vector<T> rows(2 * count * n);
   w.resize(count * n);
   bool exists[2];
@@ -90,19 +103,21 @@ void reduce_all(const SmallBatch& batch, const SmallLoss& loss, const PairLayout
   const bool closed = batch.gated && !(exists[0] && exists[1]);
   for (int64_t t = 0; t < count; ++t) {
     T *own = w.data() + t * n, *value = rows.data() + 2 * t * n;
-    terms_out[t] = reduce(loss.terms[t], loss.limits[t], value, value + n, n, own);
-    if (closed) {
-      terms_out[t] = T(0);
-      std::fill(own, own + n, T(0));
-    }
+    T& total = terms_out[first + t];
+    total = reduce(loss.terms[first + t], loss.limits[first + t], value, value + n, n, own);
+    const T share = closed ? T(0) : loss.bidirectional ? T(0.5) : T(1);
+    if (share == T(1)) continue;
+    // A gate lets nothing through, not even a NaN.
+    total = closed ? T(0) : share * total;
+    for (int64_t i = 0; i < n; ++i) own[i] = share * own[i];
   }
 }
 
 template <typename T>
-void fold_all(PairEngine& engine, T* tile, int64_t n, int64_t m) {
+void fold_all(PairEngine& engine, T* tile, int64_t n, int64_t m, int64_t mirror) {
   engine.score_positives();
   for (int sweep = 0; sweep < engine.sweeps(); ++sweep) {
-    engine.fold(tile, m, 0, n, 0, m, m, sweep > 0);
+    engine.fold(tile, m, 0, n, 0, m, mirror, sweep > 0);
     engine.end_sweep();
   }
 }
@@ -110,16 +125,17 @@ void fold_all(PairEngine& engine, T* tile, int64_t n, int64_t m) {
 template <typename T>
 bool run(const SmallBatch& batch, const SmallLoss& loss, T* terms_out, T* dx) {
   Step<T> step(batch);
-  const int64_t n = batch.n;
+  const int64_t n = batch.n, d = batch.d;
   std::vector<T> levels, weights;
-  if (std::isnan(batch.fixed_level) && !levels_of(batch, loss, step.row(0), step.row(0), n, levels)) return false;
   const PairLayout g = step.layout();
   const auto engine =
       make_pair_engine(loss.spec, loss.params, batch.sign, loss.limits, g, batch.fixed_level, std::is_same_v<T, double>);
-  if (!levels.empty()) engine->set_levels(levels.data());
+  const T* x = step.row(0);
+  if (std::isnan(batch.fixed_level) && !set_levels(*engine, batch.distance, loss, x, n, d, longest(x, n, d), levels))
+    return false;
   T* tile = step.products();
-  fold_all(*engine, tile, n, n);
-  reduce_all(batch, loss, g, *engine, terms_out, weights);
+  fold_all(*engine, tile, n, n, n);
+  reduce_all(batch, loss, g, *engine, 0, terms_out, weights);
   if (dx == nullptr) return true;
   engine->set_weights(weights.data());
   const bool live = engine->coefficients(tile, n, 0, n, 0, n, n, true, true);
@@ -129,51 +145,92 @@ bool run(const SmallBatch& batch, const SmallLoss& loss, T* terms_out, T* dx) {
   return true;
 }
 
+// One set as anchors of another: where the positives are, and what its engine reads and leaves.
 template <typename T>
-bool run_two_sets(const SmallBatch& batch, const SmallLoss& loss, T* terms_out, T* dx, T* dy) {
-  const int64_t n = batch.n, m = loss.m, d = batch.d;
-  const int threads = n * m * d < (1 << 20) ? 1 : batch.threads;
-  SortedSet<T> x(batch.x, batch.labels, n, d, batch.normalize), y(loss.y, loss.y_labels, m, d, batch.normalize);
-  std::vector<int64_t> start(n), end(n), col_start(m), col_end(m), offset(n + 1, 0);
-  class_runs(batch.labels, x.order.data(), n, loss.y_labels, y.order.data(), m, start.data(), end.data());
-  class_runs(loss.y_labels, y.order.data(), m, batch.labels, x.order.data(), n, col_start.data(), col_end.data());
-  for (int64_t i = 0; i < n; ++i) offset[i + 1] = offset[i] + end[i] - start[i];
-  std::vector<T> rule(batch.rule == nullptr ? 0 : 4 * n), levels, weights;
-  for (size_t k = 0; k < rule.size(); ++k) {
-    const int64_t side = static_cast<int64_t>(k) / n, i = static_cast<int64_t>(k) % n;
-    rule[k] = static_cast<const T*>(batch.rule)[side * n + x.order[i]];
+struct Anchors {
+  Anchors(SortedSet<T>& own, const int64_t* labels, SortedSet<T>& other, const int64_t* other_labels)
+      : own(own), other(other), start(own.n), end(own.n), offset(own.n + 1, 0) {
+    class_runs(labels, own.order.data(), own.n, other_labels, other.order.data(), other.n, start.data(), end.data());
+    for (int64_t i = 0; i < own.n; ++i) offset[i + 1] = offset[i] + end[i] - start[i];
   }
-  if (std::isnan(batch.fixed_level) && !levels_of(batch, loss, x.rows.data(), y.rows.data(), m, levels)) return false;
-  PairLayout g{};
-  g.x = x.rows.data(), g.y = y.rows.data();
-  g.start = start.data(), g.end = end.data(), g.col_start = col_start.data(), g.col_end = col_end.data();
-  g.offset = offset.data();
-  g.rule = batch.rule == nullptr ? nullptr : rule.data();
-  g.n = n, g.m = m, g.d = d;
-  g.distance = batch.distance;
-  g.threads = threads;
-  const auto engine =
-      make_pair_engine(loss.spec, loss.params, batch.sign, loss.limits, g, batch.fixed_level, std::is_same_v<T, double>);
-  if (!levels.empty()) engine->set_levels(levels.data());
+
+  // Makes the engine; `columns` are the other set's anchors. False where the levels do not fit.
+  bool open(const SmallBatch& batch, const SmallLoss& loss, const Anchors& columns, int threads) {
+    PairLayout& g = layout;
+    g.x = own.rows.data(), g.y = other.rows.data();
+    g.start = start.data(), g.end = end.data(), g.offset = offset.data();
+    g.col_start = columns.start.data(), g.col_end = columns.end.data();
+    g.rule = rule.empty() ? nullptr : rule.data();
+    g.n = own.n, g.m = other.n, g.d = own.width;
+    g.distance = batch.distance;
+    g.threads = threads;
+    engine = make_pair_engine(loss.spec, loss.params, batch.sign, loss.limits, g, batch.fixed_level, std::is_same_v<T, double>);
+    if (!std::isnan(batch.fixed_level)) return true;
+    const T top = longest(other.rows.data(), other.n, other.width);
+    return set_levels(*engine, batch.distance, loss, own.rows.data(), own.n, own.width, top, levels);
+  }
+
+  void take_rule(const void* given) {
+    rule.resize(4 * own.n);
+    for (int64_t side = 0; side < 4; ++side)
+      for (int64_t i = 0; i < own.n; ++i) rule[side * own.n + i] = static_cast<const T*>(given)[side * own.n + own.order[i]];
+  }
+
+  SortedSet<T>&own, &other;
+  std::vector<int64_t> start, end, offset;
+  std::vector<T> rule, levels, weights;
+  PairLayout layout{};
+  std::unique_ptr<PairEngine> engine;
+};
+
+template <typename T>
+bool run_two_sets(const SmallBatch& batch, const SmallLoss& loss, T* terms_out, const SmallOutputs& out) {
+  const int64_t n = batch.n, m = loss.m;
+  const int threads = n * m * batch.d < (1 << 20) ? 1 : batch.threads;
+  const T bias = static_cast<T>(loss.bias), one = T(1);
+  SortedSet<T> x(batch.x, batch.labels, n, batch.d, batch.normalize, static_cast<T>(loss.scale), loss.biased ? &bias : nullptr);
+  SortedSet<T> y(loss.y, loss.y_labels, m, batch.d, batch.normalize, one, loss.biased ? &one : nullptr);
+  Anchors<T> rows(x, batch.labels, y, loss.y_labels), columns(y, loss.y_labels, x, batch.labels);
+  if (batch.rule != nullptr) rows.take_rule(batch.rule);
+  if (!rows.open(batch, loss, columns, threads)) return false;
+  if (loss.bidirectional) {
+    if (!columns.open(batch, loss, rows, threads)) return false;
+    rows.engine->mirror_into(*columns.engine);
+    columns.engine->score_positives();
+  }
   const std::unique_ptr<T[]> tile(new T[n * m]);
-  multiply({x.rows.data(), d, 1}, n, Panels<T>({y.rows.data(), 1, d}, d, m, threads), tile.get(), m, threads);
-  fold_all(*engine, tile.get(), n, m);
-  reduce_all(batch, loss, g, *engine, terms_out, weights);
-  if (dx == nullptr && dy == nullptr) return true;
-  engine->set_weights(weights.data());
-  const bool live = engine->coefficients(tile.get(), m, 0, n, 0, m, m, true, false);
-  T* by_x = dx == nullptr ? nullptr : x.gradient({tile.get(), m, 1}, y, live, threads);
-  T* by_y = dy == nullptr ? nullptr : y.gradient({tile.get(), 1, m}, x, live, threads);
-  engine->finish_gradients(by_x, by_y);
+  const int64_t w = x.width;
+  multiply({x.rows.data(), w, 1}, n, Panels<T>({y.rows.data(), 1, w}, w, m, threads), tile.get(), m, threads);
+  fold_all(*rows.engine, tile.get(), n, m, loss.bidirectional ? 0 : m);
+  reduce_all(batch, loss, rows.layout, *rows.engine, 0, terms_out, rows.weights);
+  if (loss.bidirectional)
+    reduce_all(batch, loss, columns.layout, *columns.engine, rows.engine->terms(), terms_out, columns.weights);
+  T *dx = static_cast<T*>(out.x), *dy = static_cast<T*>(out.y);
+  T *by_log_scale = static_cast<T*>(out.by_log_scale), *by_bias = static_cast<T*>(out.by_bias);
+  const bool need_x = dx != nullptr || by_log_scale != nullptr || by_bias != nullptr;
+  if (!need_x && dy == nullptr) return true;
+  rows.engine->set_weights(rows.weights.data());
+  if (loss.bidirectional) columns.engine->set_weights(columns.weights.data());
+  const bool live = rows.engine->coefficients(tile.get(), m, 0, n, 0, m, m, true, loss.bidirectional);
+  T* x_grad = need_x ? x.gradient({tile.get(), m, 1}, y, live, threads) : nullptr;
+  T* y_grad = dy == nullptr ? nullptr : y.gradient({tile.get(), 1, m}, x, live, threads);
+  rows.engine->finish_gradients(x_grad, y_grad);
+  if (loss.bidirectional) columns.engine->finish_gradients(y_grad, x_grad);
+  if (by_log_scale != nullptr) *by_log_scale = x.by_log_factor();
+  if (by_bias != nullptr) *by_bias = x.by_feature();
   if (dx != nullptr) x.write_gradient(dx);
   if (dy != nullptr) y.write_gradient(dy);
   return true;
 }
 
 template <typename T>
-bool run_loss(const SmallBatch& batch, const SmallLoss& loss, void* terms_out, void* dx, void* dy) {
-  T *terms = static_cast<T*>(terms_out), *by_x = static_cast<T*>(dx), *by_y = static_cast<T*>(dy);
-  return loss.y == nullptr ? run(batch, loss, terms, by_x) : run_two_sets(batch, loss, terms, by_x, by_y);
+SmallResult run_loss(const SmallBatch& batch, const SmallLoss& loss, const SmallOutputs& out) {
+  T* terms = static_cast<T*>(out.terms);
+  const bool fits = loss.y == nullptr ? run(batch, loss, terms, static_cast<T*>(out.x)) : run_two_sets(batch, loss, terms, out);
+  if (!fits) return SmallResult::refused;
+  T* end = terms + loss.terms.size();
+  *static_cast<T*>(out.total) = std::accumulate(terms, end, T(0));
+  return std::all_of(terms, end, [](T term) { return term == T(0); }) ? SmallResult::nothing : SmallResult::done;
 }
 
 // The sum of all triplets' losses and its gradient, scaled as the fold asks.
@@ -220,7 +277,7 @@ void run_extreme(const SmallBatch& batch, bool positive, bool largest, T* value,
     engine->score_positives();
     engine->positive_extreme(largest, best.data(), at.data());
   } else {
-    engine->fold_extreme(step.products(), n, 0, n, 0, n, n, largest, best.data(), at.data());
+    engine->fold_extreme(step.products(), n, 0, n, 0, n, n, largest, best.data(), at.data(), best.data(), at.data());
   }
   for (int64_t i = 0; i < n; ++i) {
     value[step.place(i)] = best[i];
@@ -245,8 +302,8 @@ void small_extreme(const SmallBatch& batch, bool positive, bool largest, void* v
     run_extreme(batch, positive, largest, static_cast<float*>(value), index);
 }
 
-bool small_pair_loss(const SmallBatch& batch, const SmallLoss& loss, void* terms_out, void* dx, void* dy, bool is_double) {
-  return is_double ? run_loss<double>(batch, loss, terms_out, dx, dy) : run_loss<float>(batch, loss, terms_out, dx, dy);
+SmallResult small_pair_loss(const SmallBatch& batch, const SmallLoss& loss, const SmallOutputs& out, bool is_double) {
+  return is_double ? run_loss<double>(batch, loss, out) : run_loss<float>(batch, loss, out);
 }
 
 }  // namespace PML_FAST_ISA

@@ -29,7 +29,9 @@ struct SmallBatch {
 };
 
 // A pair loss: the columns (y null for the batch itself), and the logits a s + b of its negatives, whose range must not exceed
-// `span`, where their level is not fixed (NaN).
+// `span`, where their level is not fixed (NaN). Where it is bidirectional the columns are anchors as well: then limits and
+// terms are those of the rows, followed by as many of the columns. The rows that are compared are scaled, and have a further
+// feature where there is a bias: it, against 1.
 struct SmallLoss {
   std::string spec;
   std::vector<double> params;
@@ -39,12 +41,21 @@ struct SmallLoss {
   const int64_t* y_labels;  // [M]
   int64_t m;
   double a, b, span;
+  bool bidirectional, biased;
+  double scale, bias;
 };
 
-// terms[T] (with "over_triplets" [2, T], the second row their slopes) and, where they are not null, dx [N, D] and dy [M, D].
-// False, with nothing written, where the rows' norms allow logits beyond the span.
-PML_FAST_FOR_EACH_ISA(bool small_pair_loss(const SmallBatch& batch, const SmallLoss& loss, void* terms_out, void* dx, void* dy,
-                                           bool is_double);)
+// Where the results of a pair loss go; null for gradients that nobody wants.
+struct SmallOutputs {
+  void *total, *terms;                   // [1], [T] ("over_triplets": [2, T], the second row their slopes)
+  void *x, *y, *by_log_scale, *by_bias;  // gradients [N, D], [M, D], [1], [1]
+};
+
+// `refused` has written nothing: the rows' norms allow logits beyond the span. Of `nothing` all terms are 0.
+enum class SmallResult { refused, nothing, done };
+
+PML_FAST_FOR_EACH_ISA(SmallResult small_pair_loss(const SmallBatch& batch, const SmallLoss& loss, const SmallOutputs& out,
+                                                  bool is_double);)
 
 // All triplets: loss[1] and, with gradients, dx [N, D]. `fold` is as a SmallTerm's.
 PML_FAST_FOR_EACH_ISA(void small_triplet_loss(const SmallBatch& batch, const TripletOptions& options, const std::string& fold,

@@ -11,49 +11,11 @@
 #include "scores.h"
 #include "small.h"
 #include "small_matrix.h"
+#include "sorted_set.h"
 #include "symmetric.h"
-#include "unit_rows.h"
 
 namespace pml_fast {
 namespace PML_FAST_ISA {
-
-// Rows in the order of their classes, divided by their norms where that is asked for, and their gradient.
-template <typename T>
-struct SortedSet {
-  SortedSet(const void* x, const int64_t* labels, int64_t n, int64_t d, bool normalize)
-      : n(n), d(d), normalize(normalize), order(n), rows(n * d), norm(n, T(1)) {
-    class_order(labels, n, order.data());
-    for (int64_t i = 0; i < n; ++i) {
-      const T* from = static_cast<const T*>(x) + order[i] * d;
-      if (normalize)
-        norm[i] = divide_by_norm(from, d, rows.data() + i * d);
-      else
-        std::copy_n(from, d, rows.data() + i * d);
-    }
-  }
-
-  // The coefficients times the rows of a set, which may be this one.
-  T* gradient(const Strided<T>& h, const SortedSet& other, bool live, int threads) {
-    grad.assign(n * d, T(0));
-    if (live) multiply(h, n, Panels<T>({other.rows.data(), d, 1}, other.n, d, threads), grad.data(), d, threads);
-    return grad.data();
-  }
-
-  void write_gradient(T* out) const {
-    for (int64_t i = 0; i < n; ++i) {
-      const T *own = grad.data() + i * d, *row = rows.data() + i * d;
-      if (normalize)
-        undivided_gradient(own, row, norm[i], d, out + order[i] * d);
-      else
-        std::copy_n(own, d, out + order[i] * d);
-    }
-  }
-
-  int64_t n, d;
-  bool normalize;
-  std::vector<int64_t> order;
-  std::vector<T> rows, norm, grad;
-};
 
 template <typename T>
 class Step {
@@ -104,11 +66,11 @@ class Step {
     add_transpose(tile_.get(), n, n * n < (1 << 16) ? 1 : b_.threads);
   }
 
-  T* row(int64_t i) { return set_.rows.data() + i * b_.d; }
+  T* row(int64_t i) { return set_.row(i); }
   int64_t place(int64_t i) const { return set_.order[i]; }
 
   // Back through the normalisation and the order, into dx.
-  void write_gradient(T* dx) const { set_.write_gradient(dx); }
+  void write_gradient(T* dx) { set_.write_gradient(dx); }
 
  private:
   SmallBatch b_;

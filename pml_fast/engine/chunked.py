@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pml_fast.engine import grad_sum, histogram_strips, triplet_strips, two_sweeps
+from pml_fast.engine import bidirectional, grad_sum, histogram_strips, triplet_strips, two_sweeps
 from pml_fast.engine.autograd import autograd_enabled
 from pml_fast.engine.classes import chunked as class_blocks
 from pml_fast.engine.classes.problem import ClassGrads, ClassProblem, ClassScores
@@ -98,6 +98,8 @@ class ChunkedBackend:
         return None
 
     def pair_rows(self, problem: PairProblem, need_x: bool, need_y: bool) -> PairRows:
+        if problem.bidirectional:
+            return bidirectional.pair_rows(problem)
         n, m = problem.x.shape[0], problem.y.shape[0]
         if (need_x or need_y) and problem.spec.sweeps == 1 and 0 < problem.spec.width * n * m <= grad_sum.STRIP_ELEMENTS:
             return _single_strip(problem)
@@ -115,8 +117,10 @@ class ChunkedBackend:
         return PairRows(rows, exists, swept)
 
     def pair_grads(
-        self, problem: PairProblem, state: PairRows, w: Tensor, need_x: bool, need_y: bool
+        self, problem: PairProblem, state: PairRows, w: Tensor, need_x: bool, need_y: bool, w_columns: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
+        if w_columns is not None:
+            return bidirectional.pair_grads(problem, state, w, w_columns, need_x, need_y)
         accumulate = GradSum(problem.x, problem.y, problem.shared, need_x, need_y)
         if state.scratch is not None:
             base, s, values = state.scratch

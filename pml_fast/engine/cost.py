@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -105,10 +105,12 @@ def estimate(
     *,
     uniform: bool = True,
     small_step: bool = False,
+    bidirectional: bool = False,
 ) -> Cost:
     """The cost of an engine on a backend.
 
-    ``uniform`` says that every anchor of a triplet loss weighs the same, ``small_step`` that the one-call step runs.
+    ``uniform`` says that every anchor of a triplet loss weighs the same, ``small_step`` that the one-call step runs,
+    ``bidirectional`` that columns are anchors as well, most of which a score that is there for its row does not cost.
     """
     if engine == "dense":
         return _dense(size)
@@ -116,7 +118,8 @@ def estimate(
         return _indexed(size, backend)
     if small_step:
         return _SMALL[backend](size, score)
-    return _ENGINES[engine, backend](size, spec, score, uniform)
+    found = _ENGINES[engine, backend](size, spec, score, uniform)
+    return _bidirectional_triton(size, found) if bidirectional and backend == "triton" else found
 
 
 def _cost(size: Size, forward: float, step: float, sweeps: int, memory: float, extra: int = 0) -> Cost:
@@ -343,6 +346,18 @@ def _triton_pairwise(size: Size, spec: Spec, score: Score, _: bool) -> Cost:
     return _cost(size, forward, forward + 2 * sides * size.gemm, 1 + sides, memory, sum(turned))
 
 
+def _bidirectional_triton(size: Size, rows: Cost) -> Cost:
+    """Given the cost of the rows as anchors: the columns have a sweep of their own, and share those of the gradients."""
+    more = 2 * size.sets * size.dtype.itemsize
+    return replace(
+        rows,
+        forward_flops=2 * rows.forward_flops,
+        step_flops=rows.step_flops + rows.forward_flops,
+        read_bytes=rows.read_bytes + more,
+        memory_bytes=rows.memory_bytes + size.item * 16 * size.m,
+    )
+
+
 def _triton_small(size: Size, score: Score) -> Cost:
     # Programs that write other slices of D take the scores again.
     slices = math.ceil(size.d / _tile("small", size, score).block_out) * size.need_x
@@ -446,7 +461,7 @@ _SMALL: dict[str, Callable[[Size, Score], Cost]] = {"cpu": _small, "triton": _tr
 
 def one_call(
     backend: str, size: Size, spec: Spec, score: Score, folds: list[str], device: torch.device,
-    weighted: bool, itself: bool,
+    weighted: bool, itself: bool, bidirectional: bool = False,
 ) -> bool:  # fmt: skip
     """Whether the backend has a short cut for a batch as small as this pair loss's (its module ``small``)."""
     if not isinstance(spec, PairSpec) or weighted:
@@ -455,7 +470,7 @@ def one_call(
     batch = torch.empty(1, device=device, dtype=size.dtype).expand(size.n, size.d)
     if backend == "cpu":
         both = small.applies(batch) and small.applies(batch[:1].expand(size.m, size.d))
-        return both and (size.shared or not itself) and small.recipe(*key, size.shared) is not None
+        return both and (size.shared or not itself) and small.recipe(*key, size.shared, bidirectional) is not None
     return backend == "triton" and size.shared and triton_small.applies(batch) and triton_small.recipe(*key) is not None
 
 

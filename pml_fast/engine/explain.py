@@ -152,16 +152,19 @@ class Explainer:
             return cost.estimate(plan.engine, backend, size, spec, score, small_step=small)
         folds = plan.folds or []
         weighted = any(fold.weighs for fold in folds)
+        encoded = [fold.encode() for fold in folds]
         one_call = (
             plan.engine == "pairwise"
             and plan.folds is not None
             and cost.one_call(
-                backend, size, spec, score, [fold.encode() for fold in folds], self.x.device, weighted, self.call.itself
+                backend, size, spec, score, encoded, self.x.device, weighted, self.call.itself, plan.bidirectional
             )
         )
         uniform = all(fold.kind in UNIFORM for fold in folds)
         with math_precision():
-            found = cost.estimate(plan.engine, backend, size, spec, score, uniform=uniform, small_step=one_call)
+            found = cost.estimate(
+                plan.engine, backend, size, spec, score, uniform=uniform, small_step=one_call, bidirectional=plan.bidirectional
+            )
         if plan.engine == "pairwise" and plan.folds is None:
             # Every row's loss stays differentiable: its backward sweeps for the state again.
             return replace(found, step_flops=found.step_flops + found.forward_flops, read_bytes=2 * found.read_bytes)
@@ -211,8 +214,9 @@ class Explainer:
             return HistogramProblem(plan.spec, score, *sides, call.itself)  # type: ignore[arg-type]
         if isinstance(plan.spec, PairSpec):
             folds = plan.folds or []
-            limits = [f.pair_limits() for f in folds] or [NO_LIMITS for _ in plan.spec.terms]
-            return PairProblem(plan.spec, score, *sides, call.itself, plan.rule, limits)  # type: ignore[arg-type]
+            limits = [f.pair_limits() for f in folds[: len(plan.spec.terms)]] or [NO_LIMITS for _ in plan.spec.terms]
+            problem = PairProblem(plan.spec, score, *sides, call.itself, plan.rule, limits)  # type: ignore[arg-type]
+            return replace(problem, bidirectional=plan.bidirectional)
         assert isinstance(plan.spec, TripletSpec) and plan.folds
         return TripletProblem(plan.spec, score, *sides, call.itself, plan.rule, plan.folds[0].pair_limits())  # type: ignore[arg-type]
 
@@ -315,7 +319,9 @@ class Explainer:
         raised = "" if score.power == 1 else f" to the power {score.power:g}"
         unit = " of rows that the engine divides by their norms" if score.normalize else ""
         notes = [f"{type(self.loss.distance).__name__} is {what}{raised}{unit}"]
-        notes += [f"{term.name}: reduced by {_fold_words(fold)}" for term, fold in zip(self._terms(), plan.folds or [])]
+        names = [term.name for term in self._terms()]
+        names = self.loss.sub_loss_names() if len(plan.folds or []) > len(names) else names
+        notes += [f"{name}: reduced by {_fold_words(fold)}" for name, fold in zip(names, plan.folds or [])]
         if plan.mode == MATERIALISED and plan.engine == "indexed":
             notes.append("scores of the pairs are listed, the matrix is not built")
         return notes

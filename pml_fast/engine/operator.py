@@ -79,15 +79,18 @@ def grad_like(tensor: Tensor, needed: bool) -> Tensor:
     return torch.empty_like(tensor, memory_format=torch.contiguous_format) if needed else tensor.new_empty(0)
 
 
-def settled(value: Tensor, grad: Tensor) -> Tensor:
+def settled(value: Tensor, grad: Tensor, on_host: bool = False) -> Tensor:
     """``grad``, where ``value`` (losses, or gradients from above) is 0 throughout without what is not finite.
 
-    Then nothing was compared, or nothing is violated: 0 times a NaN row is no gradient.
+    Then nothing was compared, or nothing is violated: 0 times a NaN row is no gradient. Whether it is may be read ``on_host``;
+    elsewhere the answer would stop the queue.
     """
     if grad.numel() == 0:
         return grad
     nothing = (value == 0).all()
-    for part in grad.split(ROWS_AT_ONCE):
+    if on_host and not nothing:
+        return grad
+    for part in grad.split(ROWS_AT_ONCE) if grad.ndim else (grad,):
         part.masked_fill_(nothing & ~part.isfinite(), 0.0)
     return grad
 

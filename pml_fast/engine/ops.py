@@ -59,8 +59,8 @@ def _small_pair_loss(
         how = small.recipe(spec, tuple(params), score, tuple(folds), columns is None)
         done = None if how is None else small.pair_loss(x, labels, rule, how, need, columns)
         if done is not None:
-            total, terms, dx, dy = done
-            return done if terms.any() else (total, terms, settled(terms, dx), settled(terms, dy))
+            total, terms, dx, dy, *_ = done
+            return total, terms, dx, dy
     if columns is None and triton_small.applies(x):
         plan = triton_small.recipe(spec, tuple(params), score, tuple(folds))
         return None if plan is None else triton_small.pair_loss(x, labels, rule, plan, need)
@@ -96,7 +96,8 @@ def _pairwise_loss(
         if need_x or need_y:
             dx, dy = backend.pair_grads(problem, state, w, need_x, need_y)
         losses = terms[0] if terms.ndim > 1 else terms
-        return losses.sum(), terms, settled(terms, rows.back(dx)), settled(terms, cols.back(dy))
+        on_host = getattr(backend, "on_host", False)
+        return losses.sum(), terms, settled(terms, rows.back(dx), on_host), settled(terms, cols.back(dy), on_host)
 
 
 def _pairwise_loss_fake(

@@ -50,6 +50,8 @@ class Plan:
     rule: Tensor | None = None
     notes: list[str] = field(default_factory=list)
     copies: bool = False
+    # The columns are anchors as well, in the sweep that serves the rows; their folds follow the rows'.
+    bidirectional: bool = False
     # For what no engine's own estimate covers.
     cost: Callable[[Size], Cost] | None = None
     # Of the call's sizes those the engine sees, where these are others.

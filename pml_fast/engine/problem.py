@@ -28,6 +28,8 @@ class PairProblem:
     ``rule`` is ``[4, N]``, closed intervals of the score a pair must lie in (positive low, high; negative low, high).
     ``limits`` is one interval a term: only pair losses strictly inside it are summed and counted.
     ``levels`` ``[N]`` are what each row adds to the parameter that the spec names as its ``level``.
+    ``bidirectional`` says that the columns, another set, are anchors as well: each has the spec's loss over the rows. The spec
+    is then a :class:`pml_fast.engine.spec.SoftmaxSpec`, and there is no rule.
     """
 
     spec: PairSpec
@@ -42,11 +44,31 @@ class PairProblem:
     x_norm: Tensor | None = None
     y_norm: Tensor | None = None
     levels: Tensor | None = None
+    bidirectional: bool = False
 
     @property
     def shared(self) -> bool:
         """Whether ``y`` is ``x`` itself: one matrix, symmetric, whose gradient has one owner a row."""
         return self.itself and self.score.symmetric
+
+    @property
+    def forth(self) -> PairProblem:
+        """The rows against the columns, alone."""
+        return replace(self, bidirectional=False)
+
+    @property
+    def back(self) -> PairProblem:
+        """The columns against the rows, alone."""
+        return replace(
+            self,
+            x=self.y,
+            y=self.x,
+            x_labels=self.y_labels,
+            y_labels=self.x_labels,
+            x_norm=self.y_norm,
+            y_norm=self.x_norm,
+            bidirectional=False,
+        )
 
     def spec_of(self, first: int, last: int) -> PairSpec:
         """The spec of the rows ``first .. last``."""
@@ -62,13 +84,15 @@ class PairRows:
 
     ``rows`` is ``[T, 2, N]``: each term's value and count a row (``element``: the loss and 1; pair terms: sum and number of the
     losses inside the limits). ``exists`` is a bool ``[2]``: whether any positive and any negative pair was seen. ``saved`` is
-    what the backward needs; ``scratch`` is an optional short cut for a backward that follows at once.
+    what the backward needs; ``scratch`` is an optional short cut for a backward that follows at once. ``columns`` ``[T, 2, M]``
+    are as the rows, of a bidirectional problem.
     """
 
     rows: Tensor
     exists: Tensor
     saved: Tensor
     scratch: Any = field(default=None, repr=False)
+    columns: Tensor | None = None
 
 
 @dataclass
@@ -177,9 +201,12 @@ class Backend(Protocol):
         ...
 
     def pair_grads(
-        self, problem: PairProblem, state: PairRows, w: Tensor, need_x: bool, need_y: bool
+        self, problem: PairProblem, state: PairRows, w: Tensor, need_x: bool, need_y: bool, w_columns: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Gradients of ``sum(w[t] * value[t])`` (``w`` is ``[T, N]``) by ``x`` and ``y`` (``None`` for ``y`` if itself)."""
+        """Gradients of ``sum(w[t] * value[t])`` (``w`` is ``[T, N]``) by ``x`` and ``y`` (``None`` for ``y`` if itself).
+
+        The columns' values of a bidirectional problem weigh ``w_columns [T, M]``.
+        """
         ...
 
     def triplet_rows(

@@ -61,16 +61,20 @@ class ReferenceBackend:
         return f"the reference backend holds all {what}: {elements} elements are more than {MOST_ELEMENTS}"
 
     def pair_rows(self, problem: PairProblem, need_x: bool, need_y: bool) -> PairRows:
-        view = _view(problem, dense_scores(problem.score, problem.x, problem.y))
-        rows = torch.stack([torch.stack(_term_rows(problem, view, t)) for t in range(len(problem.spec.terms))])
+        scores = dense_scores(problem.score, problem.x, problem.y)
+        view = _view(problem, scores)
+        rows = _all_rows(problem, view)
         exists = torch.stack([view.pos.count().sum() > 0, view.neg.count().sum() > 0])
-        return PairRows(rows, exists, rows.new_zeros(0))
+        columns = _all_rows(problem.back, _view(problem.back, scores.T)) if problem.bidirectional else None
+        return PairRows(rows, exists, rows.new_zeros(0), columns=columns)
 
-    def pair_grads(self, problem: PairProblem, state: PairRows, w: Tensor, need_x: bool, need_y: bool) -> Grads:
+    def pair_grads(
+        self, problem: PairProblem, state: PairRows, w: Tensor, need_x: bool, need_y: bool, w_columns: Tensor | None = None
+    ) -> Grads:
         def total(x: Tensor, y: Tensor) -> Tensor:
-            view = _view(problem, dense_scores(problem.score, x, y))
-            values = [_term_rows(problem, view, t)[0] for t in range(len(problem.spec.terms))]
-            return torch.where(w != 0, torch.stack(values) * w, 0.0).sum()
+            scores = dense_scores(problem.score, x, y)
+            loss = _weighed(problem, scores, w)
+            return loss if w_columns is None else loss + _weighed(problem.back, scores.T, w_columns)
 
         return _gradients(total, problem, need_x, need_y)
 
@@ -190,6 +194,17 @@ def _view(problem: PairProblem, s: Tensor) -> View:
     n, m = problem.x.shape[0], problem.y.shape[0]
     comparable = comparable_mask(0, n, m, s.device) if problem.itself else None
     return dense_view(s, same_labels(problem.x_labels, problem.y_labels), comparable, problem.rule)
+
+
+def _all_rows(problem: PairProblem, view: View) -> Tensor:
+    """``[T, 2, N]``: each term's value and count a row."""
+    return torch.stack([torch.stack(_term_rows(problem, view, t)) for t in range(len(problem.spec.terms))])
+
+
+def _weighed(problem: PairProblem, s: Tensor, w: Tensor) -> Tensor:
+    """``sum(w[t] * value[t])`` over the rows of ``s``."""
+    value = _all_rows(problem, _view(problem, s))[:, 0]
+    return torch.where(w != 0, value * w, 0.0).sum()
 
 
 def _term_rows(problem: PairProblem, view: View, t: int) -> tuple[Tensor, Tensor]:

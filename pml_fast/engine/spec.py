@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 from pml_fast.utils.checks import check_number, check_positive
@@ -104,6 +105,58 @@ class TwoSweepSpec(PairSpec):
         """Both sweeps at once, over a view of all rows."""
         shared = self.share(self.row_state(view, score))
         return self.losses(view, score, shared, shared)
+
+
+class SoftmaxSums(NamedTuple):
+    """What a softmax leaves of rows' logits, each ``[N]`` and of the logits' type: log-sum-exp of the positives' and of the
+    negatives' logits (``-inf`` for none), sum of the positives' logits, and how many positives and negatives there are."""
+
+    log_pos: Tensor
+    log_neg: Tensor
+    total_pos: Tensor
+    positives: Tensor
+    negatives: Tensor
+
+    @staticmethod
+    def of(view: View, scale: float) -> SoftmaxSums:
+        """Those of a view's rows, whose logits are ``scale`` times the scores."""
+        pos, neg = view.pos, view.neg
+        logits = pos.s * scale
+        count, others = (side.count().to(logits.dtype) for side in (pos, neg))
+        # Both sides of a dense view are the same scores under two masks.
+        rest = logits if neg.s is pos.s else neg.s * scale
+        return SoftmaxSums(pos.logsumexp(logits), neg.logsumexp(rest), pos.sum(logits), count, others)
+
+    def merged(self, more: SoftmaxSums) -> SoftmaxSums:
+        """The sums over these and over further pairs of the same rows."""
+        return SoftmaxSums(
+            torch.logaddexp(self.log_pos, more.log_pos),
+            torch.logaddexp(self.log_neg, more.log_neg),
+            *(own + further for own, further in zip(self[2:], more[2:], strict=True)),
+        )
+
+
+@dataclass(frozen=True)
+class SoftmaxSpec(PairSpec):
+    """A loss a row that needs only the :class:`SoftmaxSums` of its logits ``s/t``.
+
+    These can be summed over strips of rows for the columns too, so that columns may be anchors in the rows' own sweep.
+    """
+
+    temperature: float = 0.1
+
+    scales: ClassVar[tuple[str, ...]] = ("temperature",)
+
+    def scale(self, score: Score) -> float:
+        """What a score is multiplied by to be a logit."""
+        return score.sign / self.temperature
+
+    @abstractmethod
+    def row_losses(self, sums: SoftmaxSums) -> Losses:
+        """The term's losses ``[N]``."""
+
+    def formula(self, view: View, score: Score) -> Losses:
+        return self.row_losses(SoftmaxSums.of(view, self.scale(score)))
 
 
 PAIR_SPECS: dict[str, type[PairSpec]] = {}

@@ -6,12 +6,13 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pml_fast.engine.plan import Call
 from pml_fast.engine.spec import PairSpec
 from pml_fast.engine.specs import SupCon
-from pml_fast.losses.two_tower import TwoTowerLoss
+from pml_fast.losses.two_tower import Trained, TwoTowerLoss
+
+_OF_LOGITS = SupCon(1.0)
 
 
 class CLIPLoss(TwoTowerLoss):
@@ -68,7 +69,7 @@ class CLIPLoss(TwoTowerLoss):
         return [("loss", call, 0.5), ("reverse_loss", back, 0.5)]
 
     def spec(self, trained: bool) -> PairSpec:
-        return SupCon(1.0 if trained else self._fixed)
+        return _OF_LOGITS if trained else SupCon(self._fixed)
 
-    def trained(self) -> tuple[Tensor, Tensor | None] | None:
-        return (self.logit_scale.exp().clamp(max=self.max_scale), None) if self.learn_temperature else None
+    def trained(self) -> Trained | None:
+        return Trained(self.logit_scale, max_scale=self.max_scale) if self.learn_temperature else None

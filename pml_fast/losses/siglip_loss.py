@@ -6,11 +6,12 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pml_fast.engine.spec import PairSpec
 from pml_fast.engine.specs import SigLIP
-from pml_fast.losses.two_tower import TwoTowerLoss
+from pml_fast.losses.two_tower import Trained, TwoTowerLoss
+
+_OF_LOGITS = SigLIP(1.0, 0.0)
 
 
 class SigLIPLoss(TwoTowerLoss):
@@ -42,10 +43,10 @@ class SigLIPLoss(TwoTowerLoss):
         self.add_to_recordable_attributes(list_of_names=["scale", "bias"], is_stat=False)
 
     def spec(self, trained: bool) -> PairSpec:
-        return SigLIP(1.0, 0.0) if trained else SigLIP(self.scale, self.bias)
+        return _OF_LOGITS if trained else SigLIP(self.scale, self.bias)
 
-    def trained(self) -> tuple[Tensor, Tensor | None] | None:
+    def trained(self) -> Trained | None:
         if not (self.learn_scale or self.learn_bias):
             return None
-        scale = self.logit_scale.exp() if self.learn_scale else torch.tensor(self.scale, dtype=torch.float64)
-        return scale, self.logit_bias if self.learn_bias else torch.tensor(self.bias, dtype=torch.float64)
+        log_scale = self.logit_scale if self.learn_scale else torch.tensor(math.log(self.scale), dtype=torch.float64)
+        return Trained(log_scale, self.logit_bias if self.learn_bias else torch.tensor(self.bias, dtype=torch.float64))

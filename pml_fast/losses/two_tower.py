@@ -2,20 +2,62 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from pml_fast.distances import CosineSimilarity, DotProductSimilarity
+from pml_fast.engine.fold import Fold
+from pml_fast.engine.logit_ops import logit_score
 from pml_fast.engine.plan import FUSED, MATERIALISED, PARTLY, Call, Plan, overridden, reduction_of
 from pml_fast.engine.recompute import unit
-from pml_fast.engine.score import Score
+from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.spec import PairSpec
 from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction, LossDict
-from pml_fast.losses.spec_pair_loss import fused_pair_loss, pair_row_losses
+from pml_fast.losses.spec_pair_loss import engine_labels, pair_row_losses, row_weights
 from pml_fast.utils import common_functions as c_f
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Numbers of the logits ``scale s + bias`` of which one at least is trained: the scale's logarithm, the bias where there is
+    one, and the largest scale, beyond which it is held without a gradient."""
+
+    log_scale: Tensor
+    bias: Tensor | None = None
+    max_scale: float = math.inf
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor | None, float]:
+        """Those numbers on the embeddings' device."""
+        return self.log_scale.to(device), None if self.bias is None else self.bias.to(device), self.max_scale
+
+
+def logit_pair_loss(
+    spec: PairSpec, score: Score, folds: list[Fold], call: Call, x: Tensor, y: Tensor, trained: Trained | None,
+    bidirectional: bool = False,
+) -> Tensor:  # fmt: skip
+    """The reduced loss of the rows ``x`` and columns ``y`` in one operator.
+
+    Of a ``bidirectional`` loss, the mean of both directions, the columns' folds follow the rows'.
+    """
+    assert call.labels is not None and call.ref_labels is not None
+    labels, ref_labels = engine_labels(call.labels, call.ref_labels, call.itself)
+    dtype, terms = compute_type(x.dtype), len(spec.terms)
+    weights = row_weights(folds[:terms], call.labels, dtype)
+    column_weights = row_weights(folds[terms:], call.ref_labels, dtype) if bidirectional else None
+    log_scale, bias, max_scale = (None, None, 1.0) if trained is None else trained.on(x.device)
+    need = torch.is_grad_enabled()
+    loss, *_ = torch.ops.pml_fast.logit_loss(
+        x, y, labels, ref_labels, log_scale, bias, max_scale, weights, column_weights, spec.name, spec.params(),
+        score.encode(), call.itself, [fold.encode() for fold in folds], bidirectional,
+        *(need and part is not None and part.requires_grad for part in (x, y, log_scale, bias)),
+    )  # fmt: skip
+    result: Tensor = loss
+    return result
 
 
 class TwoTowerLoss(BaseMetricLossFunction):
@@ -42,7 +84,7 @@ class TwoTowerLoss(BaseMetricLossFunction):
         """The maths over the scores, or over scores that hold the trained numbers already."""
         raise NotImplementedError
 
-    def trained(self) -> tuple[Tensor, Tensor | None] | None:
+    def trained(self) -> Trained | None:
         """Factor and summand of the scores where either is trained."""
         raise NotImplementedError
 
@@ -50,6 +92,14 @@ class TwoTowerLoss(BaseMetricLossFunction):
         """The call with labels: positions where none were given."""
         if call.labels is not None:
             return call
+        self.check_paired(call)
+        position = torch.arange(len(call.embeddings), device=call.embeddings.device)
+        return Call(call.embeddings, position, None, call.ref_emb, position, False)
+
+    def check_paired(self, call: Call) -> None:
+        """``ValueError`` unless there are labels, or two sets of one size."""
+        if call.labels is not None:
+            return
         if call.itself:
             raise ValueError("ref_emb must be given where there are no labels, got None; pass the other set, or labels")
         if len(call.embeddings) != len(call.ref_emb):
@@ -57,8 +107,6 @@ class TwoTowerLoss(BaseMetricLossFunction):
                 f"ref_emb must have as many rows as embeddings where there are no labels, {len(call.embeddings)}, got "
                 f"{len(call.ref_emb)}; pass labels and ref_labels"
             )
-        position = torch.arange(len(call.embeddings), device=call.embeddings.device)
-        return Call(call.embeddings, position, None, call.ref_emb, position.clone(), False)
 
     def forward(
         self,
@@ -85,37 +133,36 @@ class TwoTowerLoss(BaseMetricLossFunction):
         if own:
             return Plan(MATERIALISED, "dense", notes=[f"{type(self).__name__} replaces {', '.join(own)}"])
         c_f.indices_tuple_not_supported(call.indices)
-        self.paired(call)
+        self.check_paired(call)
         score = self.distance.engine_score()
         if score is None:
             note = f"the matrix of {type(self.distance).__name__} is materialised: {self.distance.engine_refusal()}"
             return Plan(MATERIALISED, "dense", notes=[note])
         trained = self.trained() is not None
         notes = ["trained numbers are a factor and a feature of the rows, and get their gradient with them"] if trained else []
-        score = self._score(score, call.itself)
+        score = logit_score(score, trained)
         names = self._sub_loss_names()
         reduction = reduction_of(self.reducer, names)
-        # What explain counts is one of the comparisons.
-        notes += [f"{len(names)} comparisons of the two sets, one in each direction"] if len(names) > 1 else []
         if reduction.folds is None:
             notes.append(f"one loss a row comes out of the sweep and is reduced in torch: {reduction.reason}")
             return Plan(PARTLY, "pairwise", self.spec(trained), score, notes=notes)
         notes.append("losses are reduced inside the sweep; no pair is named")
-        return Plan(FUSED, "pairwise", self.spec(trained), score, reduction.folds[:1], notes=notes)
-
-    def _score(self, score: Score, itself: bool) -> Score:
-        """The score the engine sees: rows that hold trained numbers are prepared already, and differ from the columns."""
-        return score if self.trained() is None else Score("dot", 2.0, score.power, normalize=False, symmetric=False)
+        bidirectional = len(names) > 1 and not call.itself
+        if bidirectional:
+            notes.append("rows and columns are the anchors of one operator, each score in both directions")
+        elif len(names) > 1:
+            notes.append("both directions of one set are two comparisons; what is counted is one of them")
+        return Plan(FUSED, "pairwise", self.spec(trained), score, reduction.folds, notes=notes, bidirectional=bidirectional)
 
     def _rows(self, score: Score, call: Call) -> tuple[Tensor, Tensor]:
+        """Rows and columns that hold what is trained, for one loss a row: differentiable."""
         x, y = self.distance.engine_rows(call.embeddings, call.ref_emb)
         numbers = self.trained()
         if numbers is None:
             return x, y
-        scale, bias = (None if part is None else part.to(x.device) for part in numbers)
+        log_scale, bias, max_scale = numbers.on(x.device)
         x, y = unit(score, x), unit(score, y)
-        assert scale is not None
-        x = x * scale.to(x.dtype)
+        x = x * log_scale.to(x.dtype).exp().clamp(max=max_scale)
         if bias is None:
             return x, y
         return (
@@ -129,11 +176,13 @@ class TwoTowerLoss(BaseMetricLossFunction):
             return None
         assert isinstance(plan.spec, PairSpec)
         call = self.paired(call)
-        folds = reduction_of(self.reducer, self._sub_loss_names()).folds or []
+        x, y = self.distance.engine_rows(call.embeddings, call.ref_emb)
+        trained = self.trained()
+        if plan.bidirectional:
+            return logit_pair_loss(plan.spec, score, plan.folds, call, x, y, trained, bidirectional=True)
         total: Any = 0
-        for (_, side, share), fold in zip(self.sides(call), folds, strict=True):
-            x, y = self._rows(score, side)
-            total = total + share * fused_pair_loss(plan.spec, plan.score, [fold], None, side, x, y)
+        for (_, side, share), fold in zip(self.sides(call), plan.folds, strict=True):
+            total = total + share * logit_pair_loss(plan.spec, score, [fold], side, x, y, trained)
         result: Tensor = total
         return result
 
@@ -154,7 +203,8 @@ class TwoTowerLoss(BaseMetricLossFunction):
         for name, side, share in self.sides(call):
             x, y = self._rows(score, side)
             spec = self.spec(self.trained() is not None)
-            values = share * pair_row_losses(spec, self._score(score, itself), None, side, x, y)[0]
+            seen = logit_score(score, self.trained() is not None)
+            values = share * pair_row_losses(spec, seen, None, side, x, y)[0]
             index = torch.arange(len(values), device=values.device)
             losses[name] = {"losses": values, "indices": index, "reduction_type": "element"}
         return losses

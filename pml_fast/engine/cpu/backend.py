@@ -28,6 +28,7 @@ class CpuBackend:
 
     name = "cpu"
     divides = True
+    on_host = True
 
     def available(self) -> str | None:
         return None if _extension.load() is not None else f"the compiled extension is {_extension.status()}"
@@ -65,18 +66,17 @@ class CpuBackend:
         keep = need_x or need_y
         sweep = Sweep(problem, problem.spec.name, problem.spec.params(), problem.rule)
         sweep.forward(keep)
-        rows, exists = sweep.finish()
-        return PairRows(rows, exists, rows.new_zeros(0), sweep if keep else None)
+        return sweep.finish(keep)
 
     def pair_grads(
-        self, problem: PairProblem, state: PairRows, w: Tensor, need_x: bool, need_y: bool
+        self, problem: PairProblem, state: PairRows, w: Tensor, need_x: bool, need_y: bool, w_columns: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
         if problem.spec.name in COMPILED_ROWS:
             return strip.pair_grads(problem, state, w, need_x, need_y)
         sweep = state.scratch
         if sweep is None:
             sweep = self.pair_rows(problem, need_x, need_y).scratch
-        return sweep.gradients(w, need_x, need_y)
+        return sweep.gradients(w, need_x, need_y, w_columns)
 
     def triplet_rows(
         self, problem: TripletProblem, need_x: bool, need_y: bool, uniform: bool

@@ -85,8 +85,9 @@ def logit(spec: str, params: list[float], score: Score) -> Logit | None:
     return LOGITS[spec](params, score.sign)
 
 
-def row_levels(own: Logit, score: Score, x_norms: Tensor, y_norms: Tensor) -> Tensor | None:
-    """A level for each row, where the range that the norms ``[N]`` and ``[M]`` leave its scores fits the type's exponent."""
+def row_levels(own: Logit, score: Score, x_norms: Tensor, y_norms: Tensor) -> Tensor | float | None:
+    """A level for each row ``[N]`` or for all, where the range that the norms ``[N]`` and ``[M]`` leave its scores fits the
+    type's exponent. Inner products have one for all: what lies in the middle is 0."""
     if score.kind not in ("dot", "l2") or not isinstance(own, Affine) or y_norms.numel() == 0:
         return None
     top = y_norms.max()
@@ -94,7 +95,9 @@ def row_levels(own: Logit, score: Score, x_norms: Tensor, y_norms: Tensor) -> Te
     least = -far if score.kind == "dot" else torch.zeros_like(far)
     # Comparisons with NaN are False: such rows are asked for their largest logit.
     fits = abs(own.a) * (far - least) <= LOGIT_SPAN[far.dtype]
-    return own.of((far + least) / 2) if bool(fits.all()) else None
+    if not bool(fits.all()):
+        return None
+    return own.b if score.kind == "dot" else own.of((far + least) / 2)
 
 
 def fixed_level(spec: str, params: list[float], score: Score, dtype: torch.dtype) -> float:

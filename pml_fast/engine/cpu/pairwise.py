@@ -8,14 +8,15 @@ the diagonal: a score serves both of its rows, and ``H = W + W^T`` gives the gra
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pml_fast.engine.cpu.levels import fixed_level, logit, row_levels
 from pml_fast.engine.cpu.rows import TILE_BYTES, SortedRows, Tile, extension, tiles
-from pml_fast.engine.problem import ExtremeProblem, PairProblem
+from pml_fast.engine.problem import ExtremeProblem, PairProblem, PairRows
 
 # Tiles of scores kept from the forward sweep for the gradient sweep that follows at once; together with the sorted rows and
 # the tile in work they stay within the step's allowance.
@@ -36,23 +37,37 @@ class Sweep:
         self.n, self.m, self.shared = self.rows.n, self.rows.m, self.rows.shared
         self.level = fixed_level(spec, params, score, self.x.dtype) if spec else 0.0
         limits = problem.limits if isinstance(problem, PairProblem) else []
-        self.engine = extension().pair_engine(
-            self.rows.compiled, spec, params, score.sign, limits, self.level, self.rows.is_double
-        )
+
+        def engine(compiled: Any) -> Any:
+            return extension().pair_engine(compiled, spec, params, score.sign, limits, self.level, self.rows.is_double)
+
+        self.engine = engine(self.rows.compiled)
+        # The columns' own engine, where they are anchors as well.
+        self.columns = engine(self.rows.turned()) if isinstance(problem, PairProblem) and problem.bidirectional else None
+        if self.columns is not None:
+            self.engine.mirror_into(self.columns)
         self.kept: dict[tuple[int, int], Tensor] = {}
+
+    @property
+    def both_roles(self) -> bool:
+        """Whether a score serves its row and its column."""
+        return self.shared or self.columns is not None
 
     def tiles(self) -> Iterator[Tile]:
         """The tiles of this problem."""
-        return tiles(self.n, self.m, self.shared, self.x.element_size())
+        return tiles(self.n, self.m, self.shared, self.x.element_size(), self.columns is not None)
 
     def forward(self, keep: bool) -> None:
         """Fold every tile into the engine's state; keep what fits of the scores when a gradient will follow."""
         problem = self.problem
         if isinstance(problem, PairProblem) and problem.levels is not None:
-            self._set_levels(problem.levels.to(self.x.dtype).index_select(0, self.rows.layout.row_order))
+            given = problem.levels.to(self.x.dtype).index_select(0, self.rows.layout.row_order)
+            self._set_levels([self.engine], [given])
         elif math.isnan(self.level):
             self._take_levels()
         self.engine.score_positives()
+        if self.columns is not None:
+            self.columns.score_positives()
         room = kept_bytes(self.x) if keep else 0
         for _ in range(self.engine.sweeps):
             for tile in self.tiles():
@@ -80,42 +95,61 @@ class Sweep:
         assert own is not None
         x_norms = torch.linalg.vector_norm(self.x, dim=1)
         y_norms = x_norms if self.shared else torch.linalg.vector_norm(self.y, dim=1)
-        levels = row_levels(own, problem.score, x_norms, y_norms)
-        if levels is not None:
-            self._set_levels(levels)
-            return
-        value, index = self.extreme(own.rises)
-        self._set_levels(own.of(torch.where(index >= 0, value, 0.0)))
+        ways = [(self.engine, x_norms, y_norms)]
+        if self.columns is not None:
+            ways.append((self.columns, y_norms, x_norms))
+        levels = [row_levels(own, problem.score, norms, others) for _, norms, others in ways]
+        if any(level is None for level in levels):
+            levels = [own.of(torch.where(index >= 0, value, 0.0)) for value, index in self._extremes(own.rises)]
+        self._set_levels([engine for engine, *_ in ways], levels)
 
-    def _set_levels(self, levels: Tensor) -> None:
-        # The compiled side reads them through their address.
+    def _set_levels(self, engines: Sequence[Any], levels: Sequence[Tensor | float | None]) -> None:
+        # The compiled side reads tensors through their addresses.
         self.levels = levels
-        self.engine.set_levels(levels.data_ptr())
+        for engine, level in zip(engines, levels, strict=True):
+            if isinstance(level, Tensor):
+                engine.set_levels(level.data_ptr())
+            else:
+                engine.set_level(level)
 
     def extreme(self, largest: bool) -> tuple[Tensor, Tensor]:
         """Value and sorted column of each sorted row's extreme negative."""
-        value = self.x.new_full((self.n,), float("-inf") if largest else float("inf"))
-        index = torch.full((self.n,), -1, dtype=torch.int64)
+        return self._extremes(largest)[0]
+
+    def _extremes(self, largest: bool) -> list[tuple[Tensor, Tensor]]:
+        """Those of the rows and, of a bidirectional problem, those of the columns."""
+        counts = [self.n] if self.columns is None else [self.n, self.m]
+        worst = float("-inf") if largest else float("inf")
+        found = [(self.x.new_full((count,), worst), torch.full((count,), -1, dtype=torch.int64)) for count in counts]
+        (value, index), (mirror_value, mirror_index) = found[0], found[-1]
         for tile in self.tiles():
             s = self.rows.products(tile)
             self.engine.fold_extreme(
                 s.data_ptr(), s.stride(0), tile.i0, tile.i1, tile.j0, tile.j1, tile.mirror, largest,
-                value.data_ptr(), index.data_ptr(),
+                value.data_ptr(), index.data_ptr(), mirror_value.data_ptr(), mirror_index.data_ptr(),
             )  # fmt: skip
-        return value, index
+        return found
 
-    def finish(self) -> tuple[Tensor, Tensor]:
-        """Rows ``[T, 2, N]`` in the caller's order, and whether positives and negatives exist."""
-        rows = self.x.new_empty(self.engine.terms, 2, self.n)
-        exists = self.engine.finish(rows.data_ptr())
+    def finish(self, keep: bool) -> PairRows:
+        """The rows' values and counts in the caller's order; ``keep`` hands on this sweep to the gradients."""
+        rows, exists = self._finish(self.engine, self.layout.row_order)
+        columns = None if self.columns is None else self._finish(self.columns, self.layout.col_order)[0]
+        return PairRows(rows, torch.tensor(exists), rows.new_zeros(0), self if keep else None, columns)
+
+    def _finish(self, engine: Any, order: Tensor) -> tuple[Tensor, tuple[bool, bool]]:
+        rows = self.x.new_empty(engine.terms, 2, len(order))
+        exists = engine.finish(rows.data_ptr())
         ordered = torch.empty_like(rows)
-        ordered[:, :, self.layout.row_order] = rows
-        return ordered, torch.tensor(exists)
+        ordered[:, :, order] = rows
+        return ordered, exists
 
-    def gradients(self, w: Tensor, need_x: bool, need_y: bool) -> tuple[Tensor | None, Tensor | None]:
+    def gradients(
+        self, w: Tensor, need_x: bool, need_y: bool, w_columns: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
         """The second sweep."""
-        w = w.to(self.x.dtype).index_select(1, self.layout.row_order)
-        self.engine.set_weights(w.data_ptr())
+        self._weigh(self.engine, w, self.layout.row_order)
+        if w_columns is not None:
+            self._weigh(self.columns, w_columns, self.layout.col_order)
         dx = torch.zeros_like(self.x) if need_x else None
         dy = torch.zeros_like(self.y) if need_y and not self.shared else None
         for tile in self.tiles():
@@ -123,12 +157,19 @@ class Sweep:
             scored = s is not None
             s = self.rows.products(tile) if s is None else s
             live = self.engine.coefficients(
-                s.data_ptr(), s.stride(0), tile.i0, tile.i1, tile.j0, tile.j1, tile.mirror, scored, self.shared
+                s.data_ptr(), s.stride(0), tile.i0, tile.i1, tile.j0, tile.j1, tile.mirror, scored, self.both_roles
             )
             if live:
                 self._add_products(tile, s, dx, dy)
-        self.engine.finish_gradients(0 if dx is None else dx.data_ptr(), 0 if dy is None else dy.data_ptr())
+        by_x, by_y = (0 if grad is None else grad.data_ptr() for grad in (dx, dy))
+        self.engine.finish_gradients(by_x, by_y)
+        if self.columns is not None:
+            self.columns.finish_gradients(by_y, by_x)
         return self.rows.unsorted(dx, dy)
+
+    def _weigh(self, engine: Any, w: Tensor, order: Tensor) -> None:
+        own = w.to(self.x.dtype).index_select(1, order)
+        engine.set_weights(own.data_ptr())
 
     def _add_products(self, tile: Tile, h: Tensor, dx: Tensor | None, dy: Tensor | None) -> None:
         rows, cols = slice(tile.i0, tile.i1), slice(tile.j0, tile.j1)

@@ -36,6 +36,12 @@ class Layout:
     col_start: Tensor
     col_end: Tensor
 
+    def turned(self) -> Layout:
+        """Columns as rows."""
+        offset = self.offset.new_zeros(len(self.col_start) + 1)
+        torch.cumsum(self.col_end - self.col_start, dim=0, out=offset[1:])
+        return Layout(self.col_order, self.row_order, self.col_start, self.col_end, offset, self.start, self.end)
+
 
 def class_layout(x_labels: Tensor, y_labels: Tensor, itself: bool) -> Layout:
     """Sort rows and columns by class."""
@@ -69,8 +75,9 @@ class Tile:
     mirror: int
 
 
-def tiles(n: int, m: int, shared: bool, item: int) -> Iterator[Tile]:
-    """Every tile of the sweep; where ``shared`` only those on or above the diagonal."""
+def tiles(n: int, m: int, shared: bool, item: int, bidirectional: bool = False) -> Iterator[Tile]:
+    """Every tile of the sweep; where ``shared`` only those on or above the diagonal. All columns of a ``bidirectional`` problem
+    serve their own rows."""
     width = max(1, min(m, TILE_COLUMNS))
     height = max(16, min(512, TILE_BYTES // (item * width)))
     if shared and n <= 2048:
@@ -80,7 +87,7 @@ def tiles(n: int, m: int, shared: bool, item: int) -> Iterator[Tile]:
         i1 = min(n, i0 + height)
         for j0 in range(i0 if shared else 0, m, width):
             j1 = min(m, j0 + width)
-            yield Tile(i0, i1, j0, j1, max(i1, j0) if shared else j1)
+            yield Tile(i0, i1, j0, j1, max(i1, j0) if shared else j0 if bidirectional else j1)
 
 
 def distance_name(score: Score) -> str:
@@ -102,16 +109,24 @@ class SortedRows:
         self.n, self.m = len(self.x), len(self.y)
         self.rule = None if rule is None else rule.to(self.x.dtype).index_select(1, self.layout.row_order)
         layout = self.layout
-        # The compiled side reads these tensors through their addresses: they live as long as this object.
-        self.compiled = extension().problem(
-            self.x.data_ptr(), self.y.data_ptr(), layout.start.data_ptr(), layout.end.data_ptr(),
-            layout.offset.data_ptr(), layout.col_start.data_ptr(), layout.col_end.data_ptr(),
-            0 if self.rule is None else self.rule.data_ptr(), 0 if self.own is None else self.own.data_ptr(),
-            self.n, self.m, self.x.shape[1], self.shared, problem.itself,
-            distance_name(problem.score), torch.get_num_threads(),
-        )  # fmt: skip
+        self.itself, self.distance = problem.itself, distance_name(problem.score)
+        self.compiled = self._compiled(self.x, self.y, layout)
         self.is_double = self.x.dtype == torch.float64
         self._buffer: Tensor | None = None
+
+    def _compiled(self, x: Tensor, y: Tensor, layout: Layout) -> Any:
+        # The compiled side reads these tensors through their addresses: they live as long as this object.
+        return extension().problem(
+            x.data_ptr(), y.data_ptr(), layout.start.data_ptr(), layout.end.data_ptr(),
+            layout.offset.data_ptr(), layout.col_start.data_ptr(), layout.col_end.data_ptr(),
+            0 if self.rule is None else self.rule.data_ptr(), 0 if self.own is None else self.own.data_ptr(),
+            len(x), len(y), x.shape[1], self.shared, self.itself, self.distance, torch.get_num_threads(),
+        )  # fmt: skip
+
+    def turned(self) -> Any:
+        """The columns against the rows, in the same order."""
+        self.back = self.layout.turned()
+        return self._compiled(self.y, self.x, self.back)
 
     def products(self, tile: Tile, out: Tensor | None = None) -> Tensor:
         """Inner products of a tile, in ``out`` or in a buffer that the next tile overwrites."""

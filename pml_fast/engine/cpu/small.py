@@ -25,6 +25,8 @@ from pml_fast.engine.spec import pair_spec
 # Above this, torch's matrix products on tiles are faster than one call.
 LARGEST = 512
 
+# What a compiled pair loss says of itself.
+_REFUSED, _NOTHING = 0, 1
 # Triplets beyond which a list is worth more than one thread.
 MOST_LISTED = 1 << 14
 
@@ -42,6 +44,7 @@ class Recipe:
     gated: bool
     sign: float
     itself: bool
+    bidirectional: bool
     levels: dict[torch.dtype, float]
     logits: dict[torch.dtype, list[float]]
     limits: list[Limits]
@@ -49,25 +52,33 @@ class Recipe:
 
 
 @lru_cache(maxsize=256)
-def recipe(spec: str, params: tuple[float, ...], score: str, folds: tuple[str, ...], itself: bool = True) -> Recipe | None:
-    """How to run this in one call, or ``None`` where only tiles will do."""
+def recipe(
+    spec: str, params: tuple[float, ...], score: str, folds: tuple[str, ...], itself: bool = True,
+    bidirectional: bool = False, trained: bool = False,
+) -> Recipe | None:  # fmt: skip
+    """How to run this in one call, or ``None`` where only tiles will do.
+
+    Of a ``bidirectional`` loss the folds of the columns follow those of the rows. ``trained`` says that there is a scale.
+    """
     sc, reductions = Score.decode(score), [Fold.decode(fold) for fold in folds]
     computed = has_kernel(sc) if itself else has_kernel(replace(sc, symmetric=True))
     if spec not in COMPILED or not computed or any(fold.kind not in _FOLDS for fold in reductions):
         return None
     maths, values = pair_spec(spec, params), list(params)
-    levels = {dtype: fixed_level(spec, values, sc, dtype) for dtype in LOGIT_SPAN}
+    # A scale takes the scores out of their bounds.
+    seen = replace(sc, normalize=False) if trained else sc
+    levels = {dtype: fixed_level(spec, values, seen, dtype) for dtype in LOGIT_SPAN}
     own = logit(spec, values, sc)
     affine = isinstance(own, Affine)
     if not affine and any(math.isnan(level) for level in levels.values()):
         return None
     a, b = (own.a, own.b) if isinstance(own, Affine) else (0.0, 0.0)
     return Recipe(
-        spec, values, distance_name(sc), sc.normalize, maths.gated, sc.sign, itself, levels,
+        spec, values, distance_name(sc), sc.normalize, maths.gated, sc.sign, itself, bidirectional, levels,
         {dtype: [a, b, span] for dtype, span in LOGIT_SPAN.items()},
         # A loss a row is compared with its limits when it is reduced, a pair's inside the sweep.
         [(fold.low, fold.high) if fold.kind == "threshold" else fold.pair_limits() for fold in reductions],
-        [(fold.kind, term.kind == "element") for fold, term in zip(reductions, maths.terms, strict=True)],
+        [(fold.kind, term.kind == "element") for fold, term in zip(reductions, maths.terms * (1 + bidirectional), strict=True)],
     )  # fmt: skip
 
 
@@ -78,34 +89,60 @@ def has_kernel(score: Score) -> bool:
 
 @dataclass(frozen=True)
 class Columns:
-    """Another set ``[M, D]`` to compare with, and whether its gradient is wanted."""
+    """Another set ``[M, D]`` to compare with, and whether its gradient is wanted.
+
+    ``trained`` are the scale, or the scale and the bias, of the scores; ``need_scale`` and ``need_bias`` ask for the gradients
+    by the logarithm of the one and by the other.
+    """
 
     y: Tensor
     labels: Tensor
     need: bool
+    trained: tuple[float, ...] = ()
+    need_scale: bool = False
+    need_bias: bool = False
 
 
 def pair_loss(
     x: Tensor, labels: Tensor, rule: Tensor | None, how: Recipe, need: bool, columns: Columns | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-    """The outputs of ``pairwise_loss`` for a batch ``[N, D]`` against itself or other columns, or ``None`` where the rows are
-    so long that only tiles will do."""
+) -> tuple[Tensor, ...] | None:
+    """The outputs of ``pairwise_loss`` for a batch ``[N, D]`` against itself or other columns, and the gradients by what is
+    trained (one number each, or none); or ``None`` where the rows are so long that only tiles will do.
+
+    Where there was nothing to compare no gradient is left that is not finite.
+    """
     rows, labels, rule = _inputs(x, labels, rule)
     wide = rows.dtype
-    other = None if columns is None else columns.y.to(wide).contiguous()
-    other_labels = None if columns is None else columns.labels.contiguous()
     # Losses and, where pairs are counted over triplets, slopes.
-    terms = rows.new_empty((2, len(how.folds)) if how.folds[0][0] == "over_triplets" else len(how.folds))
+    shape = (2, len(how.folds)) if how.folds[0][0] == "over_triplets" else (len(how.folds),)
+    total, terms = rows.new_empty(()), rows.new_empty(shape)
+    # What nobody wants is empty, and has no address; outputs must not be one tensor.
     dx = torch.empty_like(rows) if need else rows.new_empty(0)
-    dy = torch.empty_like(other) if columns is not None and columns.need and other is not None else rows.new_empty(0)
-    done = extension().small_pair_loss(
+    dy, by_log_scale, by_bias = (rows.new_empty(0) for _ in range(3))
+    other = other_labels = None
+    trained: tuple[float, ...] = ()
+    if columns is not None:
+        other, other_labels, _ = _inputs(columns.y, columns.labels, None)
+        trained = columns.trained
+        dy = torch.empty_like(other) if columns.need else dy
+        by_log_scale = rows.new_empty(()) if columns.need_scale else by_log_scale
+        by_bias = rows.new_empty(()) if columns.need_bias else by_bias
+    result = extension().small_pair_loss(
         rows.data_ptr(), labels.data_ptr(), _address(rule), rows.shape[0], rows.shape[1], _address(other),
         _address(other_labels), 0 if other is None else other.shape[0], how.distance, how.normalize, how.gated, how.sign,
         how.levels[wide], how.logits[wide], torch.get_num_threads(), how.spec, how.params, how.limits, how.folds,
-        terms.data_ptr(), dx.data_ptr(), dy.data_ptr(), wide == torch.float64,
+        how.bidirectional, trained, total.data_ptr(), terms.data_ptr(), dx.data_ptr(), dy.data_ptr(),
+        by_log_scale.data_ptr(), by_bias.data_ptr(), wide == torch.float64,
     )  # fmt: skip
-    losses = terms[0] if terms.ndim > 1 else terms
-    return (losses.sum(), terms, dx.to(x.dtype), dy.to(x.dtype if columns is None else columns.y.dtype)) if done else None
+    if result == _REFUSED:
+        return None
+    grads = dx, dy, by_log_scale, by_bias
+    if result == _NOTHING:
+        for grad in grads:
+            grad.masked_fill_(~grad.isfinite(), 0.0)
+    if x.dtype != wide:
+        dx, dy = dx.to(x.dtype), dy.to(x.dtype)
+    return total, terms, dx, dy, by_log_scale, by_bias
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -77,9 +77,9 @@ class TritonBackend:
         return _module("sweeps").pair_rows(problem)
 
     def pair_grads(
-        self, problem: PairProblem, state: PairRows, w: Tensor, need_x: bool, need_y: bool
+        self, problem: PairProblem, state: PairRows, w: Tensor, need_x: bool, need_y: bool, w_columns: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
-        return _module("sweeps").pair_grads(problem, state.saved, w, need_x, need_y)
+        return _module("sweeps").pair_grads(problem, state.saved, w, need_x, need_y, w_columns)
 
     def extremes(self, problem: ExtremeProblem) -> tuple[Tensor, Tensor]:
         return _module("sweeps").extremes(problem)

@@ -20,6 +20,7 @@ QUICK = (("supcon", "dot"), ("ntxent", "distance"), ("contrastive", "distance"))
 
 _POINTERS = {
     **dict.fromkeys(("x_norm_ptr", "y_norm_ptr", "rule_ptr", "rows_ptr", "saved_ptr", "w_ptr", "out_ptr"), "*fp32"),
+    **dict.fromkeys(("col_saved_ptr", "col_w_ptr"), "*fp32"),
     **dict.fromkeys(("low_ptr", "high_ptr", "value_ptr"), "*fp32"),
     **dict.fromkeys(("x_label_ptr", "y_label_ptr", "index_ptr"), "*i64"),
     "seen_ptr": "*i8",

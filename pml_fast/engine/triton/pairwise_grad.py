@@ -61,7 +61,7 @@ def pulls(
     ROW_ANCHORS: tl.constexpr, COL_ANCHORS: tl.constexpr, HAS_RULE: tl.constexpr,
 ):  # fmt: skip
     # H [BLOCK_M, BLOCK_N]: the gradient by row i is sum_j H_ij y_j, less H_ij x_i for a distance. `rows` and `cols` are what
-    # load_anchor gives for them. Anchors are the rows, the columns, or both (a batch against itself: H = W + W^T).
+    # load_anchor gives for them. Anchors are the rows, the columns, or both (of a batch against itself H = W + W^T).
     z = LOGIT(s, same, sign, p0, p1, p2, p3)
     h = tl.zeros(s.shape, dtype=tl.float32)
     if ROW_ANCHORS:
@@ -114,7 +114,8 @@ def load_turned(turned_ptr, offs_d, offs_n, stride, D):
 
 @triton.jit
 def pair_grad_kernel(
-    x_ptr, y_ptr, turned_ptr, x_norm_ptr, y_norm_ptr, x_label_ptr, y_label_ptr, rule_ptr, saved_ptr, w_ptr, out_ptr,
+    x_ptr, y_ptr, turned_ptr, x_norm_ptr, y_norm_ptr, x_label_ptr, y_label_ptr, rule_ptr, saved_ptr, w_ptr, col_saved_ptr,
+    col_w_ptr, out_ptr,
     stride_xm, stride_ym, stride_td, stride_om, N, M, D, sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3,
     TERMS: tl.constexpr, SAVED: tl.constexpr, LOGIT: tl.constexpr, DERIVATIVE: tl.constexpr,
     KIND: tl.constexpr, ITSELF: tl.constexpr, ROW_ANCHORS: tl.constexpr, COL_ANCHORS: tl.constexpr,
@@ -144,8 +145,8 @@ def pair_grad_kernel(
         )  # fmt: skip  # [BLOCK_M, BLOCK_N]
         y_label = tl.load(y_label_ptr + tl.minimum(offs_n, M - 1))
         if COL_ANCHORS:
-            w_pos_n, w_neg_n = load_weights(w_ptr, offs_n, M, TERMS)
-            cols = load_anchor(w_pos_n, w_neg_n, rule_ptr, saved_ptr, offs_n, M, SAVED, HAS_RULE)
+            w_pos_n, w_neg_n = load_weights(col_w_ptr, offs_n, M, TERMS)
+            cols = load_anchor(w_pos_n, w_neg_n, rule_ptr, col_saved_ptr, offs_n, M, SAVED, HAS_RULE)
         else:
             cols = no_anchor(offs_n)
         h = pulls(
@@ -170,7 +171,8 @@ def pair_grad_kernel(
 
 @triton.jit
 def pair_pulls_kernel(
-    x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, x_label_ptr, y_label_ptr, rule_ptr, saved_ptr, w_ptr, h_ptr,
+    x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, x_label_ptr, y_label_ptr, rule_ptr, saved_ptr, w_ptr, col_saved_ptr, col_w_ptr,
+    h_ptr,
     first, last, stride_xm, stride_ym, stride_hm, N, M, D, sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3,
     TERMS: tl.constexpr, SAVED: tl.constexpr, LOGIT: tl.constexpr, DERIVATIVE: tl.constexpr,
     KIND: tl.constexpr, ITSELF: tl.constexpr, ROW_ANCHORS: tl.constexpr, COL_ANCHORS: tl.constexpr,
@@ -196,8 +198,8 @@ def pair_pulls_kernel(
     else:
         rows = no_anchor(offs_m)
     if COL_ANCHORS:
-        w_pos_n, w_neg_n = load_weights(w_ptr, offs_n, M, TERMS)
-        cols = load_anchor(w_pos_n, w_neg_n, rule_ptr, saved_ptr, offs_n, M, SAVED, HAS_RULE)
+        w_pos_n, w_neg_n = load_weights(col_w_ptr, offs_n, M, TERMS)
+        cols = load_anchor(w_pos_n, w_neg_n, rule_ptr, col_saved_ptr, offs_n, M, SAVED, HAS_RULE)
     else:
         cols = no_anchor(offs_n)
     h = pulls(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,10 @@ def rule_of(rule: Tensor | None, x: Tensor) -> Tensor:
 
 def pair_rows(problem: PairProblem) -> PairRows:
     """The forward sweep: each row's values and counts, and the levels its derivative needs as ``saved [3, N]``."""
+    if problem.bidirectional:
+        # A block of rows has the whole of its own sums, and no other's: columns are swept as rows.
+        forth, back = pair_rows(problem.forth), pair_rows(problem.back)
+        return PairRows(forth.rows, forth.exists, torch.cat([forth.saved, back.saved], dim=1), columns=back.rows)
     epilogue = EPILOGUES[problem.spec.name]
     if epilogue.shape == EXP_THEN_PAIRS and problem.y.shape[0] >= layout.SORT_FROM:
         sorted_problem, place = layout.class_sorted(problem)
@@ -73,22 +79,38 @@ def sweep(
     return rows, saved, seen
 
 
+@dataclass(frozen=True)
+class Anchors:
+    """What anchors bring to the derivative: ``saved [3, N]`` of the forward sweep, and weights ``[T, N]``."""
+
+    saved: Tensor
+    w: Tensor
+
+    @staticmethod
+    def of(saved: Tensor, w: Tensor) -> Anchors:
+        return Anchors(saved.contiguous(), w.to(torch.float32).contiguous())
+
+
 def pair_grads(
-    problem: PairProblem, saved: Tensor, w: Tensor, need_x: bool, need_y: bool
+    problem: PairProblem, saved: Tensor, w: Tensor, need_x: bool, need_y: bool, w_columns: Tensor | None = None
 ) -> tuple[Tensor | None, Tensor | None]:
     """The backward: float32 gradients of ``sum(w * value)``, one launch a side (two a strip where D is wide)."""
-    kind = layout.score_kind(problem.score)
-    w = w.to(torch.float32).contiguous()
-    dx = _grad(problem, *layout.sides(problem, kind), saved, w, True, problem.itself) if need_x else None
+    kind, n = layout.score_kind(problem.score), problem.x.shape[0]
+    rows = columns = Anchors.of(saved[:, :n], w)
+    if w_columns is not None:
+        columns = Anchors.of(saved[:, n:], w_columns)
+    both = problem.itself or problem.bidirectional
+    dx = _grad(problem, *layout.sides(problem, kind), rows, columns if both else None) if need_x else None
     if problem.itself or not need_y:
         return dx, None
-    return dx, _grad(problem, *layout.sides(problem, kind, swapped=True), saved, w, False, True)
+    return dx, _grad(problem, *layout.sides(problem, kind, swapped=True), columns if both else None, rows)
 
 
-def _grad(
-    problem: PairProblem, x: layout.Operand, y: layout.Operand, saved: Tensor, w: Tensor, by_row: bool, by_col: bool
-) -> Tensor:
+def _grad(problem: PairProblem, x: layout.Operand, y: layout.Operand, rows: Anchors | None, columns: Anchors | None) -> Tensor:
     """Gradient by the rows of ``x`` against the columns ``y``; the anchors are the rows, the columns, or both."""
+    # A kernel does not read those that are none.
+    own, there = rows or columns, columns or rows
+    assert own is not None and there is not None
     epilogue, kind = EPILOGUES[problem.spec.name], layout.score_kind(problem.score)
     (n, d), m = x.rows.shape, y.rows.shape[0]
     split = layout.splits(problem.x.dtype, kind)
@@ -97,13 +119,16 @@ def _grad(
         return out
     # The parts of split rows are multiplied by the coefficients' own parts, which are written out.
     cfg = launch_config("pulls" if split or epilogue.heavy else "grad", x.rows, kind)
-    inputs = (x.rows, y.rows, x.norms, y.norms, x.labels, y.labels, rule_of(problem.rule, problem.x), saved, w)
+    inputs = (
+        x.rows, y.rows, x.norms, y.norms, x.labels, y.labels, rule_of(problem.rule, problem.x),
+        own.saved, own.w, there.saved, there.w,
+    )  # fmt: skip
     sizes = (n, m, d, *_scalars(problem))
     chosen = {
         "TERMS": len(problem.spec.terms), "SAVED": epilogue.levels > 0, "LOGIT": epilogue.logit,
-        "DERIVATIVE": epilogue.derivative, "KIND": kind, "ITSELF": problem.itself, "ROW_ANCHORS": by_row,
-        "COL_ANCHORS": by_col, "HAS_RULE": problem.rule is not None, "PRECISION": layout.dot_precision(x.rows.dtype),
-        **tile_arguments(cfg),
+        "DERIVATIVE": epilogue.derivative, "KIND": kind, "ITSELF": problem.itself, "ROW_ANCHORS": rows is not None,
+        "COL_ANCHORS": columns is not None, "HAS_RULE": problem.rule is not None,
+        "PRECISION": layout.dot_precision(x.rows.dtype), **tile_arguments(cfg),
     }  # fmt: skip
     strides = (x.rows.stride(0), y.rows.stride(0))
     if cfg.resident:
