@@ -22,7 +22,7 @@ with interpreting():
     from triton.runtime import JITFunction
     from triton.runtime.interpreter import InterpretedFunction
 
-    from pml_fast.engine.triton import epilogues, small, small_step, sweeps
+    from pml_fast.engine.triton import epilogues, launch, small, small_step
 
 pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("interpreter", "poisoned")]
 
@@ -50,6 +50,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = ((37, 19), (21, 130))
 ULP = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 TOLERANCE = {torch.float32: 3e-5, torch.bfloat16: 1.2e-2, torch.float16: 1.5e-3}
+
+SPECS = sorted(name for name, epilogue in epilogues.EPILOGUES.items() if epilogue.small)
 
 Outputs = tuple[Tensor, Tensor, Tensor]
 
@@ -93,7 +95,7 @@ def exact_step(x: Tensor, labels: Tensor, rule: Tensor | None, spec: PairSpec, s
 
 
 def cases() -> list[tuple[object, ...]]:
-    every = itertools.product(sorted(epilogues.EPILOGUES), SCORES)
+    every = itertools.product(SPECS, SCORES)
     main = [case for case in every if SCORES[case[1]].kind == "dot" or not epilogues.EPILOGUES[case[0]].cosines]
     rest = list(itertools.product(FOLDS, (False, True), DTYPES, SHAPES))
     if EVERYTHING:
@@ -122,7 +124,7 @@ def test_matches_the_oracle(spec: str, score: str, fold: str, ruled: bool, dtype
     assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
 
 
-@pytest.mark.parametrize("spec", sorted(epilogues.EPILOGUES))
+@pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("classes", [1, 10**6])
 @pytest.mark.parametrize("n", [1, 2, 18])
 def test_one_class_and_no_positives(spec: str, classes: int, n: int) -> None:
@@ -218,7 +220,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     [
         losses.SupConLoss(), losses.NTXentLoss(), losses.CircleLoss(), losses.MultiSimilarityLoss(), losses.ContrastiveLoss(),
         losses.ContrastiveLoss(reducer=reducers.MeanReducer()), losses.NCALoss(), losses.TupletMarginLoss(),
-        losses.GeneralizedLiftedStructureLoss(), losses.ThresholdConsistentMarginLoss(),
+        losses.GeneralizedLiftedStructureLoss(), losses.ThresholdConsistentMarginLoss(), losses.RankedListLoss(),
     ],
     ids=lambda f: type(f).__name__,
 )  # fmt: skip
@@ -268,7 +270,7 @@ def test_beyond_the_largest_batch_the_general_kernels_run(monkeypatch: pytest.Mo
     general = step("triton", x, labels, None, made, SCORES["cosine"], folds)
     assert "small_grad_kernel" not in seen
     assert_equal(by_launches, tuple(part.double() for part in general), 1e-5)  # type: ignore[arg-type]
-    assert sweeps.launch_config("state", x, 0).block_m == 16
+    assert launch.launch_config("state", x, 0).block_m == 16
 
 
 # ---- on the card alone
@@ -276,7 +278,7 @@ def test_beyond_the_largest_batch_the_general_kernels_run(monkeypatch: pytest.Mo
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
-@pytest.mark.parametrize("spec", sorted(epilogues.EPILOGUES))
+@pytest.mark.parametrize("spec", SPECS)
 def test_a_step_never_waits_for_the_host_and_a_cuda_graph_replays_it(spec: str) -> None:
     x, labels = batch(256, 128, torch.float32, 64)
     made = PAIR_SPECS[spec]()

@@ -14,7 +14,7 @@ from pml_fast import cli
 with interpreting():
     from triton.runtime.errors import OutOfResources
 
-    from pml_fast.engine.triton import sweeps, tune, tuned
+    from pml_fast.engine.triton import launch, sweeps, tune, tuned
     from pml_fast.engine.triton.configs import ARCHES, Config, config
 
 pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("interpreter")]
@@ -35,7 +35,7 @@ def task(kernel: str, dtype: torch.dtype = torch.float32, d: int = 20, n: int = 
 
 def in_force(kernel: str, d: int = 20, n: int = 24, dtype: torch.dtype = torch.float32) -> Config:
     """What a launch on such rows would take."""
-    return sweeps.launch_config(kernel, torch.empty(n, d, dtype=dtype, device=DEVICE), 0)
+    return launch.launch_config(kernel, torch.empty(n, d, dtype=dtype, device=DEVICE), 0)
 
 
 class Clock:
@@ -149,7 +149,7 @@ def test_an_output_that_is_not_written_is_wrong(monkeypatch: pytest.MonkeyPatch)
     def lazy(problem: object) -> object:
         value, index = extremes(problem)
         return (
-            (sweeps.layout.empty(value.shape, device=value.device), index) if in_force("extreme") == SMALL else (value, index)
+            (launch.layout.empty(value.shape, device=value.device), index) if in_force("extreme") == SMALL else (value, index)
         )
 
     monkeypatch.setattr(sweeps, "extremes", lazy)

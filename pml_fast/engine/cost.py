@@ -264,25 +264,27 @@ def _indexed(size: Size, backend: str) -> Cost:
 
 def _triton_pairwise(size: Size, spec: PairSpec | TripletSpec, score: Score, _: bool) -> Cost:
     assert isinstance(spec, PairSpec)
-    # A loss for each positive takes a second sweep; from SORT_FROM columns on the positives are one run of sorted columns.
     from pml_fast.engine.triton.configs import ARCHES, config
-    from pml_fast.engine.triton.epilogues import EPILOGUES, EXP_THEN_PAIRS
+    from pml_fast.engine.triton.epilogues import EPILOGUES
     from pml_fast.engine.triton.layout import SORT_FROM, WORKSPACE_BYTES, product_type, score_kind, splits
 
-    split = splits(size.dtype, score_kind(score))
-    two_sweeps = EPILOGUES[spec.name].shape == EXP_THEN_PAIRS and size.m < SORT_FROM
-    forward = size.gemm * (2 if two_sweeps else 1)
+    split, epilogue = splits(size.dtype, score_kind(score)), EPILOGUES[spec.name]
+    # From SORT_FROM columns on the positives are one run of sorted columns, and a sweep over them takes next to nothing.
+    again = size.m < SORT_FROM if epilogue.positives_again else epilogue.first is not None
+    back = again and size.shared and epilogue.first is not None and epilogue.first.across
+    forward = size.gemm * (1 + again)
     # Each side that has a gradient recomputes the tiles; a batch against itself is one side.
     sides = size.need_x + (0 if size.shared else size.need_y)
     memory = _common_bytes(size, 2 + _half(size)) + size.item * 16 * size.n
     tile = config("grad", ARCHES[-1], product_type(size.dtype), score.kind != "dot", size.d, size.n)
-    if sides and (split or EPILOGUES[spec.name].heavy or not tile.resident):
+    if sides and (split or epilogue.heavy or not tile.resident):
         memory += min((6 if split else 4) * size.n * size.m, WORKSPACE_BYTES)
     if split:
         # Rows and columns in three bfloat16 parts each, and the parts that coefficients multiply.
         memory += 18 * max(size.sets, size.m * size.d)
     # Three products of parts are counted as the one that they stand for.
-    return _cost(size, forward, forward + 2 * sides * size.gemm, 1 + sides, memory)
+    step = forward + (back + 2 * sides) * size.gemm
+    return _cost(size, forward, step, 1 + again + back + sides, memory)
 
 
 def _triton_small(size: Size) -> Cost:

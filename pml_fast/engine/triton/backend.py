@@ -145,3 +145,11 @@ def refuse_epilogue(name: str, score: Score) -> str | None:
     if known[name].cosines and score.kind != "dot":
         return f"the loss {name!r} takes scores for cosines: its kernel epilogue is for inner products"
     return None
+
+
+def refuse_small(name: str, score: Score) -> str | None:
+    """``None`` where the loss of a small batch against itself takes three launches, else the reason."""
+    reason = refuse_score(score) or refuse_epilogue(name, score)
+    if reason is None and not _module("epilogues").EPILOGUES[name].small:
+        return f"the loss {name!r} takes more than a sweep"
+    return reason

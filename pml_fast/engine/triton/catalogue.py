@@ -6,25 +6,29 @@ from typing import Any
 
 from pml_fast.engine.triton.aot import Kernel
 from pml_fast.engine.triton.configs import ARCHES, ENOUGH_BLOCKS, TABLE, config
-from pml_fast.engine.triton.epilogues import EPILOGUES
+from pml_fast.engine.triton.epilogues import EPILOGUES, Epilogue
+from pml_fast.engine.triton.launch import tile_arguments
 from pml_fast.engine.triton.pairwise import extreme_kernel, pair_state_kernel
+from pml_fast.engine.triton.pairwise_given import given_back_kernel, given_state_kernel
 from pml_fast.engine.triton.pairwise_grad import pair_grad_kernel, pair_pulls_kernel
-from pml_fast.engine.triton.sweeps import tile_arguments
 
 ELEMENTS = {"bf16": "bf16", "fp16": "fp16", "tf32": "fp32", "tf32x3": "fp32"}
 # A D that the chunked entry of a table (bucket 0) serves.
 CHUNKED_D = 512
 # At smaller blocks of rows these stand for all: two sweeps, and two weights with limits.
 HEAVIEST = ("ntxent", "contrastive")
-QUICK = (("supcon", "dot"), ("ntxent", "distance"), ("contrastive", "distance"))
+QUICK = (("supcon", "dot"), ("ntxent", "distance"), ("contrastive", "distance"), ("lifted_structure", "distance"))
+# Losses with weights of their own for either side.
+TWO_TERMS = ("contrastive", "intra_pair_variance")
 
 _POINTERS = {
     **dict.fromkeys(("x_norm_ptr", "y_norm_ptr", "rule_ptr", "rows_ptr", "saved_ptr", "w_ptr", "out_ptr"), "*fp32"),
+    **dict.fromkeys(("norm_ptr", "levels_ptr", "slopes_ptr", "back_ptr"), "*fp32"),
     **dict.fromkeys(("low_ptr", "high_ptr", "value_ptr"), "*fp32"),
-    **dict.fromkeys(("x_label_ptr", "y_label_ptr", "index_ptr"), "*i64"),
+    **dict.fromkeys(("x_label_ptr", "y_label_ptr", "label_ptr", "index_ptr"), "*i64"),
     "seen_ptr": "*i8",
 }
-FLOATS = ("sign", "low_pos", "high_pos", "low_neg", "high_neg", "p0", "p1", "p2", "p3")
+FLOATS = ("sign", "low_pos", "high_pos", "low_neg", "high_neg", "p0", "p1", "p2", "p3", "p4")
 
 
 def _kernel(
@@ -44,6 +48,7 @@ def _kernel(
     warps, stages, registers = (tile.pop(name) for name in ("num_warps", "num_stages", "maxnreg"))
     precision = "tf32x3" if product == "tf32x3" else "tf32"
     constexprs = {**chosen, **tile, "KIND": kind, "ITSELF": True, "PRECISION": precision}
+    constexprs = {argument: value for argument, value in constexprs.items() if argument in fn.arg_names}
     element = f"*{ELEMENTS[product]}"
     pulled = "*bf16" if product == "bf16" else "*fp32"  # as the launcher has it
     types = {
@@ -62,24 +67,35 @@ def _kernel(
     return Kernel(name, fn, signature, constexprs, warps, stages, aligned, quick, (arch,), registers)
 
 
+def _states(loss: str, epilogue: Epilogue) -> list[tuple[str, Any, dict[str, Any]]]:
+    """The sweeps that leave a loss's state: what each adds to its name, its kernel and its functions."""
+    ruled, first = {"LOGIT": epilogue.logit, "HAS_RULE": True}, epilogue.first
+    if first is None:
+        return [("", pair_state_kernel, {**ruled, "SHAPE": epilogue.shape, "FINISH": epilogue.finish})]
+    pairs = {**ruled, "PAIR": epilogue.finish}
+    found = [
+        ("_first", pair_state_kernel, {**ruled, "SHAPE": first.sweep.shape, "FINISH": first.sweep.finish}),
+        ("_given", given_state_kernel, {**pairs, "BOTH_SIDES": loss in TWO_TERMS}),
+    ]
+    return [*found, ("_back", given_back_kernel, pairs)] if first.across else found
+
+
 def _losses(arch: int, product: str, geometry: str, d: int, op: str, rows: int, full: bool) -> list[Kernel]:
     kind = 0 if geometry == "dot" else 1
     found = []
     for loss, epilogue in EPILOGUES.items():
         if not (full or loss in HEAVIEST) or (epilogue.cosines and kind):
             continue
-        # A miner's rule is the heavier variant, as is a batch against itself with both of its roles.
-        chosen = {"LOGIT": epilogue.logit, "HAS_RULE": True}
-        if op == "state":
-            chosen |= {"SHAPE": epilogue.shape, "FINISH": epilogue.finish}
-        else:
-            chosen |= {"TERMS": 2 if loss == "contrastive" else 1, "SAVED": epilogue.levels > 0}
-            chosen |= {"DERIVATIVE": epilogue.derivative, "ROW_ANCHORS": True, "COL_ANCHORS": True}
         quick = full and product == "bf16" and d == CHUNKED_D and (loss, geometry) in QUICK
-        by_block = config(op, arch, product, kind != 0, d, rows).resident
         if op == "state":
-            found.append(_kernel(f"{op}-{loss}", pair_state_kernel, op, arch, product, kind, d, rows, chosen, quick))
-        elif by_block and not epilogue.heavy:
+            made = _states(loss, epilogue)
+            found += [_kernel(f"{op}{part}-{loss}", fn, op, arch, product, kind, d, rows, of, quick) for part, fn, of in made]
+            continue
+        # A miner's rule is the heavier variant, as is a batch against itself with both of its roles.
+        chosen = {"LOGIT": epilogue.logit, "HAS_RULE": True, "TERMS": 2 if loss in TWO_TERMS else 1, "SAVED": epilogue.levels}
+        chosen |= {"DERIVATIVE": epilogue.derivative, "STATE": epilogue.state, "ROW_ANCHORS": True, "COL_ANCHORS": True}
+        by_block = config(op, arch, product, kind != 0, d, rows).resident
+        if by_block and not epilogue.heavy:
             found.append(_kernel(f"{op}-{loss}", pair_grad_kernel, op, arch, product, kind, d, rows, chosen, quick))
         elif not by_block:
             # Coefficients in bfloat16 parts are those of float32 rows at the precision bf16x3.

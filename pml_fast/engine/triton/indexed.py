@@ -17,7 +17,7 @@ from pml_fast.engine.problem import IndexedProblem
 from pml_fast.engine.score import Score
 from pml_fast.engine.triton import layout
 from pml_fast.engine.triton.aot import Kernel
-from pml_fast.engine.triton.sweeps import on
+from pml_fast.engine.triton.launch import on
 
 BLOCK_PAIRS, BLOCK_K, BLOCK_OUT, NUM_WARPS = 32, 64, 128, 4
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -23,7 +23,7 @@ from pml_fast.engine.triton import layout
 from pml_fast.engine.triton.aot import Kernel
 from pml_fast.engine.triton.configs import MOST_REGISTERS
 from pml_fast.engine.triton.knn_kernels import nearest_kernel, positive_keys_kernel, rank_counts_kernel
-from pml_fast.engine.triton.sweeps import on
+from pml_fast.engine.triton.launch import on
 
 LAST = 2**63 - 1
 # Keys of the positives that are held at a time (their counts take half as much).

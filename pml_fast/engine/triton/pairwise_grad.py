@@ -24,57 +24,66 @@ def load_weights(w_ptr, offs, size, TERMS: tl.constexpr):
 
 @triton.jit
 def load_anchor(w_pos, w_neg, rule_ptr, saved_ptr, offs, size, SAVED: tl.constexpr, HAS_RULE: tl.constexpr):
-    # what an anchor brings to its derivative, [B] each: weights of its two sides, levels, intervals
+    # what an anchor brings to its derivative, [B] each: weights of its two sides, levels, extras, intervals. SAVED is how many
+    # numbers a row has saved: none, one extra for both sides (3), or one for each (4)
     mask = offs < size
-    level_pos, level_neg, extra = w_pos, w_pos, w_pos
-    if SAVED:
+    level_pos, level_neg, extra_pos, extra_neg = w_pos, w_pos, w_pos, w_pos
+    if SAVED > 0:
         level_pos = tl.load(saved_ptr + offs, mask=mask, other=0.0)
         level_neg = tl.load(saved_ptr + size + offs, mask=mask, other=0.0)
-        extra = tl.load(saved_ptr + 2 * tl.cast(size, tl.int64) + offs, mask=mask, other=0.0)
+        extra_pos = tl.load(saved_ptr + 2 * tl.cast(size, tl.int64) + offs, mask=mask, other=0.0)
+        extra_neg = extra_pos
+    if SAVED == 4:
+        extra_neg = tl.load(saved_ptr + 3 * tl.cast(size, tl.int64) + offs, mask=mask, other=0.0)
     pos_low, pos_high, neg_low, neg_high = w_pos, w_pos, w_pos, w_pos
     if HAS_RULE:
         pos_low, pos_high, neg_low, neg_high = load_rule(rule_ptr, offs, size)
-    return w_pos, w_neg, level_pos, level_neg, extra, pos_low, pos_high, neg_low, neg_high
+    return w_pos, w_neg, level_pos, level_neg, extra_pos, extra_neg, pos_low, pos_high, neg_low, neg_high
 
 
 @triton.jit
 def coefficients(
-    s, z, same, valid, w_pos, w_neg, level_pos, level_neg, extra, pos_low, pos_high, neg_low, neg_high,
-    sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3,
-    DERIVATIVE: tl.constexpr, HAS_RULE: tl.constexpr,
+    s, z, same, valid, other, w_pos, w_neg, level_pos, level_neg, extra_pos, extra_neg, pos_low, pos_high, neg_low, neg_high,
+    sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3, p4,
+    DERIVATIVE: tl.constexpr, STATE: tl.constexpr, HAS_RULE: tl.constexpr,
 ):  # fmt: skip
-    # w * dL/ds of every pair [BLOCK_M, BLOCK_N]; the anchors' vectors come shaped [:, None] or [None, :]
+    # w * dL/ds of every pair [BLOCK_M, BLOCK_N]; the anchors' vectors come shaped [:, None] or [None, :]. other: the level of
+    # the pair's other end. STATE: what the state of a first sweep has of a pair, whose weights are then the extras
     if HAS_RULE:
         valid = ruled(s, same, valid, pos_low, pos_high, neg_low, neg_high)
     w = tl.where(same, w_pos, w_neg)
     level = tl.where(same, level_pos, level_neg)
-    c = DERIVATIVE(s, z, same, level, extra, low_pos, high_pos, low_neg, high_neg, sign, p0, p1, p2, p3)
+    extra = tl.where(same, extra_pos, extra_neg)
+    c = DERIVATIVE(s, z, same, level, other, extra, low_pos, high_pos, low_neg, high_neg, sign, p0, p1, p2, p3, p4)
     # A row that weighs nothing must not turn an infinite value into NaN.
-    return tl.where(valid & (w != 0), w * c, 0.0)
+    c = tl.where(valid & (w != 0), w * c, 0.0)
+    if STATE is not None:
+        c += tl.where(valid & (extra != 0), extra * STATE(z, same, level, sign), 0.0)
+    return c
 
 
 @triton.jit
 def pulls(
     s, same, valid, rows, cols,
-    sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3,
-    LOGIT: tl.constexpr, DERIVATIVE: tl.constexpr, KIND: tl.constexpr,
+    sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3, p4,
+    LOGIT: tl.constexpr, DERIVATIVE: tl.constexpr, STATE: tl.constexpr, KIND: tl.constexpr,
     ROW_ANCHORS: tl.constexpr, COL_ANCHORS: tl.constexpr, HAS_RULE: tl.constexpr,
 ):  # fmt: skip
     # H [BLOCK_M, BLOCK_N]: the gradient by row i is sum_j H_ij y_j, less H_ij x_i for a distance. `rows` and `cols` are what
     # load_anchor gives for them. Anchors are the rows, the columns, or both (a batch against itself: H = W + W^T).
-    z = LOGIT(s, same, sign, p0, p1, p2, p3)
+    z = LOGIT(s, same, sign, p0, p1, p2, p3, p4)
     h = tl.zeros(s.shape, dtype=tl.float32)
     if ROW_ANCHORS:
         h += coefficients(
-            s, z, same, valid, rows[0][:, None], rows[1][:, None], rows[2][:, None], rows[3][:, None], rows[4][:, None],
-            rows[5][:, None], rows[6][:, None], rows[7][:, None], rows[8][:, None],
-            sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3, DERIVATIVE, HAS_RULE,
+            s, z, same, valid, cols[2][None, :], rows[0][:, None], rows[1][:, None], rows[2][:, None], rows[3][:, None],
+            rows[4][:, None], rows[5][:, None], rows[6][:, None], rows[7][:, None], rows[8][:, None], rows[9][:, None],
+            sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3, p4, DERIVATIVE, STATE, HAS_RULE,
         )  # fmt: skip
     if COL_ANCHORS:
         h += coefficients(
-            s, z, same, valid, cols[0][None, :], cols[1][None, :], cols[2][None, :], cols[3][None, :], cols[4][None, :],
-            cols[5][None, :], cols[6][None, :], cols[7][None, :], cols[8][None, :],
-            sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3, DERIVATIVE, HAS_RULE,
+            s, z, same, valid, rows[2][:, None], cols[0][None, :], cols[1][None, :], cols[2][None, :], cols[3][None, :],
+            cols[4][None, :], cols[5][None, :], cols[6][None, :], cols[7][None, :], cols[8][None, :], cols[9][None, :],
+            sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3, p4, DERIVATIVE, STATE, HAS_RULE,
         )  # fmt: skip
     if KIND == 1:
         h = tl.where(s > 0, h / s, h * 0.0)
@@ -99,16 +108,16 @@ def factors(h, y, PRECISION: tl.constexpr):
 
 @triton.jit
 def no_anchor(offs):
-    # what load_anchor gives, for rows or columns that are not anchors
+    # what load_anchor gives, for rows or columns that are not anchors: they have no level
     none = offs.to(tl.float32) * 0.0
-    return none, none, none, none, none, none, none, none, none
+    return none, none, none + float("-inf"), none, none, none, none, none, none, none
 
 
 @triton.jit
 def pair_grad_kernel(
     x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, x_label_ptr, y_label_ptr, rule_ptr, saved_ptr, w_ptr, out_ptr,
-    stride_xm, stride_ym, stride_om, N, M, D, sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3,
-    TERMS: tl.constexpr, SAVED: tl.constexpr, LOGIT: tl.constexpr, DERIVATIVE: tl.constexpr,
+    stride_xm, stride_ym, stride_om, N, M, D, sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3, p4,
+    TERMS: tl.constexpr, SAVED: tl.constexpr, LOGIT: tl.constexpr, DERIVATIVE: tl.constexpr, STATE: tl.constexpr,
     KIND: tl.constexpr, ITSELF: tl.constexpr, ROW_ANCHORS: tl.constexpr, COL_ANCHORS: tl.constexpr,
     HAS_RULE: tl.constexpr, PRECISION: tl.constexpr, RESIDENT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -140,8 +149,8 @@ def pair_grad_kernel(
             cols = no_anchor(offs_n)
         h = pulls(
             s, x_label[:, None] == y_label[None, :], valid, rows, cols,
-            sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3,
-            LOGIT, DERIVATIVE, KIND, ROW_ANCHORS, COL_ANCHORS, HAS_RULE,
+            sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3, p4,
+            LOGIT, DERIVATIVE, STATE, KIND, ROW_ANCHORS, COL_ANCHORS, HAS_RULE,
         )  # fmt: skip
         y = load_rows(y_ptr, offs_n, stride_ym, M, offs_d, D)  # [BLOCK_N, BLOCK_K]
         h_dot, y = factors(h, y, PRECISION)
@@ -158,8 +167,8 @@ def pair_grad_kernel(
 @triton.jit
 def pair_pulls_kernel(
     x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, x_label_ptr, y_label_ptr, rule_ptr, saved_ptr, w_ptr, h_ptr,
-    first, last, stride_xm, stride_ym, stride_hm, N, M, D, sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3,
-    TERMS: tl.constexpr, SAVED: tl.constexpr, LOGIT: tl.constexpr, DERIVATIVE: tl.constexpr,
+    first, last, stride_xm, stride_ym, stride_hm, N, M, D, sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3, p4,
+    TERMS: tl.constexpr, SAVED: tl.constexpr, LOGIT: tl.constexpr, DERIVATIVE: tl.constexpr, STATE: tl.constexpr,
     KIND: tl.constexpr, ITSELF: tl.constexpr, ROW_ANCHORS: tl.constexpr, COL_ANCHORS: tl.constexpr,
     HAS_RULE: tl.constexpr, PRECISION: tl.constexpr, RESIDENT: tl.constexpr, SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -188,8 +197,9 @@ def pair_pulls_kernel(
     else:
         cols = no_anchor(offs_n)
     h = pulls(
-        s, x_label[:, None] == y_label[None, :], valid, rows, cols, sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3,
-        LOGIT, DERIVATIVE, KIND, ROW_ANCHORS, COL_ANCHORS, HAS_RULE,
+        s, x_label[:, None] == y_label[None, :], valid, rows, cols,
+        sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3, p4,
+        LOGIT, DERIVATIVE, STATE, KIND, ROW_ANCHORS, COL_ANCHORS, HAS_RULE,
     )  # fmt: skip
     where = (offs_m - first)[:, None].to(tl.int64) * stride_hm + offs_n[None, :]
     inside = (offs_m < last)[:, None] & (offs_n < M)[None, :]

@@ -31,7 +31,7 @@ import triton
 from pml_fast.engine.problem import TripletProblem
 from pml_fast.engine.triton import layout
 from pml_fast.engine.triton.aot import Kernel
-from pml_fast.engine.triton.sweeps import on
+from pml_fast.engine.triton.launch import on
 from pml_fast.engine.triton.triplet_kernels import (
     triplet_counts_kernel,
     triplet_grads_kernel,

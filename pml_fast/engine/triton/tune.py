@@ -20,7 +20,7 @@ from pml_fast.engine import specs  # noqa: F401  (registers the losses)
 from pml_fast.engine.problem import NO_LIMITS, ExtremeProblem, PairProblem
 from pml_fast.engine.score import Score, unit_rows
 from pml_fast.engine.spec import PAIR_SPECS
-from pml_fast.engine.triton import layout, sweeps, tuned
+from pml_fast.engine.triton import launch, layout, sweeps, tuned
 from pml_fast.engine.triton.configs import MOST_REGISTERS, Config, config
 from triton.errors import TritonError
 
@@ -112,7 +112,7 @@ def tune(task: Task, timer: Timer = seconds_of, on_candidate: Callable[[], None]
         product = layout.product_type(task.dtype)
         kind = layout.score_kind(SCORES[task.score])
         row = torch.empty(1, dtype=task.dtype, device=task.device).expand(task.n, task.d)
-        key = sweeps.tuning_key(task.kernel, row, kind)
+        key = launch.tuning_key(task.kernel, row, kind)
         shipped, *others = candidates(task.kernel, key.arch, product, kind != 0, task.d, task.n)
         with tuned.using({}):
             answers = [_answer(step) for step in steps]
@@ -154,7 +154,7 @@ def count(task: Task) -> int:
     """How many configurations a task has, the shipped one among them."""
     with _precision(task.precision):
         product = layout.product_type(task.dtype)
-    return len(candidates(task.kernel, sweeps.card_of(task.device)[1], product, task.score != "dot", task.d, task.n))
+    return len(candidates(task.kernel, launch.card_of(task.device)[1], product, task.score != "dot", task.d, task.n))
 
 
 def title(task: Task) -> str:
