@@ -39,9 +39,9 @@ SHAPES = ((37, 53, 19), (70, 33, 130))
 # Relative to the vector of gradients: the rounding of the operand that multiplies the inputs.
 GRAD_TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 6e-3, torch.float16: 6e-4}
 VALUE_TOLERANCE = 1e-5
-# A logit of circle's is 80 times a product of two scores, tuplet margin's 64 times a score, and their exponentials have the
-# rounding of these so many times.
-CONDITION = {"circle": 2e-5, "tuplet_margin": 2e-5}
+# A logit of circle's is 80 times a product of two scores, tuplet margin's 64 times a score, one of soft ranks 100 times, and
+# their exponentials have the rounding of these so many times.
+CONDITION = {"circle": 2e-5, "tuplet_margin": 2e-5, "smooth_ap": 2e-5, "pnp": 2e-5}
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,9 @@ class Unknown(PAIR_SPECS["contrastive"]):  # type: ignore[misc]
 
     name = "unknown"
 
+
+# Where a mean is that of one pair, its own score and the mean take from each other all but a hundredth of a small gradient.
+SLACK = {"intra_pair_variance": 1e-8}
 
 triton_backend, oracle = TritonBackend(), ChunkedBackend()
 
@@ -96,12 +99,12 @@ def assert_rows(got: PairRows, want: PairRows) -> None:
     torch.testing.assert_close(got.rows[:, 0].double(), want.rows[:, 0].double(), rtol=0, atol=slack)
 
 
-def assert_gradient(got: Tensor | None, want: Tensor | None, tolerance: float) -> None:
+def assert_gradient(got: Tensor | None, want: Tensor | None, tolerance: float, slack: float = 1e-9) -> None:
     assert (got is None) == (want is None)
     if got is not None and want is not None:
         assert got.dtype == torch.float32
         assert torch.isfinite(got).all()
-        assert (got.double() - want).norm() <= tolerance * want.norm() + 1e-9
+        assert (got.double() - want).norm() <= tolerance * want.norm() + slack
 
 
 def check(problem: PairProblem, weight: Tensor | None = None) -> PairRows:
@@ -117,7 +120,8 @@ def check(problem: PairProblem, weight: Tensor | None = None) -> PairRows:
     grads = triton_backend.pair_grads(problem, state, w, True, True)
     expected = oracle.pair_grads(exact(problem), want, w.double(), True, True)
     for mine, theirs in zip(grads, expected):
-        assert_gradient(mine, theirs, GRAD_TOLERANCE[problem.x.dtype] + CONDITION.get(problem.spec.name, 0))
+        name = problem.spec.name
+        assert_gradient(mine, theirs, GRAD_TOLERANCE[problem.x.dtype] + CONDITION.get(name, 0), SLACK.get(name, 1e-9))
     return got
 
 
@@ -396,7 +400,7 @@ def test_without_a_card_the_reason_names_the_remedy(monkeypatch: pytest.MonkeyPa
 def test_every_epilogue_belongs_to_a_spec() -> None:
     for name, epilogue in EPILOGUES.items():
         made = PAIR_SPECS[name]()
-        assert len(epilogue.params(made)) <= PARAMS
+        assert len(epilogue.params(made, SCORES["dot"])) <= PARAMS
         assert epilogue.levels in (0, 3, 4)
 
 
@@ -405,7 +409,7 @@ def test_every_epilogue_belongs_to_a_spec() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
-@pytest.mark.parametrize("spec", sorted(EPILOGUES))
+@pytest.mark.parametrize("spec", sorted(name for name in EPILOGUES if not PAIR_SPECS[name].waits))
 @pytest.mark.parametrize("itself", [True, False])
 def test_the_same_call_twice_is_bit_identical_and_never_waits_for_the_host(spec: str, itself: bool) -> None:
     problem = problem_of(spec, comparing(spec), itself, True, dtype=torch.bfloat16, shape=(5000, 4500, 128), classes=300)
@@ -427,7 +431,7 @@ def test_the_same_call_twice_is_bit_identical_and_never_waits_for_the_host(spec:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
-@pytest.mark.parametrize("spec", sorted(EPILOGUES))
+@pytest.mark.parametrize("spec", sorted(name for name in EPILOGUES if not PAIR_SPECS[name].waits))
 def test_a_cuda_graph_replays_it(spec: str) -> None:
     problem = problem_of(spec, "dot", True, shape=(300, 300, 64))
     w = torch.rand(len(problem.spec.terms), 300, device=DEVICE)

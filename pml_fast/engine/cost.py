@@ -265,17 +265,23 @@ def _indexed(size: Size, backend: str) -> Cost:
 def _triton_pairwise(size: Size, spec: PairSpec | TripletSpec, score: Score, _: bool) -> Cost:
     assert isinstance(spec, PairSpec)
     from pml_fast.engine.triton.configs import ARCHES, config
-    from pml_fast.engine.triton.epilogues import EPILOGUES
+    from pml_fast.engine.triton.epilogues import EPILOGUES, RANKS
+    from pml_fast.engine.triton.histograms import CHUNK
     from pml_fast.engine.triton.layout import SORT_FROM, WORKSPACE_BYTES, product_type, score_kind, splits
+    from pml_fast.engine.triton.soft_ranks import HITS
 
     split, epilogue = splits(size.dtype, score_kind(score)), EPILOGUES[spec.name]
+    positives = size.pairs / max(size.n, 1) + size.shared if epilogue.shape == RANKS else 0
     # From SORT_FROM columns on the positives are one run of sorted columns, and a sweep over them takes next to nothing.
     again = size.m < SORT_FROM if epilogue.positives_again else epilogue.first is not None
     back = again and size.shared and epilogue.first is not None and epilogue.first.across
-    forward = size.gemm * (1 + again)
+    # Tables take a sweep for every CHUNK nodes of a histogram, for every HITS positives of a row.
+    nodes = epilogue.nodes(spec)
+    sweeps = again + max(1, math.ceil(nodes / CHUNK), math.ceil(positives / HITS))
+    forward = sweeps * size.gemm
     # Each side that has a gradient recomputes the tiles; a batch against itself is one side.
     sides = size.need_x + (0 if size.shared else size.need_y)
-    memory = _common_bytes(size, 2 + _half(size)) + size.item * 16 * size.n
+    memory = _common_bytes(size, 2 + _half(size)) + size.item * (16 + 2 * nodes + 4 * positives) * size.n
     tile = config("grad", ARCHES[-1], product_type(size.dtype), score.kind != "dot", size.d, size.n)
     if sides and (split or epilogue.heavy or not tile.resident):
         memory += min((6 if split else 4) * size.n * size.m, WORKSPACE_BYTES)
@@ -284,7 +290,7 @@ def _triton_pairwise(size: Size, spec: PairSpec | TripletSpec, score: Score, _: 
         memory += 18 * max(size.sets, size.m * size.d)
     # Three products of parts are counted as the one that they stand for.
     step = forward + (back + 2 * sides) * size.gemm
-    return _cost(size, forward, step, 1 + again + back + sides, memory)
+    return _cost(size, forward, step, sweeps + back + sides, memory)
 
 
 def _triton_small(size: Size) -> Cost:

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 from typing import Any
 
+import pml_fast.engine.specs  # noqa: F401  (fills the registry)
+from pml_fast.engine.spec import PAIR_SPECS
 from pml_fast.engine.triton.aot import Kernel
 from pml_fast.engine.triton.configs import ARCHES, ENOUGH_BLOCKS, TABLE, config
-from pml_fast.engine.triton.epilogues import EPILOGUES, Epilogue
+from pml_fast.engine.triton.epilogues import EPILOGUES, HISTOGRAM, RANKS, Epilogue
+from pml_fast.engine.triton.histograms import BLOCK, CHUNK
 from pml_fast.engine.triton.launch import tile_arguments
 from pml_fast.engine.triton.pairwise import extreme_kernel, pair_state_kernel
 from pml_fast.engine.triton.pairwise_given import given_back_kernel, given_state_kernel
 from pml_fast.engine.triton.pairwise_grad import pair_grad_kernel, pair_pulls_kernel
+from pml_fast.engine.triton.pairwise_histogram import histogram_kernel, precision_kernel
+from pml_fast.engine.triton.soft_rank_kernels import own_logits_kernel, soft_rank_pulls_kernel, soft_ranks_kernel
+from pml_fast.engine.triton.soft_ranks import HITS
 
 ELEMENTS = {"bf16": "bf16", "fp16": "fp16", "tf32": "fp32", "tf32x3": "fp32"}
 # A D that the chunked entry of a table (bucket 0) serves.
 CHUNKED_D = 512
 # At smaller blocks of rows these stand for all: two sweeps, and two weights with limits.
 HEAVIEST = ("ntxent", "contrastive")
-QUICK = (("supcon", "dot"), ("ntxent", "distance"), ("contrastive", "distance"), ("lifted_structure", "distance"))
+# And these, for the sweeps of more than a few numbers a row.
+HEAVY_STATES = (("given", "intra_pair_variance"), ("ranks", "smooth_ap"))
+QUICK = (("supcon", "dot"), ("ntxent", "distance"), ("contrastive", "distance"))
+QUICK_STATES = (("given", "lifted_structure", "distance"), ("ranks", "smooth_ap", "dot"))
 # Losses with weights of their own for either side.
 TWO_TERMS = ("contrastive", "intra_pair_variance")
 
 _POINTERS = {
     **dict.fromkeys(("x_norm_ptr", "y_norm_ptr", "rule_ptr", "rows_ptr", "saved_ptr", "w_ptr", "out_ptr"), "*fp32"),
-    **dict.fromkeys(("norm_ptr", "levels_ptr", "slopes_ptr", "back_ptr"), "*fp32"),
+    **dict.fromkeys(("norm_ptr", "levels_ptr", "slopes_ptr", "back_ptr", "table_ptr"), "*fp32"),
+    **dict.fromkeys(("count_ptr", "start_ptr", "stop_ptr"), "*i32"),
     **dict.fromkeys(("low_ptr", "high_ptr", "value_ptr"), "*fp32"),
     **dict.fromkeys(("x_label_ptr", "y_label_ptr", "label_ptr", "index_ptr"), "*i64"),
     "seen_ptr": "*i8",
@@ -67,34 +77,49 @@ def _kernel(
     return Kernel(name, fn, signature, constexprs, warps, stages, aligned, quick, (arch,), registers)
 
 
-def _states(loss: str, epilogue: Epilogue) -> list[tuple[str, Any, dict[str, Any]]]:
-    """The sweeps that leave a loss's state: what each adds to its name, its kernel and its functions."""
+def _states(loss: str, epilogue: Epilogue) -> list[tuple[str, Any, str, dict[str, Any]]]:
+    """The sweeps that leave a loss's state: each one's name, kernel, operation and functions."""
     ruled, first = {"LOGIT": epilogue.logit, "HAS_RULE": True}, epilogue.first
+    if epilogue.shape == HISTOGRAM:
+        nodes = epilogue.nodes(PAIR_SPECS[loss]())
+        return [("histogram", histogram_kernel, "heavy", {**ruled, "TABLE": nodes, "CHUNK": CHUNK})]
+    if epilogue.shape == RANKS:
+        ranks = {"FINISH": epilogue.finish, "AMONG": epilogue.among, "ALONE": epilogue.among, "HITS": HITS}
+        return [("ranks", soft_ranks_kernel, "heavy", {**ruled, **ranks}), ("own", own_logits_kernel, "heavy", ruled)]
     if first is None:
-        return [("", pair_state_kernel, {**ruled, "SHAPE": epilogue.shape, "FINISH": epilogue.finish})]
+        return [("state", pair_state_kernel, "state", {**ruled, "SHAPE": epilogue.shape, "FINISH": epilogue.finish})]
     pairs = {**ruled, "PAIR": epilogue.finish}
-    found = [
-        ("_first", pair_state_kernel, {**ruled, "SHAPE": first.sweep.shape, "FINISH": first.sweep.finish}),
-        ("_given", given_state_kernel, {**pairs, "BOTH_SIDES": loss in TWO_TERMS}),
+    found: list[tuple[str, Any, str, dict[str, Any]]] = [
+        ("first", pair_state_kernel, "state", {**ruled, "SHAPE": first.sweep.shape, "FINISH": first.sweep.finish}),
+        ("given", given_state_kernel, "heavy", {**pairs, "BOTH_SIDES": loss in TWO_TERMS}),
     ]
-    return [*found, ("_back", given_back_kernel, pairs)] if first.across else found
+    return [*found, ("back", given_back_kernel, "heavy", pairs)] if first.across else found
 
 
 def _losses(arch: int, product: str, geometry: str, d: int, op: str, rows: int, full: bool) -> list[Kernel]:
     kind = 0 if geometry == "dot" else 1
     found = []
     for loss, epilogue in EPILOGUES.items():
-        if not (full or loss in HEAVIEST) or (epilogue.cosines and kind):
+        if epilogue.cosines and kind:
             continue
-        quick = full and product == "bf16" and d == CHUNKED_D and (loss, geometry) in QUICK
+        quickest = full and product == "bf16" and d == CHUNKED_D
+        quick = quickest and (loss, geometry) in QUICK
         if op == "state":
-            made = _states(loss, epilogue)
-            found += [_kernel(f"{op}{part}-{loss}", fn, op, arch, product, kind, d, rows, of, quick) for part, fn, of in made]
+            for name, fn, by, of in _states(loss, epilogue):
+                if not (full or loss in HEAVIEST or (name, loss) in HEAVY_STATES):
+                    continue
+                quick = quickest and ((loss, geometry) in QUICK or (name, loss, geometry) in QUICK_STATES)
+                found.append(_kernel(f"{name}-{loss}", fn, by, arch, product, kind, d, rows, of, quick))
+            continue
+        if not (full or loss in HEAVIEST):
+            continue
+        by_block = config(op, arch, product, kind != 0, d, rows).resident
+        if epilogue.shape == RANKS and by_block:
             continue
         # A miner's rule is the heavier variant, as is a batch against itself with both of its roles.
         chosen = {"LOGIT": epilogue.logit, "HAS_RULE": True, "TERMS": 2 if loss in TWO_TERMS else 1, "SAVED": epilogue.levels}
+        chosen["TABLE"] = epilogue.nodes(PAIR_SPECS[loss]())
         chosen |= {"DERIVATIVE": epilogue.derivative, "STATE": epilogue.state, "ROW_ANCHORS": True, "COL_ANCHORS": True}
-        by_block = config(op, arch, product, kind != 0, d, rows).resident
         if by_block and not epilogue.heavy:
             found.append(_kernel(f"{op}-{loss}", pair_grad_kernel, op, arch, product, kind, d, rows, chosen, quick))
         elif not by_block:
@@ -102,7 +127,8 @@ def _losses(arch: int, product: str, geometry: str, d: int, op: str, rows: int, 
             for split in (False, True) if (product, kind, full) == ("bf16", 0, True) else (False,):
                 label = f"{op}-split-{loss}" if split else f"{op}-{loss}"
                 by_part = chosen | {"SPLIT": split}
-                found.append(_kernel(label, pair_pulls_kernel, "pulls", arch, product, kind, d, rows, by_part, quick))
+                fn = soft_rank_pulls_kernel if epilogue.shape == RANKS else pair_pulls_kernel
+                found.append(_kernel(label, fn, "pulls", arch, product, kind, d, rows, by_part, quick))
     return found
 
 
@@ -129,4 +155,11 @@ def _catalogue() -> list[Kernel]:
     return found
 
 
-KERNELS: list[Kernel] = _catalogue()
+def _precision() -> Kernel:
+    signature = {"table_ptr": "*fp32", "count_ptr": "*i32", "rows_ptr": "*fp32", "N": "i32"}
+    constexprs = {"TABLE": EPILOGUES["fast_ap"].nodes(PAIR_SPECS["fast_ap"]()), "BLOCK": BLOCK}
+    types = {**signature, **dict.fromkeys(constexprs, "constexpr")}
+    return Kernel("precision-fast_ap", precision_kernel, types, constexprs, aligned=("table_ptr", "count_ptr", "rows_ptr"))
+
+
+KERNELS: list[Kernel] = [*_catalogue(), _precision()]

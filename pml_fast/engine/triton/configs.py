@@ -10,8 +10,8 @@ ENOUGH_BLOCKS = {80: 108, 90: 132}
 # Registers a thread can have.
 MOST_REGISTERS = 255
 
-# Warps of a chunked gradient: its epilogue holds the derivatives of both anchors of a pair.
-PULLS_WARPS = 8
+# Warps of a chunked gradient, whose epilogue holds the derivatives of both anchors of a pair, and of a heavy state.
+HEAVY_WARPS = 8
 
 Entry = tuple[int, int, int, int, int]
 Key = tuple[str, str, str]
@@ -47,7 +47,8 @@ def block_rows(arch: int, largest: int, rows: int) -> int:
 
 
 def config(op: str, arch: int, product: str, distance: bool, d: int, rows: int) -> Config:
-    """The launch of ``op`` for ``rows`` rows: ``"state"``, ``"extreme"`` (which has its tiles), ``"grad"`` or ``"pulls"``.
+    """The launch of ``op`` for ``rows`` rows: ``"state"``, ``"extreme"`` and ``"heavy"`` (which have its tiles,
+    the latter for a state of more than a few numbers a row), ``"grad"`` or ``"pulls"``.
 
     A gradient whose D no block holds (not ``resident``), and any that is asked for as ``pulls``, writes out what multiplies
     the columns, by the chunked tiles of a state over a grid of both rows and columns, which is never short of blocks.
@@ -62,13 +63,13 @@ def config(op: str, arch: int, product: str, distance: bool, d: int, rows: int) 
     block_m, block_n, block_k, num_warps, num_stages = TABLE[arch][key][bucket]
     of_both = op in ("grad", "pulls") and not bucket
     rows_a_block = block_m if of_both else block_rows(arch, block_m, rows)
-    if of_both:
-        num_warps = PULLS_WARPS
+    if of_both or op == "heavy":
+        num_warps = HEAVY_WARPS
     if rows_a_block < block_m and (arch, key, bucket) in HALVED:
         block_n //= 2
     # ptxas spills to fit one more block on a multiprocessor. A shrunken block has no other to make room for, and the
     # loop of an extreme, or of one tile, is short.
-    registers = MOST_REGISTERS if rows_a_block < block_m or op == "extreme" or of_both else None
+    registers = MOST_REGISTERS if rows_a_block < block_m or op in ("extreme", "heavy") or of_both else None
     return Config(rows_a_block, block_n, bucket or block_k, num_warps, num_stages, bucket != 0, registers)
 
 

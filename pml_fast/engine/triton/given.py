@@ -28,7 +28,7 @@ def state(problem: PairProblem, epilogue: Epilogue) -> tuple[Tensor, Tensor, Ten
     rows = layout.empty((terms, 2, n), dtype=torch.float32, device=x.rows.device)
     slopes = layout.empty((2, n), dtype=torch.float32, device=x.rows.device)
     if n:
-        cfg = launch_config("state", x.rows, kind)
+        cfg = launch_config("heavy", x.rows, kind)
         with on(x.rows):
             given_state_kernel[(triton.cdiv(n, cfg.block_m),)](
                 x.rows, y.rows, x.norms, y.norms, x.labels, y.labels, rule_of(problem.rule, x.rows), told, rows, slopes,
@@ -65,7 +65,7 @@ def _back(problem: PairProblem, epilogue: Epilogue, levels: Tensor, w: Tensor) -
     n, d = x.rows.shape
     back = layout.empty((1, n), dtype=torch.float32, device=x.rows.device)
     if n:
-        cfg = launch_config("state", x.rows, kind)
+        cfg = launch_config("heavy", x.rows, kind)
         with on(x.rows):
             given_back_kernel[(triton.cdiv(n, cfg.block_m),)](
                 x.rows, y.rows, x.norms, x.labels, rule_of(problem.rule, x.rows), levels.contiguous(), w, back,

@@ -53,7 +53,7 @@ def launch_config(op: str, x: Tensor, kind: int) -> Config:
 
 def scalars(spec: PairSpec, score: Score, limits: list[Limits]) -> tuple[float, ...]:
     """A loss's numbers as the kernels take them: sign, limits of the positive and of the negative side, parameters."""
-    params = EPILOGUES[spec.name].params(spec)
+    params = EPILOGUES[spec.name].params(spec, score)
     return (score.sign, *limits[0], *limits[-1], *params, *([0.0] * (PARAMS - len(params))))
 
 

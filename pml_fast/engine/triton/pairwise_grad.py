@@ -23,9 +23,12 @@ def load_weights(w_ptr, offs, size, TERMS: tl.constexpr):
 
 
 @triton.jit
-def load_anchor(w_pos, w_neg, rule_ptr, saved_ptr, offs, size, SAVED: tl.constexpr, HAS_RULE: tl.constexpr):
+def load_anchor(
+    w_pos, w_neg, rule_ptr, saved_ptr, offs, size, SAVED: tl.constexpr, TABLE: tl.constexpr, HAS_RULE: tl.constexpr
+):
     # what an anchor brings to its derivative, [B] each: weights of its two sides, levels, extras, intervals. SAVED is how many
-    # numbers a row has saved: none, one extra for both sides (3), or one for each (4)
+    # numbers a row has saved: none, one extra for both sides (3), or one for each (4). Of a row's table [2, TABLE] it is the
+    # address, for the derivative to look up
     mask = offs < size
     level_pos, level_neg, extra_pos, extra_neg = w_pos, w_pos, w_pos, w_pos
     if SAVED > 0:
@@ -33,6 +36,9 @@ def load_anchor(w_pos, w_neg, rule_ptr, saved_ptr, offs, size, SAVED: tl.constex
         level_neg = tl.load(saved_ptr + size + offs, mask=mask, other=0.0)
         extra_pos = tl.load(saved_ptr + 2 * tl.cast(size, tl.int64) + offs, mask=mask, other=0.0)
         extra_neg = extra_pos
+    if TABLE > 0:
+        level_pos = saved_ptr + tl.minimum(offs, size - 1).to(tl.int64) * (2 * TABLE)
+        level_neg = level_pos
     if SAVED == 4:
         extra_neg = tl.load(saved_ptr + 3 * tl.cast(size, tl.int64) + offs, mask=mask, other=0.0)
     pos_low, pos_high, neg_low, neg_high = w_pos, w_pos, w_pos, w_pos
@@ -117,8 +123,8 @@ def no_anchor(offs):
 def pair_grad_kernel(
     x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, x_label_ptr, y_label_ptr, rule_ptr, saved_ptr, w_ptr, out_ptr,
     stride_xm, stride_ym, stride_om, N, M, D, sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3, p4,
-    TERMS: tl.constexpr, SAVED: tl.constexpr, LOGIT: tl.constexpr, DERIVATIVE: tl.constexpr, STATE: tl.constexpr,
-    KIND: tl.constexpr, ITSELF: tl.constexpr, ROW_ANCHORS: tl.constexpr, COL_ANCHORS: tl.constexpr,
+    TERMS: tl.constexpr, SAVED: tl.constexpr, TABLE: tl.constexpr, LOGIT: tl.constexpr, DERIVATIVE: tl.constexpr,
+    STATE: tl.constexpr, KIND: tl.constexpr, ITSELF: tl.constexpr, ROW_ANCHORS: tl.constexpr, COL_ANCHORS: tl.constexpr,
     HAS_RULE: tl.constexpr, PRECISION: tl.constexpr, RESIDENT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -129,7 +135,7 @@ def pair_grad_kernel(
     x_label = tl.load(x_label_ptr + tl.minimum(offs_m, N - 1))
     if ROW_ANCHORS:
         w_pos, w_neg = load_weights(w_ptr, offs_m, N, TERMS)
-        rows = load_anchor(w_pos, w_neg, rule_ptr, saved_ptr, offs_m, N, SAVED, HAS_RULE)
+        rows = load_anchor(w_pos, w_neg, rule_ptr, saved_ptr, offs_m, N, SAVED, TABLE, HAS_RULE)
     else:
         rows = no_anchor(offs_m)
     total = tl.zeros([BLOCK_M, BLOCK_K], dtype=tl.float32)
@@ -144,7 +150,7 @@ def pair_grad_kernel(
         y_label = tl.load(y_label_ptr + tl.minimum(offs_n, M - 1))
         if COL_ANCHORS:
             w_pos_n, w_neg_n = load_weights(w_ptr, offs_n, M, TERMS)
-            cols = load_anchor(w_pos_n, w_neg_n, rule_ptr, saved_ptr, offs_n, M, SAVED, HAS_RULE)
+            cols = load_anchor(w_pos_n, w_neg_n, rule_ptr, saved_ptr, offs_n, M, SAVED, TABLE, HAS_RULE)
         else:
             cols = no_anchor(offs_n)
         h = pulls(
@@ -165,11 +171,31 @@ def pair_grad_kernel(
 
 
 @triton.jit
+def store_pulls(
+    h, h_ptr, offs_m, offs_n, first, last, stride_hm, M, PRECISION: tl.constexpr, SPLIT: tl.constexpr
+):  # fmt: skip
+    # rows of coefficients of a strip first..last, as a product will read them; where SPLIT their parts [high | low | high]
+    where = (offs_m - first)[:, None].to(tl.int64) * stride_hm + offs_n[None, :]
+    inside = (offs_m < last)[:, None] & (offs_n < M)[None, :]
+    if SPLIT:
+        high = h.to(tl.bfloat16)
+        low = (h - high.to(tl.float32)).to(tl.bfloat16).to(h_ptr.dtype.element_ty)
+        high = high.to(h_ptr.dtype.element_ty)
+        tl.store(h_ptr + where, high, mask=inside)
+        tl.store(h_ptr + where + M, low, mask=inside)
+        tl.store(h_ptr + where + 2 * tl.cast(M, tl.int64), high, mask=inside)
+    else:
+        if PRECISION == "tf32" and h_ptr.dtype.element_ty == tl.float32:
+            h = round_tf32(h)
+        tl.store(h_ptr + where, h.to(h_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def pair_pulls_kernel(
     x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, x_label_ptr, y_label_ptr, rule_ptr, saved_ptr, w_ptr, h_ptr,
     first, last, stride_xm, stride_ym, stride_hm, N, M, D, sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3, p4,
-    TERMS: tl.constexpr, SAVED: tl.constexpr, LOGIT: tl.constexpr, DERIVATIVE: tl.constexpr, STATE: tl.constexpr,
-    KIND: tl.constexpr, ITSELF: tl.constexpr, ROW_ANCHORS: tl.constexpr, COL_ANCHORS: tl.constexpr,
+    TERMS: tl.constexpr, SAVED: tl.constexpr, TABLE: tl.constexpr, LOGIT: tl.constexpr, DERIVATIVE: tl.constexpr,
+    STATE: tl.constexpr, KIND: tl.constexpr, ITSELF: tl.constexpr, ROW_ANCHORS: tl.constexpr, COL_ANCHORS: tl.constexpr,
     HAS_RULE: tl.constexpr, PRECISION: tl.constexpr, RESIDENT: tl.constexpr, SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -188,12 +214,12 @@ def pair_pulls_kernel(
     y_label = tl.load(y_label_ptr + tl.minimum(offs_n, M - 1))
     if ROW_ANCHORS:
         w_pos, w_neg = load_weights(w_ptr, offs_m, N, TERMS)
-        rows = load_anchor(w_pos, w_neg, rule_ptr, saved_ptr, offs_m, N, SAVED, HAS_RULE)
+        rows = load_anchor(w_pos, w_neg, rule_ptr, saved_ptr, offs_m, N, SAVED, TABLE, HAS_RULE)
     else:
         rows = no_anchor(offs_m)
     if COL_ANCHORS:
         w_pos_n, w_neg_n = load_weights(w_ptr, offs_n, M, TERMS)
-        cols = load_anchor(w_pos_n, w_neg_n, rule_ptr, saved_ptr, offs_n, M, SAVED, HAS_RULE)
+        cols = load_anchor(w_pos_n, w_neg_n, rule_ptr, saved_ptr, offs_n, M, SAVED, TABLE, HAS_RULE)
     else:
         cols = no_anchor(offs_n)
     h = pulls(
@@ -201,16 +227,4 @@ def pair_pulls_kernel(
         sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3, p4,
         LOGIT, DERIVATIVE, STATE, KIND, ROW_ANCHORS, COL_ANCHORS, HAS_RULE,
     )  # fmt: skip
-    where = (offs_m - first)[:, None].to(tl.int64) * stride_hm + offs_n[None, :]
-    inside = (offs_m < last)[:, None] & (offs_n < M)[None, :]
-    if SPLIT:
-        high = h.to(tl.bfloat16)
-        low = (h - high.to(tl.float32)).to(tl.bfloat16).to(h_ptr.dtype.element_ty)
-        high = high.to(h_ptr.dtype.element_ty)
-        tl.store(h_ptr + where, high, mask=inside)
-        tl.store(h_ptr + where + M, low, mask=inside)
-        tl.store(h_ptr + where + 2 * tl.cast(M, tl.int64), high, mask=inside)
-    else:
-        if PRECISION == "tf32" and h_ptr.dtype.element_ty == tl.float32:
-            h = round_tf32(h)
-        tl.store(h_ptr + where, h.to(h_ptr.dtype.element_ty), mask=inside)
+    store_pulls(h, h_ptr, offs_m, offs_n, first, last, stride_hm, M, PRECISION, SPLIT)

@@ -101,7 +101,7 @@ def anchors(
         many = tl.load(rows_ptr + N + offs, mask=offs < N, other=0.0)
         pos = tl.where((many > 0) & (beyond(value, low, high) == 0), pos, 0.0)
         neg = pos
-    return load_anchor(pos, neg, rule_ptr, saved_ptr, offs, N, SAVED, HAS_RULE)
+    return load_anchor(pos, neg, rule_ptr, saved_ptr, offs, N, SAVED, 0, HAS_RULE)
 
 
 @triton.jit

@@ -7,12 +7,12 @@ from torch import Tensor
 
 import triton
 from pml_fast.engine.problem import ExtremeProblem, PairProblem, PairRows
-from pml_fast.engine.triton import given, layout
-from pml_fast.engine.triton.epilogues import EPILOGUES, Epilogue
+from pml_fast.engine.triton import given, histograms, layout, soft_ranks
+from pml_fast.engine.triton.epilogues import EPILOGUES, HISTOGRAM, RANKS, Epilogue
 from pml_fast.engine.triton.launch import launch_config, numbers_of, on, rule_of, sweep, tile_arguments
 from pml_fast.engine.triton.pairwise import extreme_kernel
 from pml_fast.engine.triton.pairwise_grad import pair_grad_kernel, pair_pulls_kernel
-from pml_fast.engine.triton.wide import WIDE_RESULT, pull, strips
+from pml_fast.engine.triton.wide import by_strips
 
 
 def pair_rows(problem: PairProblem) -> PairRows:
@@ -30,6 +30,10 @@ def pair_rows(problem: PairProblem) -> PairRows:
 def _state(problem: PairProblem, epilogue: Epilogue) -> tuple[Tensor, Tensor, Tensor]:
     if epilogue.first is not None:
         return given.state(problem, epilogue)
+    if epilogue.shape == HISTOGRAM:
+        return histograms.state(problem, epilogue)
+    if epilogue.shape == RANKS:
+        return soft_ranks.state(problem, epilogue)
     kind = layout.score_kind(problem.score)
     x, y = layout.sides(problem, kind)
     return sweep(x, y, epilogue, kind, problem.itself, problem.rule, numbers_of(problem), len(problem.spec.terms))
@@ -41,8 +45,11 @@ def pair_grads(
     """The backward: float32 gradients of ``sum(w * value)``, one launch a side (two a strip where D is wide)."""
     kind = layout.score_kind(problem.score)
     w = w.to(torch.float32).contiguous()
-    if EPILOGUES[problem.spec.name].first is not None:
-        saved = given.weighed(problem, EPILOGUES[problem.spec.name], saved, w)
+    epilogue = EPILOGUES[problem.spec.name]
+    if epilogue.shape == RANKS:
+        return soft_ranks.grads(problem, epilogue, saved, w, need_x, need_y)
+    if epilogue.first is not None:
+        saved = given.weighed(problem, epilogue, saved, w)
     dx = _grad(problem, *layout.sides(problem, kind), saved, w, True, problem.itself) if need_x else None
     if problem.itself or not need_y:
         return dx, None
@@ -64,9 +71,9 @@ def _grad(
     inputs = (x.rows, y.rows, x.norms, y.norms, x.labels, y.labels, rule_of(problem.rule, problem.x), saved, w)
     sizes = (n, m, d, *numbers_of(problem))
     chosen = {
-        "TERMS": len(problem.spec.terms), "SAVED": epilogue.levels, "LOGIT": epilogue.logit,
-        "DERIVATIVE": epilogue.derivative, "STATE": epilogue.state, "KIND": kind, "ITSELF": problem.itself,
-        "ROW_ANCHORS": by_row, "COL_ANCHORS": by_col, "HAS_RULE": problem.rule is not None,
+        "TERMS": len(problem.spec.terms), "SAVED": epilogue.levels, "TABLE": epilogue.nodes(problem.spec),
+        "LOGIT": epilogue.logit, "DERIVATIVE": epilogue.derivative, "STATE": epilogue.state, "KIND": kind,
+        "ITSELF": problem.itself, "ROW_ANCHORS": by_row, "COL_ANCHORS": by_col, "HAS_RULE": problem.rule is not None,
         "PRECISION": layout.dot_precision(x.rows.dtype), **tile_arguments(cfg),
     }  # fmt: skip
     strides = (x.rows.stride(0), y.rows.stride(0))
@@ -74,14 +81,13 @@ def _grad(
         with on(x.rows):
             pair_grad_kernel[(triton.cdiv(n, cfg.block_m),)](*inputs, out, *strides, out.stride(0), *sizes, **chosen)
         return out
-    columns = layout.stacked(y.rows) if split else y.rows
-    pulled = columns if x.rows.dtype == torch.bfloat16 and x.rows.is_cuda and WIDE_RESULT else columns.float()
-    for first, h in strips(n, len(pulled), pulled):
-        last = first + len(h)
-        with on(x.rows):
-            grid = (triton.cdiv(len(h), cfg.block_m), triton.cdiv(m, cfg.block_n))
-            pair_pulls_kernel[grid](*inputs, h, first, last, *strides, h.stride(0), *sizes, **chosen, SPLIT=split)
-            pull(out[first:last], h, x.rows[first:last], pulled, kind)
+
+    def launch(h: Tensor, first: int, last: int) -> None:
+        grid = (triton.cdiv(len(h), cfg.block_m), triton.cdiv(m, cfg.block_n))
+        pair_pulls_kernel[grid](*inputs, h, first, last, *strides, h.stride(0), *sizes, **chosen, SPLIT=split)
+
+    with on(x.rows):
+        by_strips(out, x.rows, y.rows, kind, split, launch)
     return out
 
 
