@@ -125,10 +125,19 @@ def check(problem: PairProblem, weight: Tensor | None = None) -> PairRows:
     return got
 
 
+def sets_in_turn() -> list[tuple[str, bool]]:
+    """Every loss against itself and against another set. What takes several sweeps takes long here: one of the two, in turn."""
+    found = enumerate(sorted(EPILOGUES))
+    return [(s, itself) for k, s in found for itself in (True, False) if EPILOGUES[s].small or itself == (k % 2 == 0)]
+
+
 def cases() -> list[tuple[object, ...]]:
     """The full product, or one case for each loss, score and number of sets with the other choices taken in turn."""
     every = itertools.product(sorted(EPILOGUES), SCORES, (True, False))
     main = [case for case in every if case[1] == "dot" or not EPILOGUES[case[0]].cosines]
+    if not EVERYTHING:
+        turn = {score: k % 2 == 0 for k, score in enumerate(SCORES)}
+        main = [case for case in main if EPILOGUES[case[0]].small or case[2] == turn[case[1]]]
     rest = list(itertools.product((False, True), LIMITS, DTYPES, SHAPES))
     if EVERYTHING:
         return [(*a, *b) for a, b in itertools.product(main, rest)]
@@ -143,7 +152,7 @@ def test_matches_the_oracle(spec, score, itself, rule, limits, dtype, shape) -> 
 
 @pytest.mark.parametrize("spec", sorted(EPILOGUES))
 @pytest.mark.parametrize("itself", [True, False])
-@pytest.mark.parametrize("n,m,classes", [(1, 1, 1), (2, 3, 1), (20, 18, 1), (20, 18, 10**6)])
+@pytest.mark.parametrize("n,m,classes", [(1, 1, 1), (2, 3, 1), (17, 18, 1), (17, 18, 10**6)])
 def test_few_rows_one_class_and_no_positives(spec: str, itself: bool, n: int, m: int, classes: int) -> None:
     check(problem_of(spec, "dot", itself, shape=(n, m, 7), classes=classes))
 
@@ -161,6 +170,9 @@ def test_strided_inputs(spec: str) -> None:
     x = problem.x.T.contiguous().T
     assert not x.is_contiguous()
     check(replace(problem, x=x, y=x))
+    if not EPILOGUES[spec].small:
+        # Strides are the operands', which all sweeps have in common.
+        return
     wide = torch.cat([problem.x, problem.x], dim=1)[:, :24]
     check(replace(problem, x=wide, y=wide, x_labels=problem.x_labels.repeat_interleave(2)[::2]))
 
@@ -275,8 +287,7 @@ def test_tf32_rounds_its_operands(precision: str, score: str) -> None:
     assert_gradient(dx, want_dx, 6e-4)
 
 
-@pytest.mark.parametrize("spec", sorted(EPILOGUES))
-@pytest.mark.parametrize("itself", [True, False])
+@pytest.mark.parametrize("spec,itself", sets_in_turn())
 def test_three_products_of_bfloat16_parts_keep_five_digits(spec: str, itself: bool) -> None:
     problem = problem_of(spec, "dot", itself, True, "positive", shape=(37, 53, 70))
     w = torch.rand(len(problem.spec.terms), 37, device=DEVICE)

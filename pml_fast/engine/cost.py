@@ -416,4 +416,5 @@ def one_call(
     if backend == "cpu":
         both = small.applies(batch) and small.applies(batch[:1].expand(size.m, size.d))
         return both and (size.shared or not itself) and small.recipe(*key, size.shared) is not None
-    return backend == "triton" and size.shared and triton_small.applies(batch) and triton_small.recipe(*key) is not None
+    half = size.dtype != torch.float32
+    return backend == "triton" and size.shared and triton_small.applies(batch) and triton_small.recipe(*key, half) is not None

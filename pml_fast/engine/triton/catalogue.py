@@ -26,7 +26,7 @@ HEAVIEST = ("ntxent", "contrastive")
 # And these, for the sweeps of more than a few numbers a row.
 HEAVY_STATES = (("given", "intra_pair_variance"), ("ranks", "smooth_ap"))
 QUICK = (("supcon", "dot"), ("ntxent", "distance"), ("contrastive", "distance"))
-QUICK_STATES = (("given", "lifted_structure", "distance"), ("ranks", "smooth_ap", "dot"))
+QUICK_STATES = (("ranks", "smooth_ap", "distance"),)
 # Losses with weights of their own for either side.
 TWO_TERMS = ("contrastive", "intra_pair_variance")
 
@@ -85,12 +85,12 @@ def _states(loss: str, epilogue: Epilogue) -> list[tuple[str, Any, str, dict[str
         return [("histogram", histogram_kernel, "heavy", {**ruled, "TABLE": nodes, "CHUNK": CHUNK})]
     if epilogue.shape == RANKS:
         ranks = {"FINISH": epilogue.finish, "AMONG": epilogue.among, "ALONE": epilogue.among, "HITS": HITS}
-        return [("ranks", soft_ranks_kernel, "heavy", {**ruled, **ranks}), ("own", own_logits_kernel, "heavy", ruled)]
+        return [("ranks", soft_ranks_kernel, "ranks", {**ruled, **ranks}), ("own", own_logits_kernel, "ranks", ruled)]
     if first is None:
         return [("state", pair_state_kernel, "state", {**ruled, "SHAPE": epilogue.shape, "FINISH": epilogue.finish})]
     pairs = {**ruled, "PAIR": epilogue.finish}
     found: list[tuple[str, Any, str, dict[str, Any]]] = [
-        ("first", pair_state_kernel, "state", {**ruled, "SHAPE": first.sweep.shape, "FINISH": first.sweep.finish}),
+        ("first", pair_state_kernel, "heavy", {**ruled, "SHAPE": first.sweep.shape, "FINISH": first.sweep.finish}),
         ("given", given_state_kernel, "heavy", {**pairs, "BOTH_SIDES": loss in TWO_TERMS}),
     ]
     return [*found, ("back", given_back_kernel, "heavy", pairs)] if first.across else found
@@ -106,7 +106,7 @@ def _losses(arch: int, product: str, geometry: str, d: int, op: str, rows: int, 
         quick = quickest and (loss, geometry) in QUICK
         if op == "state":
             for name, fn, by, of in _states(loss, epilogue):
-                if not (full or loss in HEAVIEST or (name, loss) in HEAVY_STATES):
+                if not (full or loss in HEAVIEST or (name, loss) in HEAVY_STATES) or (by != op and d != CHUNKED_D):
                     continue
                 quick = quickest and ((loss, geometry) in QUICK or (name, loss, geometry) in QUICK_STATES)
                 found.append(_kernel(f"{name}-{loss}", fn, by, arch, product, kind, d, rows, of, quick))

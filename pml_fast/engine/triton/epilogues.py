@@ -83,7 +83,8 @@ class Epilogue:
     follows from them. ``cosines`` says that the maths is that of cosines: of distances there is no kernel. The derivative of a
     ``heavy`` one leaves no registers for a block of the gradient, whose coefficients are written out instead. ``nodes`` says
     how many a ``HISTOGRAM`` has, ``among`` whether ``RANKS`` need those among positives: then a row that is its only positive
-    has a loss.
+    has a loss. The derivative of a ``steep`` one has steps, or logits a hundred times the scores: rows of half precision are
+    divided by their norms, and multiplied, in float32.
     """
 
     shape: int
@@ -96,6 +97,7 @@ class Epilogue:
     first: First | None = None
     nodes: Callable[[Any], int] = _no_nodes
     among: bool = False
+    steep: bool = False
 
     @property
     def levels(self) -> int:
@@ -170,7 +172,13 @@ EPILOGUES: dict[str, Epilogue] = {
         heavy=True,
     ),
     "ranked_list": Epilogue(
-        MEAN, one.ranked_list_logit, one.ranked_list_finish, one.ranked_list_derivative, _ranked_list_params, heavy=True
+        MEAN,
+        one.ranked_list_logit,
+        one.ranked_list_finish,
+        one.ranked_list_derivative,
+        _ranked_list_params,
+        heavy=True,
+        steep=True,
     ),
     "lifted_structure": Epilogue(
         GIVEN,
@@ -198,8 +206,15 @@ EPILOGUES: dict[str, Epilogue] = {
         ),
     ),
     "fast_ap": Epilogue(
-        HISTOGRAM, table.fast_ap_logit, None, table.fast_ap_derivative, _fast_ap_params, heavy=True, nodes=_fast_ap_nodes
+        HISTOGRAM,
+        table.fast_ap_logit,
+        None,
+        table.fast_ap_derivative,
+        _fast_ap_params,
+        heavy=True,
+        nodes=_fast_ap_nodes,
+        steep=True,
     ),
-    "smooth_ap": Epilogue(RANKS, one.temperature_logit, table.smooth_ap_finish, None, heavy=True, among=True),
-    "pnp": Epilogue(RANKS, table.pnp_logit, table.pnp_finish, None, heavy=True),
+    "smooth_ap": Epilogue(RANKS, one.temperature_logit, table.smooth_ap_finish, None, heavy=True, among=True, steep=True),
+    "pnp": Epilogue(RANKS, table.pnp_logit, table.pnp_finish, None, heavy=True, steep=True),
 }

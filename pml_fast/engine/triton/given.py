@@ -23,7 +23,7 @@ def state(problem: PairProblem, epilogue: Epilogue) -> tuple[Tensor, Tensor, Ten
     x, y = layout.sides(problem, kind)
     (n, d), m = x.rows.shape, y.rows.shape[0]
     plain = scalars(problem.spec, problem.score, [NO_LIMITS] * terms)
-    found, kept, seen = sweep(x, y, first.sweep, kind, problem.itself, problem.rule, plain, first.terms)
+    found, kept, seen = sweep(x, y, first.sweep, kind, problem.itself, problem.rule, plain, first.terms, "heavy")
     told = first.shared(found, kept)
     rows = layout.empty((terms, 2, n), dtype=torch.float32, device=x.rows.device)
     slopes = layout.empty((2, n), dtype=torch.float32, device=x.rows.device)

@@ -82,7 +82,7 @@ def tile_arguments(cfg: Config) -> dict[str, Any]:
 
 def sweep(
     x: layout.Operand, y: layout.Operand, epilogue: Epilogue, kind: int, itself: bool, rule: Tensor | None,
-    numbers: tuple[float, ...], terms: int,
+    numbers: tuple[float, ...], terms: int, op: str = "state",
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The forward sweep in one launch: ``rows [T, 2, N]``, ``saved [3, N]`` and ``seen [2, N]`` of ``pair_state_kernel``."""
     (n, d), m = x.rows.shape, y.rows.shape[0]
@@ -92,7 +92,7 @@ def sweep(
     seen = layout.empty((2, n), dtype=torch.int8, device=device)
     if n == 0:
         return rows, saved, seen
-    cfg = launch_config("state", x.rows, kind)
+    cfg = launch_config(op, x.rows, kind)
     with on(x.rows):
         pair_state_kernel[(triton.cdiv(n, cfg.block_m),)](
             x.rows, y.rows, x.norms, y.norms, x.labels, y.labels, rule_of(rule, x.rows), rows, saved, seen,

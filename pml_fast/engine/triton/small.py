@@ -33,10 +33,10 @@ class Recipe:
 
 
 @lru_cache(maxsize=256)
-def recipe(spec: str, params: tuple[float, ...], score: str, folds: tuple[str, ...]) -> Recipe | None:
-    """How to run this in three launches, or ``None`` where the general way is needed."""
+def recipe(spec: str, params: tuple[float, ...], score: str, folds: tuple[str, ...], half: bool = False) -> Recipe | None:
+    """How to run this (on rows of ``half`` precision) in three launches, or ``None`` where the general way is needed."""
     sc, reductions = Score.decode(score), [Fold.decode(fold) for fold in folds]
-    if refuse_small(spec, sc) or not sc.symmetric or any(fold.kind not in _FOLDS for fold in reductions):
+    if refuse_small(spec, sc, half) or not sc.symmetric or any(fold.kind not in _FOLDS for fold in reductions):
         return None
     maths = pair_spec(spec, params)
     return Recipe(

@@ -58,7 +58,7 @@ def state(problem: PairProblem, epilogue: Epilogue) -> tuple[Tensor, Tensor, Ten
     seen = layout.empty((2, n), dtype=torch.int8, device=device)
     if n == 0:
         return rows, table, seen
-    cfg = launch_config("heavy", x.rows, by_class.kind)
+    cfg = launch_config("ranks", x.rows, by_class.kind)
     inputs = (x.rows, y.rows, x.norms, y.norms, by_class.start, by_class.stop, by_class.rule, table)
     sizes = (x.rows.stride(0), y.rows.stride(0), n, m, d)
     chosen = by_class.choices(epilogue, x, cfg)
