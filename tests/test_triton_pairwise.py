@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -39,9 +39,20 @@ SHAPES = ((37, 53, 19), (70, 33, 130))
 # Relative to the vector of gradients: the rounding of the operand that multiplies the inputs.
 GRAD_TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 6e-3, torch.float16: 6e-4}
 VALUE_TOLERANCE = 1e-5
-# A logit of circle's is 80 times a product of two scores, tuplet margin's 64 times a score, and their exponentials have the
-# rounding of these so many times.
-CONDITION = {"circle": 2e-5, "tuplet_margin": 2e-5}
+# A logit of circle's is 80 times a product of two scores, tuplet margin's 64 times a score, one of soft ranks 100 times, and
+# their exponentials have the rounding of these so many times.
+CONDITION = {"circle": 2e-5, "tuplet_margin": 2e-5, "smooth_ap": 2e-5, "pnp": 2e-5}
+
+
+@dataclass(frozen=True)
+class Unknown(PAIR_SPECS["contrastive"]):  # type: ignore[misc]
+    """A loss that the kernels have never heard of."""
+
+    name = "unknown"
+
+
+# Where a mean is that of one pair, its own score and the mean take from each other all but a hundredth of a small gradient.
+SLACK = {"intra_pair_variance": 1e-8}
 
 triton_backend, oracle = TritonBackend(), ChunkedBackend()
 
@@ -88,12 +99,12 @@ def assert_rows(got: PairRows, want: PairRows) -> None:
     torch.testing.assert_close(got.rows[:, 0].double(), want.rows[:, 0].double(), rtol=0, atol=slack)
 
 
-def assert_gradient(got: Tensor | None, want: Tensor | None, tolerance: float) -> None:
+def assert_gradient(got: Tensor | None, want: Tensor | None, tolerance: float, slack: float = 1e-9) -> None:
     assert (got is None) == (want is None)
     if got is not None and want is not None:
         assert got.dtype == torch.float32
         assert torch.isfinite(got).all()
-        assert (got.double() - want).norm() <= tolerance * want.norm() + 1e-9
+        assert (got.double() - want).norm() <= tolerance * want.norm() + slack
 
 
 def check(problem: PairProblem, weight: Tensor | None = None) -> PairRows:
@@ -109,7 +120,8 @@ def check(problem: PairProblem, weight: Tensor | None = None) -> PairRows:
     grads = triton_backend.pair_grads(problem, state, w, True, True)
     expected = oracle.pair_grads(exact(problem), want, w.double(), True, True)
     for mine, theirs in zip(grads, expected):
-        assert_gradient(mine, theirs, GRAD_TOLERANCE[problem.x.dtype] + CONDITION.get(problem.spec.name, 0))
+        name = problem.spec.name
+        assert_gradient(mine, theirs, GRAD_TOLERANCE[problem.x.dtype] + CONDITION.get(name, 0), SLACK.get(name, 1e-9))
     return got
 
 
@@ -133,10 +145,19 @@ def test_columns_are_anchors_as_well(spec: str, score: str, d: int) -> None:
             assert_gradient(ours, theirs, GRAD_TOLERANCE[torch.float32])
 
 
+def sets_in_turn() -> list[tuple[str, bool]]:
+    """Every loss against itself and against another set. What takes several sweeps takes long here: one of the two, in turn."""
+    found = enumerate(sorted(EPILOGUES))
+    return [(s, itself) for k, s in found for itself in (True, False) if EPILOGUES[s].small or itself == (k % 2 == 0)]
+
+
 def cases() -> list[tuple[object, ...]]:
     """The full product, or one case for each loss, score and number of sets with the other choices taken in turn."""
     every = itertools.product(sorted(EPILOGUES), SCORES, (True, False))
     main = [case for case in every if case[1] == "dot" or not EPILOGUES[case[0]].cosines]
+    if not EVERYTHING:
+        turn = {score: k % 2 == 0 for k, score in enumerate(SCORES)}
+        main = [case for case in main if EPILOGUES[case[0]].small or case[2] == turn[case[1]]]
     rest = list(itertools.product((False, True), LIMITS, DTYPES, SHAPES))
     if EVERYTHING:
         return [(*a, *b) for a, b in itertools.product(main, rest)]
@@ -151,7 +172,7 @@ def test_matches_the_oracle(spec, score, itself, rule, limits, dtype, shape) -> 
 
 @pytest.mark.parametrize("spec", sorted(EPILOGUES))
 @pytest.mark.parametrize("itself", [True, False])
-@pytest.mark.parametrize("n,m,classes", [(1, 1, 1), (2, 3, 1), (20, 18, 1), (20, 18, 10**6)])
+@pytest.mark.parametrize("n,m,classes", [(1, 1, 1), (2, 3, 1), (17, 18, 1), (17, 18, 10**6)])
 def test_few_rows_one_class_and_no_positives(spec: str, itself: bool, n: int, m: int, classes: int) -> None:
     check(problem_of(spec, "dot", itself, shape=(n, m, 7), classes=classes))
 
@@ -169,6 +190,9 @@ def test_strided_inputs(spec: str) -> None:
     x = problem.x.T.contiguous().T
     assert not x.is_contiguous()
     check(replace(problem, x=x, y=x))
+    if not EPILOGUES[spec].small:
+        # Strides are the operands', which all sweeps have in common.
+        return
     wide = torch.cat([problem.x, problem.x], dim=1)[:, :24]
     check(replace(problem, x=wide, y=wide, x_labels=problem.x_labels.repeat_interleave(2)[::2]))
 
@@ -220,9 +244,9 @@ def test_a_wide_gradient_comes_in_strips(monkeypatch: pytest.MonkeyPatch, itself
 
 
 @pytest.mark.parametrize("itself", [True, False])
-@pytest.mark.parametrize("rule", [True, False])
-def test_sorting_by_class_changes_nothing(monkeypatch: pytest.MonkeyPatch, itself: bool, rule: bool) -> None:
-    problem = problem_of("ntxent", "dot", itself, rule, shape=(70, 90, 12), classes=9)
+@pytest.mark.parametrize("spec,rule", [("ntxent", True), ("ntxent", False), ("lifted_structure", True)])
+def test_sorting_by_class_changes_nothing(monkeypatch: pytest.MonkeyPatch, itself: bool, spec: str, rule: bool) -> None:
+    problem = problem_of(spec, "dot", itself, rule, shape=(70, 90, 12), classes=9)
     plain = check(problem)
     monkeypatch.setattr(layout, "SORT_FROM", 0)
     by_class = check(problem)
@@ -312,8 +336,7 @@ def test_transposed_columns_end_in_zeros() -> None:
     assert not turned[:, 37:].any()
 
 
-@pytest.mark.parametrize("spec", sorted(EPILOGUES))
-@pytest.mark.parametrize("itself", [True, False])
+@pytest.mark.parametrize("spec,itself", sets_in_turn())
 def test_three_products_of_bfloat16_parts_keep_five_digits(spec: str, itself: bool) -> None:
     problem = problem_of(spec, "dot", itself, True, "positive", shape=(37, 53, 70))
     w = torch.rand(len(problem.spec.terms), 37, device=DEVICE)
@@ -414,7 +437,7 @@ def test_extremes_without_candidates_and_with_nan() -> None:
     "change,reason",
     [
         ({"spec": PAIR_SPECS["tuplet_margin"](), "score": SCORES["l2"]}, "takes scores for cosines"),
-        ({"spec": PAIR_SPECS["lifted_structure"]()}, "no kernel epilogue for the loss"),
+        ({"spec": Unknown()}, "no kernel epilogue for the loss"),
         ({"spec": PAIR_SPECS["margin"](), "levels": torch.zeros(37)}, "a parameter of each row's own"),
         ({"score": Score("lp", p=1.0)}, "p-norm"),
         ({"score": Score("l2", power=3.0)}, "power 1 or 2"),
@@ -437,8 +460,8 @@ def test_without_a_card_the_reason_names_the_remedy(monkeypatch: pytest.MonkeyPa
 def test_every_epilogue_belongs_to_a_spec() -> None:
     for name, epilogue in EPILOGUES.items():
         made = PAIR_SPECS[name]()
-        assert len(epilogue.params(made)) <= PARAMS
-        assert epilogue.levels in (0, 3)
+        assert len(epilogue.params(made, SCORES["dot"])) <= PARAMS
+        assert epilogue.levels in (0, 3, 4)
 
 
 # ---- on the card alone
@@ -446,7 +469,7 @@ def test_every_epilogue_belongs_to_a_spec() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
-@pytest.mark.parametrize("spec", sorted(EPILOGUES))
+@pytest.mark.parametrize("spec", sorted(name for name in EPILOGUES if not PAIR_SPECS[name].waits))
 @pytest.mark.parametrize("itself", [True, False])
 def test_the_same_call_twice_is_bit_identical_and_never_waits_for_the_host(spec: str, itself: bool) -> None:
     problem = problem_of(spec, comparing(spec), itself, True, dtype=torch.bfloat16, shape=(5000, 4500, 128), classes=300)
@@ -468,7 +491,7 @@ def test_the_same_call_twice_is_bit_identical_and_never_waits_for_the_host(spec:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
-@pytest.mark.parametrize("spec", sorted(EPILOGUES))
+@pytest.mark.parametrize("spec", sorted(name for name in EPILOGUES if not PAIR_SPECS[name].waits))
 def test_a_cuda_graph_replays_it(spec: str) -> None:
     problem = problem_of(spec, "dot", True, shape=(300, 300, 64))
     w = torch.rand(len(problem.spec.terms), 300, device=DEVICE)

@@ -17,7 +17,7 @@ from pml_fast import cli
 with interpreting():
     from triton.runtime.errors import OutOfResources, PTXASError
 
-    from pml_fast.engine.triton import indexed, knn, lookup, small_step, sweeps, triplet, tune, tuned, workloads
+    from pml_fast.engine.triton import indexed, knn, launch, lookup, small_step, sweeps, triplet, tune, tuned, workloads
     from pml_fast.engine.triton.configs import ARCHES, TUNABLE, Config, config
 
 pytestmark = [pytest.mark.kernels, pytest.mark.usefixtures("interpreter")]
@@ -140,7 +140,7 @@ def test_the_fastest_candidate_is_in_force_from_then_on(
 
 # Where each kernel is launched, and two tiles near the shipped one that the interpreter runs quickly.
 LAUNCHED = {
-    "state": (sweeps, "pair_state_kernel", Config(16, 16, 64, 4, 2, True)),
+    "state": (launch, "pair_state_kernel", Config(16, 16, 64, 4, 2, True)),
     "grad": (sweeps, "pair_grad_kernel", Config(16, 16, 64, 4, 2, True)),
     "pulls": (sweeps, "pair_pulls_kernel", Config(16, 16, 32, 4, 2)),
     "extreme": (sweeps, "extreme_kernel", Config(16, 16, 64, 4, 2, True)),
@@ -317,8 +317,6 @@ def test_a_kernel_that_no_launch_would_take_names_the_option(
     device = ["--device", str(DEVICE)]
     assert cli.main(["tune", "--kernel", "small", "--n", "4096", *device]) == 2
     assert "--n 4096: the kernel 'small' runs for up to 1024 rows" in capsys.readouterr().err
-    assert cli.main(["tune", "--kernel", "pulls", "--score", "l2", *device]) == 2
-    assert "--score l2: no loss of this score needs the kernel 'pulls'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(["tune", "--kernel", "triplets", *device])
     assert "--kernel" in capsys.readouterr().err

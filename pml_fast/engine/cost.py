@@ -322,18 +322,25 @@ def _tile(op: str, size: Size, score: Score) -> Config:
 
 def _triton_pairwise(size: Size, spec: Spec, score: Score, _: bool) -> Cost:
     assert isinstance(spec, PairSpec)
-    # A loss for each positive takes a second sweep; from SORT_FROM columns on the positives are one run of sorted columns.
-    from pml_fast.engine.triton.epilogues import EPILOGUES, EXP_THEN_PAIRS
+    from pml_fast.engine.triton.epilogues import EPILOGUES, RANKS
+    from pml_fast.engine.triton.histograms import CHUNK
     from pml_fast.engine.triton.layout import SORT_FROM, WORKSPACE_BYTES, score_kind, splits
+    from pml_fast.engine.triton.soft_ranks import HITS
 
-    split = splits(size.dtype, score_kind(score))
-    two_sweeps = EPILOGUES[spec.name].shape == EXP_THEN_PAIRS and size.m < SORT_FROM
-    forward = size.gemm * (2 if two_sweeps else 1)
+    split, epilogue = splits(size.dtype, score_kind(score)), EPILOGUES[spec.name]
+    positives = size.pairs / max(size.n, 1) + size.shared if epilogue.shape == RANKS else 0
+    # From SORT_FROM columns on the positives are one run of sorted columns, and a sweep over them takes next to nothing.
+    again = size.m < SORT_FROM if epilogue.positives_again else epilogue.first is not None
+    back = again and size.shared and epilogue.first is not None and epilogue.first.across
+    # Tables take a sweep for every CHUNK nodes of a histogram, for every HITS positives of a row.
+    nodes = epilogue.nodes(spec)
+    sweeps = again + max(1, math.ceil(nodes / CHUNK), math.ceil(positives / HITS))
+    forward = sweeps * size.gemm
     # Each side that has a gradient recomputes the tiles; a batch against itself is one side.
     sides = size.need_x + (0 if size.shared else size.need_y)
-    memory = _common_bytes(size, 2 + _half(size)) + size.item * 16 * size.n
+    memory = _common_bytes(size, 2 + _half(size)) + size.item * (16 + 2 * nodes + 4 * positives) * size.n
     tile, turned = _tile("grad", size, score), [0]
-    if sides and (split or EPILOGUES[spec.name].heavy or not tile.resident):
+    if sides and (split or epilogue.heavy or not tile.resident):
         memory += min((6 if split else 4) * size.n * size.m, WORKSPACE_BYTES)
     elif sides and tile.turned:
         # One side's columns at a time, transposed.
@@ -343,7 +350,8 @@ def _triton_pairwise(size: Size, spec: Spec, score: Score, _: bool) -> Cost:
         # Rows and columns in three bfloat16 parts each, and the parts that coefficients multiply.
         memory += 18 * max(size.sets, size.m * size.d)
     # Three products of parts are counted as the one that they stand for.
-    return _cost(size, forward, forward + 2 * sides * size.gemm, 1 + sides, memory, sum(turned))
+    step = forward + (back + 2 * sides) * size.gemm
+    return _cost(size, forward, step, sweeps + back + sides, memory, sum(turned))
 
 
 def _bidirectional_triton(size: Size, rows: Cost) -> Cost:
@@ -471,7 +479,8 @@ def one_call(
     if backend == "cpu":
         both = small.applies(batch) and small.applies(batch[:1].expand(size.m, size.d))
         return both and (size.shared or not itself) and small.recipe(*key, size.shared, bidirectional) is not None
-    return backend == "triton" and size.shared and triton_small.applies(batch) and triton_small.recipe(*key) is not None
+    half = size.dtype != torch.float32
+    return backend == "triton" and size.shared and triton_small.applies(batch) and triton_small.recipe(*key, half) is not None
 
 
 def one_histogram_call(backend: str, size: Size, score: Score, device: torch.device) -> bool:

@@ -61,7 +61,8 @@ def prepared(problem: Any, backend: Backend, rows: Rows, cols: Rows) -> Any:
     """The problem with the rows that this backend takes: a backend that ``divides`` never needs a second copy of them."""
     if getattr(backend, "divides", False):
         return replace(problem, x_norm=rows.norm, y_norm=cols.norm)
-    half = getattr(backend, "takes_half", False)
+    keeps = getattr(backend, "keeps_half", None)
+    half = keeps is not None and keeps(problem)
     x = rows.unit(half)
     return replace(problem, x=x, y=x if cols is rows else cols.unit(half))
 

@@ -62,7 +62,7 @@ def _small_pair_loss(
             total, terms, dx, dy, *_ = done
             return total, terms, dx, dy
     if columns is None and triton_small.applies(x):
-        plan = triton_small.recipe(spec, tuple(params), score, tuple(folds))
+        plan = triton_small.recipe(spec, tuple(params), score, tuple(folds), x.dtype != torch.float32)
         return None if plan is None else triton_small.pair_loss(x, labels, rule, plan, need)
     return None
 

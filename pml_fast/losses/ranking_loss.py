@@ -129,4 +129,5 @@ class RankingLoss(BaseMetricLossFunction):
 
 
 def _waits(spec: PairSpec) -> list[str]:
-    return ["each strip reads its largest number of positives on the host"] if spec.waits else []
+    where = "once by the Triton kernels, in each strip on chunked"
+    return [f"the largest number of positives is read on the host: {where}"] if spec.waits else []

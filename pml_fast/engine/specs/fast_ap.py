@@ -31,8 +31,7 @@ class FastAP(PairSpec):
 
     def formula(self, view: View, score: Score) -> Losses:
         bins = int(self.num_bins)
-        largest = 2.0 if score.kind == "dot" else 2.0**score.power
-        x = (1 - view.pos.s if score.inverted else view.pos.s) * (bins / largest)
+        x = (1 - view.pos.s if score.inverted else view.pos.s) * (bins / largest_score(score))
         pos, neg = dense_mask(view.pos), dense_mask(view.neg)
         pos_below, neg_below = _below(x, pos, neg, bins + 1)
         hits = pos_below.diff(dim=1, prepend=torch.zeros_like(pos_below[:, :1]))
@@ -42,6 +41,11 @@ class FastAP(PairSpec):
         precision = torch.where(none, 0.0, product / torch.where(none, 1.0, total)).sum(dim=1)
         count = view.pos.count()
         return [Some(1 - precision / count.clamp(min=1), count > 0)]
+
+
+def largest_score(score: Score) -> float:
+    """Where the bins end: at the largest distance of unit vectors."""
+    return 2.0 if score.kind == "dot" else 2.0**score.power
 
 
 def _below(x: Tensor, pos: Tensor, neg: Tensor, nodes: int) -> tuple[Tensor, Tensor]:

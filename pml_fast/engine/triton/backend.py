@@ -41,7 +41,10 @@ class TritonBackend:
     """Streaming Triton kernels: float32, bfloat16 and float16 inputs, float32 results; deterministic."""
 
     name = "triton"
-    takes_half = True
+
+    def keeps_half(self, problem: Any) -> bool:
+        """Whether rows of half precision stay so: some losses are too steep for unit rows that are rounded to it."""
+        return not (isinstance(problem, PairProblem) and _module("epilogues").EPILOGUES[problem.spec.name].steep)
 
     def available(self) -> str | None:
         if not _installed():
@@ -147,3 +150,14 @@ def refuse_epilogue(name: str, score: Score) -> str | None:
     if known[name].cosines and score.kind != "dot":
         return f"the loss {name!r} takes scores for cosines: its kernel epilogue is for inner products"
     return None
+
+
+def refuse_small(name: str, score: Score, half: bool) -> str | None:
+    """``None`` where the loss of a small batch against itself (of ``half`` precision) takes three launches, else the reason."""
+    reason = refuse_score(score) or refuse_epilogue(name, score)
+    if reason is not None:
+        return reason
+    epilogue = _module("epilogues").EPILOGUES[name]
+    if not epilogue.small:
+        return f"the loss {name!r} takes more than a sweep"
+    return f"the loss {name!r} widens rows of half precision" if half and epilogue.steep else None

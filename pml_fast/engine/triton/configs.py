@@ -10,8 +10,8 @@ ENOUGH_BLOCKS = {80: 108, 90: 132}
 # Registers a thread can have.
 MOST_REGISTERS = 255
 
-# Warps of a chunked gradient: its epilogue holds the derivatives of both anchors of a pair.
-PULLS_WARPS = 8
+# Warps of a chunked gradient, whose epilogue holds the derivatives of both anchors of a pair, and of a heavy state.
+HEAVY_WARPS = 8
 
 Entry = tuple[int, int, int, int, int]
 Key = tuple[str, str, str]
@@ -82,12 +82,17 @@ def block_rows(arch: int, largest: int, rows: int) -> int:
     return block
 
 
+# States of more than a few numbers a row.
+_HEAVY = ("heavy", "soft-ranks")
+
+
 def config(op: str, arch: int, product: str, distance: bool, d: int, rows: int) -> Config:
-    """The launch of ``op`` for ``rows`` rows: a key of :data:`TUNABLE`, or of :data:`TILES`.
+    """The launch of ``op`` for ``rows`` rows: a key of :data:`TUNABLE`, or of :data:`TILES`, ``heavy`` or ``soft-ranks``.
 
     An ``extreme`` has the tiles of a ``state``. A gradient whose D no block holds (not ``resident``), and any that is asked
     for as ``pulls``, writes out what multiplies the columns, by the chunked tiles of a state over a grid of both rows and
-    columns, which is never short of blocks.
+    columns, which is never short of blocks. A ``heavy`` state, of more than a few numbers a row, has those tiles as well,
+    whose rows take no registers, and ``soft-ranks``, which compare each score of a tile with many, half of their columns.
 
     ``product`` is a :func:`layout.product_type`; ``distance`` whether the score is one rather than an inner product.
     """
@@ -96,18 +101,20 @@ def config(op: str, arch: int, product: str, distance: bool, d: int, rows: int) 
     geometry = "distance" if distance else "dot"
     bucket = max(64, 1 << (d - 1).bit_length())
     key = ("grad" if op == "grad" else "state", product, geometry)
-    if op == "pulls" or bucket not in TABLE[arch].get(key, {}):
+    if op in ("pulls", *_HEAVY) or bucket not in TABLE[arch].get(key, {}):
         bucket, key = 0, ("state", product, geometry)
     block_m, block_n, block_k, num_warps, num_stages = TABLE[arch][key][bucket]
     of_both = op in ("grad", "pulls") and not bucket
     rows_a_block = block_m if of_both else block_rows(arch, block_m, rows)
-    if of_both:
-        num_warps = PULLS_WARPS
+    if of_both or op in _HEAVY:
+        num_warps = HEAVY_WARPS
+    if op == "soft-ranks":
+        block_n //= 2
     if rows_a_block < block_m and (arch, key, bucket) in HALVED:
         block_n //= 2
     # ptxas spills to fit one more block on a multiprocessor. A shrunken block has no other to make room for, and the
     # loop of an extreme, or of one tile, is short.
-    registers = MOST_REGISTERS if rows_a_block < block_m or op == "extreme" or of_both else None
+    registers = MOST_REGISTERS if rows_a_block < block_m or op in ("extreme", *_HEAVY) or of_both else None
     turned = (arch, key, bucket) in TURNED
     return Config(rows_a_block, block_n, bucket or block_k, num_warps, num_stages, bucket != 0, registers, turned=turned)
 

@@ -24,6 +24,14 @@ def softplus(x):
 
 
 @triton.jit
+def log1p(x):
+    # for x of 0 and more; what rounding takes from 1 + x, the quotient gives back
+    grown = 1.0 + x
+    gained = grown - 1.0
+    return tl.where(gained == 0, x, tl.log(grown) * (x / tl.where(gained == 0, 1.0, gained)))
+
+
+@triton.jit
 def outside(loss, low, high):
     # Written so that a NaN is inside, and seen.
     return (loss <= low) | (loss >= high)

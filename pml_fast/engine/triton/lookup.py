@@ -34,7 +34,7 @@ def card_of(device: torch.device) -> tuple[str, int]:
 def product_of(op: str, dtype: torch.dtype) -> str:
     """The type of a kernel's products, its key in the tables; of one without products the type of its rows."""
     product = layout.product_type(dtype)
-    return product if dtype != torch.float32 or TUNABLE[op].products else "fp32"
+    return "fp32" if dtype == torch.float32 and op in TUNABLE and not TUNABLE[op].products else product
 
 
 def tuning_key(op: str, x: Tensor, kind: int) -> tuned.Key:

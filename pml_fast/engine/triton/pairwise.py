@@ -47,12 +47,12 @@ def log_of(top, total):
 @triton.jit
 def pair_state_kernel(
     x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, x_label_ptr, y_label_ptr, rule_ptr, rows_ptr, saved_ptr, seen_ptr,
-    stride_xm, stride_ym, N, M, D, sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3,
+    stride_xm, stride_ym, N, M, D, sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3, p4,
     SHAPE: tl.constexpr, LOGIT: tl.constexpr, FINISH: tl.constexpr, KIND: tl.constexpr, ITSELF: tl.constexpr,
     HAS_RULE: tl.constexpr, PRECISION: tl.constexpr, RESIDENT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    # rows [T, 2, N], saved [3, N] (not for a hinge), seen [2, N]: whether the row has a positive, a negative
+    # rows [T, 2, N], saved [3 or 4, N] (not for a hinge), seen [2, N]: whether the row has a positive, a negative
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = offs_m < N
     x = tl.zeros([BLOCK_M, BLOCK_K], dtype=x_ptr.dtype.element_ty)
@@ -68,6 +68,7 @@ def pair_state_kernel(
     total_pos = tl.zeros([BLOCK_M], dtype=tl.float32)
     total_neg = tl.zeros([BLOCK_M], dtype=tl.float32)
     sum_pos = tl.zeros([BLOCK_M], dtype=tl.float32)
+    sum_neg = tl.zeros([BLOCK_M], dtype=tl.float32)
     inner_pos = tl.zeros([BLOCK_M], dtype=tl.int32)
     inner_neg = tl.zeros([BLOCK_M], dtype=tl.int32)
     count_pos = tl.zeros([BLOCK_M], dtype=tl.int32)
@@ -86,7 +87,7 @@ def pair_state_kernel(
         pos, neg = kept & same, kept & (same == 0)
         count_pos += tl.sum(pos.to(tl.int32), axis=1)
         count_neg += tl.sum(neg.to(tl.int32), axis=1)
-        z = LOGIT(s, same, sign, p0, p1, p2, p3)
+        z = LOGIT(s, same, sign, p0, p1, p2, p3, p4)
         if SHAPE == 3:
             total_pos += tl.sum(tl.where(kept, z, 0.0), axis=1)
         elif SHAPE == 1:
@@ -98,6 +99,7 @@ def pair_state_kernel(
             inner_neg += tl.sum(in_neg.to(tl.int32), axis=1)
         else:
             # One exponential a pair serves both sides: a pair is a positive or a negative, never both.
+            old_pos, old_neg = top_pos, top_neg
             top_pos, shift_pos, total_pos = grown(top_pos, total_pos, z, kept, same)
             top_neg, shift_neg, total_neg = grown(top_neg, total_neg, z, kept, same == 0)
             e = tl.exp(z - tl.where(same, shift_pos[:, None], shift_neg[:, None]))
@@ -105,6 +107,9 @@ def pair_state_kernel(
             total_neg += tl.sum(tl.where(neg, e, 0.0), axis=1)
             if SHAPE == 0:
                 sum_pos += tl.sum(tl.where(pos, z, 0.0), axis=1)
+            elif SHAPE == 4:
+                sum_pos = sum_pos * tl.exp(old_pos - shift_pos) + tl.sum(tl.where(pos, e * s, 0.0), axis=1)
+                sum_neg = sum_neg * tl.exp(old_neg - shift_neg) + tl.sum(tl.where(neg, e * s, 0.0), axis=1)
 
     value, number = total_pos, inner_pos.to(tl.float32)
     if SHAPE == 3:
@@ -116,11 +121,20 @@ def pair_state_kernel(
     else:
         log_pos, log_neg = log_of(top_pos, total_pos), log_of(top_neg, total_neg)
         if SHAPE == 0:
-            value, number, level_pos, level_neg, extra = FINISH(log_pos, log_neg, sum_pos, count_pos, count_neg, p0, p1, p2, p3)
+            value, number, level_pos, level_neg, extra = FINISH(
+                log_pos, log_neg, sum_pos, count_pos, count_neg, p0, p1, p2, p3, p4
+            )
+        elif SHAPE == 4:
+            mean_pos = sum_pos / tl.where(total_pos == 0, 1.0, total_pos)
+            mean_neg = sum_neg / tl.where(total_neg == 0, 1.0, total_neg)
+            value, number, level_pos, level_neg, extra, extra_neg = FINISH(
+                log_pos, log_neg, mean_pos, mean_neg, count_pos + count_neg + ITSELF, p0, p1, p2, p3, p4
+            )
+            tl.store(saved_ptr + 3 * tl.cast(N, tl.int64) + offs_m, extra_neg, mask=inside)
         else:
             value, number, share = positives_against(
                 x, log_neg, x_label, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, y_label_ptr, rule_ptr, offs_m,
-                stride_xm, stride_ym, N, M, D, sign, low_pos, high_pos, p0, p1, p2, p3,
+                stride_xm, stride_ym, N, M, D, sign, low_pos, high_pos, p0, p1, p2, p3, p4,
                 LOGIT, FINISH, KIND, ITSELF, HAS_RULE, PRECISION, RESIDENT, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
             level_pos, level_neg, extra = log_neg, log_neg - tl.log(share), share * 0.0
@@ -136,7 +150,7 @@ def pair_state_kernel(
 @triton.jit
 def positives_against(
     x, log_neg, x_label, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, y_label_ptr, rule_ptr, offs_m,
-    stride_xm, stride_ym, N, M, D, sign, low, high, p0, p1, p2, p3,
+    stride_xm, stride_ym, N, M, D, sign, low, high, p0, p1, p2, p3, p4,
     LOGIT: tl.constexpr, PAIR: tl.constexpr, KIND: tl.constexpr, ITSELF: tl.constexpr, HAS_RULE: tl.constexpr,
     PRECISION: tl.constexpr, RESIDENT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -162,7 +176,7 @@ def positives_against(
             same = x_label[:, None] == y_label[None, :]
             if HAS_RULE:
                 kept = ruled(s, same, kept, pos_low[:, None], pos_high[:, None], neg_low[:, None], neg_high[:, None])
-            loss, slope = PAIR(LOGIT(s, same, sign, p0, p1, p2, p3), log_neg[:, None])
+            loss, slope = PAIR(LOGIT(s, same, sign, p0, p1, p2, p3, p4), log_neg[:, None])
             kept = kept & same & (outside(loss, low, high) == 0)
             value += tl.sum(tl.where(kept, loss, 0.0), axis=1)
             share += tl.sum(tl.where(kept, slope, 0.0), axis=1)

@@ -23,58 +23,73 @@ def load_weights(w_ptr, offs, size, TERMS: tl.constexpr):
 
 
 @triton.jit
-def load_anchor(w_pos, w_neg, rule_ptr, saved_ptr, offs, size, SAVED: tl.constexpr, HAS_RULE: tl.constexpr):
-    # what an anchor brings to its derivative, [B] each: weights of its two sides, levels, intervals
+def load_anchor(
+    w_pos, w_neg, rule_ptr, saved_ptr, offs, size, SAVED: tl.constexpr, TABLE: tl.constexpr, HAS_RULE: tl.constexpr
+):
+    # what an anchor brings to its derivative, [B] each: weights of its two sides, levels, extras, intervals. SAVED is how many
+    # numbers a row has saved: none, one extra for both sides (3), or one for each (4). Of a row's table [2, TABLE] it is the
+    # address, for the derivative to look up
     mask = offs < size
-    level_pos, level_neg, extra = w_pos, w_pos, w_pos
-    if SAVED:
+    level_pos, level_neg, extra_pos, extra_neg = w_pos, w_pos, w_pos, w_pos
+    if SAVED > 0:
         level_pos = tl.load(saved_ptr + offs, mask=mask, other=0.0)
         level_neg = tl.load(saved_ptr + size + offs, mask=mask, other=0.0)
-        extra = tl.load(saved_ptr + 2 * tl.cast(size, tl.int64) + offs, mask=mask, other=0.0)
+        extra_pos = tl.load(saved_ptr + 2 * tl.cast(size, tl.int64) + offs, mask=mask, other=0.0)
+        extra_neg = extra_pos
+    if TABLE > 0:
+        level_pos = saved_ptr + tl.minimum(offs, size - 1).to(tl.int64) * (2 * TABLE)
+        level_neg = level_pos
+    if SAVED == 4:
+        extra_neg = tl.load(saved_ptr + 3 * tl.cast(size, tl.int64) + offs, mask=mask, other=0.0)
     pos_low, pos_high, neg_low, neg_high = w_pos, w_pos, w_pos, w_pos
     if HAS_RULE:
         pos_low, pos_high, neg_low, neg_high = load_rule(rule_ptr, offs, size)
-    return w_pos, w_neg, level_pos, level_neg, extra, pos_low, pos_high, neg_low, neg_high
+    return w_pos, w_neg, level_pos, level_neg, extra_pos, extra_neg, pos_low, pos_high, neg_low, neg_high
 
 
 @triton.jit
 def coefficients(
-    s, z, same, valid, w_pos, w_neg, level_pos, level_neg, extra, pos_low, pos_high, neg_low, neg_high,
-    sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3,
-    DERIVATIVE: tl.constexpr, HAS_RULE: tl.constexpr,
+    s, z, same, valid, other, w_pos, w_neg, level_pos, level_neg, extra_pos, extra_neg, pos_low, pos_high, neg_low, neg_high,
+    sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3, p4,
+    DERIVATIVE: tl.constexpr, STATE: tl.constexpr, HAS_RULE: tl.constexpr,
 ):  # fmt: skip
-    # w * dL/ds of every pair [BLOCK_M, BLOCK_N]; the anchors' vectors come shaped [:, None] or [None, :]
+    # w * dL/ds of every pair [BLOCK_M, BLOCK_N]; the anchors' vectors come shaped [:, None] or [None, :]. other: the level of
+    # the pair's other end. STATE: what the state of a first sweep has of a pair, whose weights are then the extras
     if HAS_RULE:
         valid = ruled(s, same, valid, pos_low, pos_high, neg_low, neg_high)
     w = tl.where(same, w_pos, w_neg)
     level = tl.where(same, level_pos, level_neg)
-    c = DERIVATIVE(s, z, same, level, extra, low_pos, high_pos, low_neg, high_neg, sign, p0, p1, p2, p3)
+    extra = tl.where(same, extra_pos, extra_neg)
+    c = DERIVATIVE(s, z, same, level, other, extra, low_pos, high_pos, low_neg, high_neg, sign, p0, p1, p2, p3, p4)
     # A row that weighs nothing must not turn an infinite value into NaN.
-    return tl.where(valid & (w != 0), w * c, 0.0)
+    c = tl.where(valid & (w != 0), w * c, 0.0)
+    if STATE is not None:
+        c += tl.where(valid & (extra != 0), extra * STATE(z, same, level, sign), 0.0)
+    return c
 
 
 @triton.jit
 def pulls(
     s, same, valid, rows, cols,
-    sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3,
-    LOGIT: tl.constexpr, DERIVATIVE: tl.constexpr, KIND: tl.constexpr,
+    sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3, p4,
+    LOGIT: tl.constexpr, DERIVATIVE: tl.constexpr, STATE: tl.constexpr, KIND: tl.constexpr,
     ROW_ANCHORS: tl.constexpr, COL_ANCHORS: tl.constexpr, HAS_RULE: tl.constexpr,
 ):  # fmt: skip
     # H [BLOCK_M, BLOCK_N]: the gradient by row i is sum_j H_ij y_j, less H_ij x_i for a distance. `rows` and `cols` are what
     # load_anchor gives for them. Anchors are the rows, the columns, or both (of a batch against itself H = W + W^T).
-    z = LOGIT(s, same, sign, p0, p1, p2, p3)
+    z = LOGIT(s, same, sign, p0, p1, p2, p3, p4)
     h = tl.zeros(s.shape, dtype=tl.float32)
     if ROW_ANCHORS:
         h += coefficients(
-            s, z, same, valid, rows[0][:, None], rows[1][:, None], rows[2][:, None], rows[3][:, None], rows[4][:, None],
-            rows[5][:, None], rows[6][:, None], rows[7][:, None], rows[8][:, None],
-            sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3, DERIVATIVE, HAS_RULE,
+            s, z, same, valid, cols[2][None, :], rows[0][:, None], rows[1][:, None], rows[2][:, None], rows[3][:, None],
+            rows[4][:, None], rows[5][:, None], rows[6][:, None], rows[7][:, None], rows[8][:, None], rows[9][:, None],
+            sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3, p4, DERIVATIVE, STATE, HAS_RULE,
         )  # fmt: skip
     if COL_ANCHORS:
         h += coefficients(
-            s, z, same, valid, cols[0][None, :], cols[1][None, :], cols[2][None, :], cols[3][None, :], cols[4][None, :],
-            cols[5][None, :], cols[6][None, :], cols[7][None, :], cols[8][None, :],
-            sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3, DERIVATIVE, HAS_RULE,
+            s, z, same, valid, rows[2][:, None], cols[0][None, :], cols[1][None, :], cols[2][None, :], cols[3][None, :],
+            cols[4][None, :], cols[5][None, :], cols[6][None, :], cols[7][None, :], cols[8][None, :], cols[9][None, :],
+            sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3, p4, DERIVATIVE, STATE, HAS_RULE,
         )  # fmt: skip
     if KIND == 1:
         h = tl.where(s > 0, h / s, h * 0.0)
@@ -99,9 +114,9 @@ def factors(h, y, PRECISION: tl.constexpr):
 
 @triton.jit
 def no_anchor(offs):
-    # what load_anchor gives, for rows or columns that are not anchors
+    # what load_anchor gives, for rows or columns that are not anchors: they have no level
     none = offs.to(tl.float32) * 0.0
-    return none, none, none, none, none, none, none, none, none
+    return none, none, none + float("-inf"), none, none, none, none, none, none, none
 
 
 @triton.jit
@@ -116,9 +131,9 @@ def load_turned(turned_ptr, offs_d, offs_n, stride, D):
 def pair_grad_kernel(
     x_ptr, y_ptr, turned_ptr, x_norm_ptr, y_norm_ptr, x_label_ptr, y_label_ptr, rule_ptr, saved_ptr, w_ptr, col_saved_ptr,
     col_w_ptr, out_ptr,
-    stride_xm, stride_ym, stride_td, stride_om, N, M, D, sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3,
-    TERMS: tl.constexpr, SAVED: tl.constexpr, LOGIT: tl.constexpr, DERIVATIVE: tl.constexpr,
-    KIND: tl.constexpr, ITSELF: tl.constexpr, ROW_ANCHORS: tl.constexpr, COL_ANCHORS: tl.constexpr,
+    stride_xm, stride_ym, stride_td, stride_om, N, M, D, sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3, p4,
+    TERMS: tl.constexpr, SAVED: tl.constexpr, TABLE: tl.constexpr, LOGIT: tl.constexpr, DERIVATIVE: tl.constexpr,
+    STATE: tl.constexpr, KIND: tl.constexpr, ITSELF: tl.constexpr, ROW_ANCHORS: tl.constexpr, COL_ANCHORS: tl.constexpr,
     HAS_RULE: tl.constexpr, PRECISION: tl.constexpr, RESIDENT: tl.constexpr, TURNED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -131,7 +146,7 @@ def pair_grad_kernel(
     x_label = tl.load(x_label_ptr + tl.minimum(offs_m, N - 1))
     if ROW_ANCHORS:
         w_pos, w_neg = load_weights(w_ptr, offs_m, N, TERMS)
-        rows = load_anchor(w_pos, w_neg, rule_ptr, saved_ptr, offs_m, N, SAVED, HAS_RULE)
+        rows = load_anchor(w_pos, w_neg, rule_ptr, saved_ptr, offs_m, N, SAVED, TABLE, HAS_RULE)
     else:
         rows = no_anchor(offs_m)
     total = tl.zeros([BLOCK_M, BLOCK_K], dtype=tl.float32)
@@ -146,13 +161,13 @@ def pair_grad_kernel(
         y_label = tl.load(y_label_ptr + tl.minimum(offs_n, M - 1))
         if COL_ANCHORS:
             w_pos_n, w_neg_n = load_weights(col_w_ptr, offs_n, M, TERMS)
-            cols = load_anchor(w_pos_n, w_neg_n, rule_ptr, col_saved_ptr, offs_n, M, SAVED, HAS_RULE)
+            cols = load_anchor(w_pos_n, w_neg_n, rule_ptr, col_saved_ptr, offs_n, M, SAVED, TABLE, HAS_RULE)
         else:
             cols = no_anchor(offs_n)
         h = pulls(
             s, x_label[:, None] == y_label[None, :], valid, rows, cols,
-            sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3,
-            LOGIT, DERIVATIVE, KIND, ROW_ANCHORS, COL_ANCHORS, HAS_RULE,
+            sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3, p4,
+            LOGIT, DERIVATIVE, STATE, KIND, ROW_ANCHORS, COL_ANCHORS, HAS_RULE,
         )  # fmt: skip
         if TURNED:
             y = load_turned(turned_ptr, offs_d, offs_n, stride_td, D)  # [BLOCK_N, BLOCK_K]
@@ -170,12 +185,32 @@ def pair_grad_kernel(
 
 
 @triton.jit
+def store_pulls(
+    h, h_ptr, offs_m, offs_n, first, last, stride_hm, M, PRECISION: tl.constexpr, SPLIT: tl.constexpr
+):  # fmt: skip
+    # rows of coefficients of a strip first..last, as a product will read them; where SPLIT their parts [high | low | high]
+    where = (offs_m - first)[:, None].to(tl.int64) * stride_hm + offs_n[None, :]
+    inside = (offs_m < last)[:, None] & (offs_n < M)[None, :]
+    if SPLIT:
+        high = h.to(tl.bfloat16)
+        low = (h - high.to(tl.float32)).to(tl.bfloat16).to(h_ptr.dtype.element_ty)
+        high = high.to(h_ptr.dtype.element_ty)
+        tl.store(h_ptr + where, high, mask=inside)
+        tl.store(h_ptr + where + M, low, mask=inside)
+        tl.store(h_ptr + where + 2 * tl.cast(M, tl.int64), high, mask=inside)
+    else:
+        if PRECISION == "tf32" and h_ptr.dtype.element_ty == tl.float32:
+            h = round_tf32(h)
+        tl.store(h_ptr + where, h.to(h_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def pair_pulls_kernel(
     x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, x_label_ptr, y_label_ptr, rule_ptr, saved_ptr, w_ptr, col_saved_ptr, col_w_ptr,
     h_ptr,
-    first, last, stride_xm, stride_ym, stride_hm, N, M, D, sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3,
-    TERMS: tl.constexpr, SAVED: tl.constexpr, LOGIT: tl.constexpr, DERIVATIVE: tl.constexpr,
-    KIND: tl.constexpr, ITSELF: tl.constexpr, ROW_ANCHORS: tl.constexpr, COL_ANCHORS: tl.constexpr,
+    first, last, stride_xm, stride_ym, stride_hm, N, M, D, sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3, p4,
+    TERMS: tl.constexpr, SAVED: tl.constexpr, TABLE: tl.constexpr, LOGIT: tl.constexpr, DERIVATIVE: tl.constexpr,
+    STATE: tl.constexpr, KIND: tl.constexpr, ITSELF: tl.constexpr, ROW_ANCHORS: tl.constexpr, COL_ANCHORS: tl.constexpr,
     HAS_RULE: tl.constexpr, PRECISION: tl.constexpr, RESIDENT: tl.constexpr, SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -194,28 +229,17 @@ def pair_pulls_kernel(
     y_label = tl.load(y_label_ptr + tl.minimum(offs_n, M - 1))
     if ROW_ANCHORS:
         w_pos, w_neg = load_weights(w_ptr, offs_m, N, TERMS)
-        rows = load_anchor(w_pos, w_neg, rule_ptr, saved_ptr, offs_m, N, SAVED, HAS_RULE)
+        rows = load_anchor(w_pos, w_neg, rule_ptr, saved_ptr, offs_m, N, SAVED, TABLE, HAS_RULE)
     else:
         rows = no_anchor(offs_m)
     if COL_ANCHORS:
         w_pos_n, w_neg_n = load_weights(col_w_ptr, offs_n, M, TERMS)
-        cols = load_anchor(w_pos_n, w_neg_n, rule_ptr, col_saved_ptr, offs_n, M, SAVED, HAS_RULE)
+        cols = load_anchor(w_pos_n, w_neg_n, rule_ptr, col_saved_ptr, offs_n, M, SAVED, TABLE, HAS_RULE)
     else:
         cols = no_anchor(offs_n)
     h = pulls(
-        s, x_label[:, None] == y_label[None, :], valid, rows, cols, sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3,
-        LOGIT, DERIVATIVE, KIND, ROW_ANCHORS, COL_ANCHORS, HAS_RULE,
+        s, x_label[:, None] == y_label[None, :], valid, rows, cols,
+        sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3, p4,
+        LOGIT, DERIVATIVE, STATE, KIND, ROW_ANCHORS, COL_ANCHORS, HAS_RULE,
     )  # fmt: skip
-    where = (offs_m - first)[:, None].to(tl.int64) * stride_hm + offs_n[None, :]
-    inside = (offs_m < last)[:, None] & (offs_n < M)[None, :]
-    if SPLIT:
-        high = h.to(tl.bfloat16)
-        low = (h - high.to(tl.float32)).to(tl.bfloat16).to(h_ptr.dtype.element_ty)
-        high = high.to(h_ptr.dtype.element_ty)
-        tl.store(h_ptr + where, high, mask=inside)
-        tl.store(h_ptr + where + M, low, mask=inside)
-        tl.store(h_ptr + where + 2 * tl.cast(M, tl.int64), high, mask=inside)
-    else:
-        if PRECISION == "tf32" and h_ptr.dtype.element_ty == tl.float32:
-            h = round_tf32(h)
-        tl.store(h_ptr + where, h.to(h_ptr.dtype.element_ty), mask=inside)
+    store_pulls(h, h_ptr, offs_m, offs_n, first, last, stride_hm, M, PRECISION, SPLIT)

@@ -13,7 +13,7 @@ from pml_fast.engine.problem import Limits
 from pml_fast.engine.score import Score
 from pml_fast.engine.settings import current, math_precision
 from pml_fast.engine.spec import PairSpec, pair_spec
-from pml_fast.engine.triton.backend import DTYPES, interpreting, refuse_epilogue, refuse_score
+from pml_fast.engine.triton.backend import DTYPES, interpreting, refuse_small
 
 # Above this the arithmetic hides the launches, and a gradient that takes its scores once for all of D is quicker.
 LARGEST = 1024
@@ -33,11 +33,10 @@ class Recipe:
 
 
 @lru_cache(maxsize=256)
-def recipe(spec: str, params: tuple[float, ...], score: str, folds: tuple[str, ...]) -> Recipe | None:
-    """How to run this in three launches, or ``None`` where the general way is needed."""
+def recipe(spec: str, params: tuple[float, ...], score: str, folds: tuple[str, ...], half: bool = False) -> Recipe | None:
+    """How to run this (on rows of ``half`` precision) in three launches, or ``None`` where the general way is needed."""
     sc, reductions = Score.decode(score), [Fold.decode(fold) for fold in folds]
-    refused = refuse_score(sc) or refuse_epilogue(spec, sc)
-    if refused or not sc.symmetric or any(fold.kind not in _FOLDS for fold in reductions):
+    if refuse_small(spec, sc, half) or not sc.symmetric or any(fold.kind not in _FOLDS for fold in reductions):
         return None
     maths = pair_spec(spec, params)
     return Recipe(

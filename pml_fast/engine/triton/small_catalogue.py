@@ -62,5 +62,5 @@ KERNELS: list[Kernel] = [_rows(product) for product in ELEMENTS]
 KERNELS += [
     _grad(loss, kind, product)
     for loss, kind, product in itertools.product(EPILOGUES, (0, 1), ELEMENTS)
-    if not (EPILOGUES[loss].cosines and kind)
+    if EPILOGUES[loss].small and not (EPILOGUES[loss].cosines and kind)
 ]

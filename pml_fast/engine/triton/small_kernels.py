@@ -101,13 +101,13 @@ def anchors(
         many = tl.load(rows_ptr + N + offs, mask=offs < N, other=0.0)
         pos = tl.where((many > 0) & (beyond(value, low, high) == 0), pos, 0.0)
         neg = pos
-    return load_anchor(pos, neg, rule_ptr, saved_ptr, offs, N, SAVED, HAS_RULE)
+    return load_anchor(pos, neg, rule_ptr, saved_ptr, offs, N, SAVED, 0, HAS_RULE)
 
 
 @triton.jit
 def small_grad_kernel(
     x_ptr, unit_ptr, square_ptr, size_ptr, label_ptr, rule_ptr, saved_ptr, rows_ptr, seen_ptr, loss_ptr, terms_ptr, out_ptr,
-    stride_xm, N, D, sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3,
+    stride_xm, N, D, sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3, p4,
     TERMS: tl.constexpr, SAVED: tl.constexpr, ELEMENT: tl.constexpr, SUM_POS: tl.constexpr, SUM_NEG: tl.constexpr,
     GATED: tl.constexpr, NEED: tl.constexpr, NORMALIZE: tl.constexpr, LOGIT: tl.constexpr, DERIVATIVE: tl.constexpr,
     KIND: tl.constexpr, HAS_RULE: tl.constexpr, PRECISION: tl.constexpr,
@@ -148,7 +148,8 @@ def small_grad_kernel(
             cols = anchors(rows_ptr, rule_ptr, saved_ptr, offs_n, N, w_pos, w_neg, low_pos, high_pos, SAVED, ELEMENT, HAS_RULE)
             h = pulls(
                 s, label_m[:, None] == label_n[None, :], valid, rows, cols,
-                sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3, LOGIT, DERIVATIVE, KIND, True, True, HAS_RULE,
+                sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3, p4,
+                LOGIT, DERIVATIVE, None, KIND, True, True, HAS_RULE,
             )  # fmt: skip
             h, y = factors(h, load_rows(unit_ptr, offs_n, D, N, offs_d, D), PRECISION)
             seen = h.to(tl.float32)

@@ -11,10 +11,10 @@ from torch import Tensor
 import triton
 from pml_fast.engine.triton import layout
 from pml_fast.engine.triton.epilogues import EPILOGUES, Epilogue
+from pml_fast.engine.triton.launch import rule_of, scalars, sweep
 from pml_fast.engine.triton.lookup import launch_config, on
 from pml_fast.engine.triton.small import Recipe
 from pml_fast.engine.triton.small_kernels import small_grad_kernel, small_rows_kernel
-from pml_fast.engine.triton.sweeps import rule_of, scalars, sweep
 
 ROWS_TILE = {"BLOCK_M": 16, "BLOCK_K": 64, "num_warps": 4}
 
@@ -68,6 +68,6 @@ def prepared_rows(x: Tensor, labels: Tensor, normalize: bool) -> PreparedRows:
 def chosen(epilogue: Epilogue, gated: bool, elements: bool, terms: int) -> dict[str, Any]:
     """What of a launch follows from the loss."""
     return {
-        "TERMS": terms, "SAVED": epilogue.levels > 0, "ELEMENT": elements, "GATED": gated, "LOGIT": epilogue.logit,
+        "TERMS": terms, "SAVED": epilogue.levels, "ELEMENT": elements, "GATED": gated, "LOGIT": epilogue.logit,
         "DERIVATIVE": epilogue.derivative,
     }  # fmt: skip

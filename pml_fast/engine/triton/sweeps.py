@@ -8,40 +8,24 @@ import torch
 from torch import Tensor
 
 import triton
-from pml_fast.engine.problem import ExtremeProblem, Limits, PairProblem, PairRows
-from pml_fast.engine.score import Score
-from pml_fast.engine.spec import PairSpec
-from pml_fast.engine.triton import layout
-from pml_fast.engine.triton.epilogues import EPILOGUES, EXP_THEN_PAIRS, PARAMS, Epilogue
+from pml_fast.engine.problem import ExtremeProblem, PairProblem, PairRows
+from pml_fast.engine.triton import given, histograms, layout, soft_ranks
+from pml_fast.engine.triton.epilogues import EPILOGUES, HISTOGRAM, RANKS, Epilogue
+from pml_fast.engine.triton.launch import numbers_of, rule_of, sweep
 from pml_fast.engine.triton.lookup import launch_config, on, tile_arguments
-from pml_fast.engine.triton.pairwise import extreme_kernel, pair_state_kernel
+from pml_fast.engine.triton.pairwise import extreme_kernel
 from pml_fast.engine.triton.pairwise_grad import pair_grad_kernel, pair_pulls_kernel
-from pml_fast.engine.triton.wide import WIDE_RESULT, pull, strips
-
-
-def scalars(spec: PairSpec, score: Score, limits: list[Limits]) -> tuple[float, ...]:
-    """A loss's numbers as the kernels take them: sign, limits of the positive and of the negative side, parameters."""
-    params = EPILOGUES[spec.name].params(spec)
-    return (score.sign, *limits[0], *limits[-1], *params, *([0.0] * (PARAMS - len(params))))
-
-
-def _scalars(problem: PairProblem) -> tuple[float, ...]:
-    return scalars(problem.spec, problem.score, problem.limits)
-
-
-def rule_of(rule: Tensor | None, x: Tensor) -> Tensor:
-    """A miner's rule as the kernels read it; where there is none, any tensor, which they do not."""
-    return x if rule is None else rule.to(torch.float32).contiguous()
+from pml_fast.engine.triton.wide import by_strips
 
 
 def pair_rows(problem: PairProblem) -> PairRows:
-    """The forward sweep: each row's values and counts, and the levels its derivative needs as ``saved [3, N]``."""
+    """The forward: each row's values and counts, and what its derivative needs as ``saved [S, N]``."""
     if problem.bidirectional:
         # A block of rows has the whole of its own sums, and no other's: columns are swept as rows.
         forth, back = pair_rows(problem.forth), pair_rows(problem.back)
         return PairRows(forth.rows, forth.exists, torch.cat([forth.saved, back.saved], dim=1), columns=back.rows)
     epilogue = EPILOGUES[problem.spec.name]
-    if epilogue.shape == EXP_THEN_PAIRS and problem.y.shape[0] >= layout.SORT_FROM:
+    if epilogue.positives_again and problem.y.shape[0] >= layout.SORT_FROM:
         sorted_problem, place = layout.class_sorted(problem)
         rows, saved, seen = _state(sorted_problem, epilogue)
         rows, saved = rows[:, :, place], saved[:, place]
@@ -51,32 +35,15 @@ def pair_rows(problem: PairProblem) -> PairRows:
 
 
 def _state(problem: PairProblem, epilogue: Epilogue) -> tuple[Tensor, Tensor, Tensor]:
+    if epilogue.first is not None:
+        return given.state(problem, epilogue)
+    if epilogue.shape == HISTOGRAM:
+        return histograms.state(problem, epilogue)
+    if epilogue.shape == RANKS:
+        return soft_ranks.state(problem, epilogue)
     kind = layout.score_kind(problem.score)
     x, y = layout.sides(problem, kind)
-    return sweep(x, y, epilogue, kind, problem.itself, problem.rule, _scalars(problem), len(problem.spec.terms))
-
-
-def sweep(
-    x: layout.Operand, y: layout.Operand, epilogue: Epilogue, kind: int, itself: bool, rule: Tensor | None,
-    numbers: tuple[float, ...], terms: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The forward sweep in one launch: ``rows [T, 2, N]``, ``saved [3, N]`` and ``seen [2, N]`` of ``pair_state_kernel``."""
-    (n, d), m = x.rows.shape, y.rows.shape[0]
-    device = x.rows.device
-    rows = layout.empty((terms, 2, n), dtype=torch.float32, device=device)
-    saved = layout.empty((epilogue.levels, n), dtype=torch.float32, device=device)
-    seen = layout.empty((2, n), dtype=torch.int8, device=device)
-    if n == 0:
-        return rows, saved, seen
-    cfg = launch_config("state", x.rows, kind)
-    with on(x.rows):
-        pair_state_kernel[(triton.cdiv(n, cfg.block_m),)](
-            x.rows, y.rows, x.norms, y.norms, x.labels, y.labels, rule_of(rule, x.rows), rows, saved, seen,
-            x.rows.stride(0), y.rows.stride(0), n, m, d, *numbers,
-            SHAPE=epilogue.shape, LOGIT=epilogue.logit, FINISH=epilogue.finish, KIND=kind, ITSELF=itself,
-            HAS_RULE=rule is not None, PRECISION=layout.dot_precision(x.rows.dtype), **tile_arguments(cfg),
-        )  # fmt: skip
-    return rows, saved, seen
+    return sweep(x, y, epilogue, kind, problem.itself, problem.rule, numbers_of(problem), len(problem.spec.terms))
 
 
 @dataclass(frozen=True)
@@ -95,10 +62,14 @@ def pair_grads(
     problem: PairProblem, saved: Tensor, w: Tensor, need_x: bool, need_y: bool, w_columns: Tensor | None = None
 ) -> tuple[Tensor | None, Tensor | None]:
     """The backward: float32 gradients of ``sum(w * value)``, one launch a side (two a strip where D is wide)."""
-    kind, n = layout.score_kind(problem.score), problem.x.shape[0]
-    rows = columns = Anchors.of(saved[:, :n], w)
+    epilogue, kind, n = EPILOGUES[problem.spec.name], layout.score_kind(problem.score), problem.x.shape[0]
+    if epilogue.shape == RANKS:
+        return soft_ranks.grads(problem, epilogue, saved, w.to(torch.float32).contiguous(), need_x, need_y)
+    if epilogue.first is not None:
+        saved = given.weighed(problem, epilogue, saved, w.to(torch.float32).contiguous())
+    rows = columns = Anchors.of(saved, w)
     if w_columns is not None:
-        columns = Anchors.of(saved[:, n:], w_columns)
+        rows, columns = Anchors.of(saved[:, :n], w), Anchors.of(saved[:, n:], w_columns)
     both = problem.itself or problem.bidirectional
     dx = _grad(problem, *layout.sides(problem, kind), rows, columns if both else None) if need_x else None
     if problem.itself or not need_y:
@@ -123,11 +94,12 @@ def _grad(problem: PairProblem, x: layout.Operand, y: layout.Operand, rows: Anch
         x.rows, y.rows, x.norms, y.norms, x.labels, y.labels, rule_of(problem.rule, problem.x),
         own.saved, own.w, there.saved, there.w,
     )  # fmt: skip
-    sizes = (n, m, d, *_scalars(problem))
+    sizes = (n, m, d, *numbers_of(problem))
     chosen = {
-        "TERMS": len(problem.spec.terms), "SAVED": epilogue.levels > 0, "LOGIT": epilogue.logit,
-        "DERIVATIVE": epilogue.derivative, "KIND": kind, "ITSELF": problem.itself, "ROW_ANCHORS": rows is not None,
-        "COL_ANCHORS": columns is not None, "HAS_RULE": problem.rule is not None,
+        "TERMS": len(problem.spec.terms), "SAVED": epilogue.levels, "TABLE": epilogue.nodes(problem.spec),
+        "LOGIT": epilogue.logit, "DERIVATIVE": epilogue.derivative, "STATE": epilogue.state, "KIND": kind,
+        "ITSELF": problem.itself, "ROW_ANCHORS": rows is not None, "COL_ANCHORS": columns is not None,
+        "HAS_RULE": problem.rule is not None,
         "PRECISION": layout.dot_precision(x.rows.dtype), **tile_arguments(cfg),
     }  # fmt: skip
     strides = (x.rows.stride(0), y.rows.stride(0))
@@ -139,14 +111,13 @@ def _grad(problem: PairProblem, x: layout.Operand, y: layout.Operand, rows: Anch
                 TURNED=cfg.turned,
             )  # fmt: skip
         return out
-    columns = layout.stacked(y.rows) if split else y.rows
-    pulled = columns if x.rows.dtype == torch.bfloat16 and x.rows.is_cuda and WIDE_RESULT else columns.float()
-    for first, h in strips(n, len(pulled), pulled):
-        last = first + len(h)
-        with on(x.rows):
-            grid = (triton.cdiv(len(h), cfg.block_m), triton.cdiv(m, cfg.block_n))
-            pair_pulls_kernel[grid](*inputs, h, first, last, *strides, h.stride(0), *sizes, **chosen, SPLIT=split)
-            pull(out[first:last], h, x.rows[first:last], pulled, kind)
+
+    def launch(h: Tensor, first: int, last: int) -> None:
+        grid = (triton.cdiv(len(h), cfg.block_m), triton.cdiv(m, cfg.block_n))
+        pair_pulls_kernel[grid](*inputs, h, first, last, *strides, h.stride(0), *sizes, **chosen, SPLIT=split)
+
+    with on(x.rows):
+        by_strips(out, x.rows, y.rows, kind, split, launch)
     return out
 
 

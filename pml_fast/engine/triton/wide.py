@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -21,6 +21,17 @@ def strips(n: int, m: int, pulled: Tensor) -> Iterator[tuple[int, Tensor]]:
     h = layout.empty((strip, m), dtype=pulled.dtype, device=pulled.device)
     for first in range(0, n, strip):
         yield first, h[: min(strip, n - first)]
+
+
+def by_strips(out: Tensor, x: Tensor, y: Tensor, kind: int, split: bool, launch: Callable[[Tensor, int, int], None]) -> None:
+    """``out = H Y`` as :func:`pull` has it, where ``launch(h, first, last)`` writes these rows of ``H``; of ``split`` rows the
+    coefficients come in parts, which are multiplied by those of the columns."""
+    columns = layout.stacked(y) if split else y
+    pulled = columns if x.dtype == torch.bfloat16 and x.is_cuda and WIDE_RESULT else columns.float()
+    for first, h in strips(len(out), len(pulled), pulled):
+        last = first + len(h)
+        launch(h, first, last)
+        pull(out[first:last], h, x[first:last], pulled, kind)
 
 
 def pull(out: Tensor, h: Tensor, x: Tensor, y: Tensor, kind: int, add: bool = False) -> None:

@@ -70,8 +70,6 @@ def refuse(task: Task) -> str | None:
     """Why no launch would ever look this entry up, after the name of the option that is to blame; else ``None``."""
     if task.kernel == "small" and task.n > small.LARGEST:
         return f"--n {task.n}: the kernel 'small' runs for up to {small.LARGEST} rows"
-    if task.kernel == "pulls" and not _heavy(SCORES[task.score]):
-        return f"--score {task.score}: no loss of this score needs the kernel 'pulls'"
     return None
 
 
@@ -95,8 +93,8 @@ def _grad(batch: Batch) -> list[Step]:
 
 
 def _heavy(score: Score) -> list[str]:
-    """Losses whose gradient asks for ``pulls`` whatever their D."""
-    return [name for name, e in EPILOGUES.items() if e.heavy and not (e.cosines and score.kind != "dot")]
+    """Losses of one sweep whose gradient asks for ``pulls`` whatever their D."""
+    return [name for name, e in EPILOGUES.items() if e.heavy and e.small and not (e.cosines and score.kind != "dot")]
 
 
 def _pulls(batch: Batch) -> list[Step]:
