@@ -2,7 +2,7 @@
 
 A step cannot end before its operations are done at the peak of the multipliers, nor before its inputs and results have crossed
 the memory bus once: the larger of the two times bounds it from below. Operations and bytes are those that ``explain`` prints
-(``pml_fast/engine/cost.py``). A prediction is that bound for the card's data sheet, not a measurement, and says so.
+(``pml_fast/engine/cost``). A prediction is that bound for the card's data sheet, not a measurement, and says so.
 """
 
 from __future__ import annotations

@@ -102,30 +102,40 @@ def draw(n: int, m: int | None, d: int = 17, classes: int = 9, seed: int | None 
     return Batch(x, labels, y, torch.randint(0, classes + 1, (m,), generator=gen))
 
 
+def loss_of(
+    name: str, sides: tuple[Tensor, Tensor], labels: tuple[Tensor, Tensor], score: Score, itself: bool,
+    fold: Fold = FOLD["mean"], params: list[float] | None = None,
+) -> Tensor:  # fmt: skip
+    """The loss of rows and columns, by the operator that has it."""
+    loss: Tensor
+    if name in TRIPLETS:
+        *numbers, select, select_margin = TRIPLETS[name]
+        loss = torch.ops.pml_fast.triplet_loss(
+            *sides, *labels, None, None, [*map(float, numbers), select_margin], select,
+            score.encode(), itself, fold.encode(), True, True,
+        )[0]  # fmt: skip
+    elif name in HISTOGRAMS:
+        low, high, count, before = HISTOGRAMS[name]
+        running = None if before is None else torch.tensor(before)
+        loss = torch.ops.pml_fast.histogram_loss(
+            *sides, *labels, running, low, (high - low) / count, count, score.encode(), itself, 0.3, True, True
+        )[0]
+    else:
+        spec = PAIR_SPECS[name]() if params is None else PAIR_SPECS[name](*params)
+        loss = torch.ops.pml_fast.pairwise_loss(
+            *sides, *labels, None, None, name, spec.params(), score.encode(), itself,
+            [fold.encode()] * len(spec.terms), True, True,
+        )[0]  # fmt: skip
+    return loss
+
+
 def call(name: str, batch: Batch, score: Score, fold: Fold = FOLD["mean"], params: list[float] | None = None) -> Answer:
     """Value and gradients of a pair spec or of triplets through the operators, under the backend in force."""
     itself = batch.y is None
     x = batch.x.detach().clone().requires_grad_()
     y = x if batch.y is None else batch.y.detach().clone().requires_grad_()
     y_labels = batch.labels if batch.y_labels is None else batch.y_labels
-    if name in TRIPLETS:
-        *numbers, select, select_margin = TRIPLETS[name]
-        value = torch.ops.pml_fast.triplet_loss(
-            x, y, batch.labels, y_labels, None, None, [*map(float, numbers), select_margin], select,
-            score.encode(), itself, fold.encode(), True, True,
-        )[0]  # fmt: skip
-    elif name in HISTOGRAMS:
-        low, high, count, before = HISTOGRAMS[name]
-        running = None if before is None else torch.tensor(before)
-        value = torch.ops.pml_fast.histogram_loss(
-            x, y, batch.labels, y_labels, running, low, (high - low) / count, count, score.encode(), itself, 0.3, True, True
-        )[0]
-    else:
-        spec = PAIR_SPECS[name]() if params is None else PAIR_SPECS[name](*params)
-        value = torch.ops.pml_fast.pairwise_loss(
-            x, y, batch.labels, y_labels, None, None, name, spec.params(), score.encode(), itself,
-            [fold.encode()] * len(spec.terms), True, True,
-        )[0]  # fmt: skip
+    value = loss_of(name, (x, y), (batch.labels, y_labels), score, itself, fold, params)
     value.backward()
     assert x.grad is not None
     return Answer(value.detach(), x.grad, None if itself else y.grad)
@@ -522,8 +532,8 @@ def test_norms_that_bound_the_logits_spare_a_sweep(score: str, monkeypatch: pyte
     """The scores of raw rows have no bound of their own; only rows that are too long are asked for their largest logit."""
     skip_unless("cpu")
     asked = []
-    extreme = Sweep.extreme
-    monkeypatch.setattr(Sweep, "extreme", lambda sweep, largest: (asked.append(1), extreme(sweep, largest))[1])
+    extremes = Sweep._extremes
+    monkeypatch.setattr(Sweep, "_extremes", lambda sweep, largest: (asked.append(1), extremes(sweep, largest))[1])
     monkeypatch.setattr(small, "LARGEST", 0)
     for stretch, sweeps in ((1, 0), (100, 1)):
         for m in (None, 45):
@@ -563,18 +573,7 @@ def on_view(backend: str, name: str, x: Tensor, labels: Tensor) -> Answer:
     """As `on`, keeping the strides."""
     x = x.detach().requires_grad_()
     with use(backend=backend):
-        if name in TRIPLETS:
-            margin, smooth, swap, select, select_margin = TRIPLETS[name]
-            value = torch.ops.pml_fast.triplet_loss(
-                x, x, labels, labels, None, None, [margin, smooth, swap, select_margin], select, SCORES["l2"].encode(),
-                True, FOLD["mean"].encode(), True, True,
-            )[0]  # fmt: skip
-        else:
-            spec = PAIR_SPECS[name]()
-            value = torch.ops.pml_fast.pairwise_loss(
-                x, x, labels, labels, None, None, name, spec.params(), SCORES["cosine"].encode(), True,
-                [FOLD["mean"].encode()] * len(spec.terms), True, True,
-            )[0]  # fmt: skip
+        value = loss_of(name, (x, x), (labels, labels), SCORES["l2" if name in TRIPLETS else "cosine"], True)
     return Answer(value.detach(), torch.autograd.grad(value, x)[0], None)
 
 

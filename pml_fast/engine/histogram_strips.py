@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pml_fast.engine import grad_sum
 from pml_fast.engine.grad_sum import GradSum, strips
+from pml_fast.engine.positives import count_partners
 from pml_fast.engine.problem import HistogramProblem, HistogramSums, comparable_mask, same_labels
 from pml_fast.engine.soft_rank import slots
 from pml_fast.engine.strips import powered, strip_base
@@ -38,10 +39,7 @@ def scattered_sums(key: Tensor, weight: Tensor | None, size: int) -> Tensor:
 
 def open_anchors(x_labels: Tensor, y_labels: Tensor, itself: bool) -> Tensor:
     """``[N]``: which rows have a positive and a negative."""
-    ordered = y_labels.sort().values
-    end = torch.searchsorted(ordered, x_labels, right=True)
-    positives = end - torch.searchsorted(ordered, x_labels) - int(itself)
-    return (positives > 0) & (positives < len(y_labels) - int(itself))
+    return (count_partners(x_labels, y_labels, itself) > 0).all(dim=0)
 
 
 class Sweep:
