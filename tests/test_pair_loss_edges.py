@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pml_fast import _extension, distances, explain, losses, miners, reducers, use
 from pml_fast.engine import grad_sum
+from pml_fast.losses import instance_loss
 from pml_fast.losses.base_metric_loss_function import prepare_call
 
 LOSSES: dict[str, Callable[..., Any]] = {
@@ -310,6 +311,34 @@ def test_every_loss_is_explained(name: str) -> None:
     for reducer in (None, reducers.DoNothingReducer()):
         said = explain(LOSSES[name](reducer=reducer), x, labels)
         assert said.error is None and said.notes and said.mode in str(said)
+
+
+@pytest.mark.parametrize("backend", ["auto", "chunked", "reference"])
+@pytest.mark.parametrize("edge", ["random", *(name for name in EDGES if name not in ("empty", "one_row"))])
+def test_a_large_instance_batch_has_the_loss_of_a_small_one(edge: str, backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log-sum-exp over the other rows and listed targets, against one softmax over all rows."""
+    x, labels = batch(31, classes=9) if edge == "random" else (EDGES[edge][0].double(), EDGES[edge][1])
+    weights = torch.linspace(0.5, 2.0, 12)
+    reductions = [
+        reducers.MeanReducer(), reducers.SumReducer(), reducers.ThresholdReducer(low=0.2), reducers.AvgNonZeroReducer(),
+        reducers.ClassWeightedReducer(weights), reducers.PerAnchorReducer(), reducers.DoNothingReducer(),
+    ]  # fmt: skip
+    for reducer in reductions:
+        loss, found = losses.InstanceLoss(gamma=7, reducer=reducer), []
+        for large in (2, 1000):
+            monkeypatch.setattr(instance_loss, "LARGE", large)
+            leaf = x.detach().clone().requires_grad_()
+            with use(backend=backend):
+                value = loss(leaf, labels)
+            if isinstance(value, dict):
+                value = value["loss"]["losses"].sum()
+            found.append((value.detach(), torch.autograd.grad(value, leaf)[0]))
+        for got, want in zip(*found, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+    said = explain(losses.InstanceLoss(), x, labels)
+    assert said.mode == "fused"
+    monkeypatch.setattr(instance_loss, "LARGE", 2)
+    assert explain(losses.InstanceLoss(), x, labels).mode == "partly fused"
 
 
 @pytest.mark.parametrize("name", ["n_pairs", "instance"])
