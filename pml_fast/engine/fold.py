@@ -162,25 +162,38 @@ def reduce_rows(fold: Fold, term: Term, values: Tensor, counts: Tensor, weights:
 
 
 def reduce_terms(
-    folds: Sequence[Fold], terms: Sequence[Term], rows: Tensor, weights: Tensor | None, partners: Callable[[], Tensor]
-) -> tuple[Tensor, Tensor]:
+    folds: Sequence[Fold], terms: Sequence[Term], rows: Tensor, weights: Tensor | None, gate: Tensor | None,
+    partners: Callable[[], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Losses ``[T]`` of all terms and their derivatives by the rows' values ``[T, N]``. With ``over_triplets`` the losses are
     ``[2, T]``: the second row is by how much they move where every loss that was counted moves by 1.
 
-    ``rows`` is ``[T, 2, N]``: values and counts as :func:`reduce_rows` takes them; ``weights`` are the rows' of each term.
-    ``partners`` gives how many positives and how many negatives each row has, ``[2, N]``.
+    ``rows`` is ``[T, 2, N]``: values and counts as :func:`reduce_rows` takes them; ``weights`` are the rows' of each term. A
+    ``gate`` that is ``False`` lets nothing through. ``partners``, which ``over_triplets`` asks for, gives how many positives
+    and how many negatives each row has, ``[2, N]``.
     """
     if folds[0].kind == "over_triplets":
-        # A positive pair is in a triplet with each negative of its anchor, and the reverse.
-        w = partners().flip(0).to(rows.dtype)
-        divisor = (w * rows[:, 1]).sum()
-        scale = torch.where(divisor > 0, 1 / divisor.clamp(min=1), 0.0)
-        # A row without triplets adds nothing, also where one of its pairs is not a number.
-        total = torch.where(w > 0, w * rows[:, 0], 0.0).sum(dim=1)
-        return torch.stack([total, (w * rows[:, 1]).sum(dim=1)]) * scale, w * scale
+        assert partners is not None
+        return _gated(gate, *_over_triplets(rows, partners()))
     losses, derivatives = [], []
     for t, (term, fold) in enumerate(zip(terms, folds, strict=True)):
         loss, w = reduce_rows(fold, term, rows[t, 0], rows[t, 1], None if weights is None else weights[t])
         losses.append(loss)
         derivatives.append(w)
-    return torch.stack(losses), torch.stack(derivatives)
+    return _gated(gate, torch.stack(losses), torch.stack(derivatives))
+
+
+def _gated(gate: Tensor | None, losses: Tensor, derivatives: Tensor) -> tuple[Tensor, Tensor]:
+    if gate is None:
+        return losses, derivatives
+    return torch.where(gate, losses, 0.0), torch.where(gate, derivatives, 0.0)
+
+
+def _over_triplets(rows: Tensor, partners: Tensor) -> tuple[Tensor, Tensor]:
+    # A positive pair is in a triplet with each negative of its anchor, and the reverse.
+    w = partners.flip(0).to(rows.dtype)
+    divisor = (w * rows[:, 1]).sum()
+    scale = torch.where(divisor > 0, 1 / divisor.clamp(min=1), 0.0)
+    # A row without triplets adds nothing, also where one of its pairs is not a number.
+    total = torch.where(w > 0, w * rows[:, 0], 0.0).sum(dim=1)
+    return torch.stack([total, (w * rows[:, 1]).sum(dim=1)]) * scale, w * scale

@@ -18,7 +18,7 @@ from torch import Tensor
 from pml_fast.engine import dispatch
 from pml_fast.engine.bidirectional import softmax_spec
 from pml_fast.engine.cpu import small
-from pml_fast.engine.fold import Fold, reduce_rows
+from pml_fast.engine.fold import Fold, reduce_terms
 from pml_fast.engine.operator import (
     Rows,
     both,
@@ -33,7 +33,7 @@ from pml_fast.engine.operator import (
 from pml_fast.engine.problem import PairProblem
 from pml_fast.engine.score import ROWS_AT_ONCE, Score, compute_type
 from pml_fast.engine.settings import math_precision
-from pml_fast.engine.spec import PairSpec, pair_spec
+from pml_fast.engine.spec import pair_spec
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -76,18 +76,6 @@ class Scaled:
     def cols_back(self, dy: Tensor) -> Tensor:
         """From the gradient by the columns that the engine compared to that by the divided ones."""
         return dy if self.bias is None else dy[:, :-1].contiguous()
-
-
-def _fold_terms(
-    spec: PairSpec, folds: Sequence[Fold], rows: Tensor, weights: Tensor | None, gate: Tensor | None, share: float
-) -> tuple[Tensor, Tensor]:
-    """Each term's loss ``[T]`` and its derivative by the rows' values ``[T, N]``."""
-    reduced = [
-        reduce_rows(fold, term, rows[t, 0], rows[t, 1], None if weights is None else weights[t])
-        for t, (term, fold) in enumerate(zip(spec.terms, folds, strict=True))
-    ]
-    terms, w = (torch.stack(part) * share for part in zip(*reduced, strict=True))
-    return (terms, w) if gate is None else (torch.where(gate, terms, 0.0), torch.where(gate, w, 0.0))
 
 
 def _small(
@@ -159,11 +147,11 @@ def _logit_loss(
         state = backend.pair_rows(problem, need_rows, need_y)
         gate = state.exists.all().to(state.rows.device) if maths.gated else None
         share = 0.5 if bidirectional else 1.0
-        terms, w = _fold_terms(maths, by_row, state.rows, row_weights, gate, share)
+        terms, w = (share * part for part in reduce_terms(by_row, maths.terms, state.rows, row_weights, gate))
         w_columns = None
         if state.columns is not None:
-            more, w_columns = _fold_terms(maths, by_column, state.columns, column_weights, gate, share)
-            terms = torch.cat([terms, more])
+            more, back = reduce_terms(by_column, maths.terms, state.columns, column_weights, gate)
+            terms, w_columns = torch.cat([terms, share * more]), share * back
         dx = dy = None
         if need_rows or need_y:
             dx, dy = backend.pair_grads(problem, state, w, need_rows, need_y, w_columns)

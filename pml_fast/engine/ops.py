@@ -88,10 +88,8 @@ def _pairwise_loss(
         problem = prepared(problem, backend, rows, cols)
         state = backend.pair_rows(problem, need_x, need_y)
         partners = partial(count_partners, x_labels, y_labels, itself)
-        terms, w = reduce_terms(reductions, problem.spec.terms, state.rows, row_weights, partners)
-        if problem.spec.gated:
-            gate = state.exists.all().to(terms.device)
-            terms, w = torch.where(gate, terms, 0.0), torch.where(gate, w, 0.0)
+        gate = state.exists.all().to(state.rows.device) if problem.spec.gated else None
+        terms, w = reduce_terms(reductions, problem.spec.terms, state.rows, row_weights, gate, partners)
         dx = dy = None
         if need_x or need_y:
             dx, dy = backend.pair_grads(problem, state, w, need_x, need_y)

@@ -17,8 +17,20 @@ Limits = tuple[float, float]
 NO_LIMITS: Limits = (float("-inf"), float("inf"))
 
 
+class Compared:
+    """What rows and columns are to each other in a problem of any kind."""
+
+    score: Score
+    itself: bool
+
+    @property
+    def shared(self) -> bool:
+        """Whether ``y`` is ``x`` itself: one matrix, symmetric, whose gradient has one owner a row."""
+        return self.itself and self.score.symmetric
+
+
 @dataclass
-class PairProblem:
+class PairProblem(Compared):
     """Rows ``x [N, D]`` against columns ``y [M, D]``, already normalised where the score asks for it.
 
     ``itself`` means that row ``i`` and column ``i`` are one sample, whose pair is excluded: ``y`` is the same batch, or a
@@ -45,11 +57,6 @@ class PairProblem:
     y_norm: Tensor | None = None
     levels: Tensor | None = None
     bidirectional: bool = False
-
-    @property
-    def shared(self) -> bool:
-        """Whether ``y`` is ``x`` itself: one matrix, symmetric, whose gradient has one owner a row."""
-        return self.itself and self.score.symmetric
 
     @property
     def forth(self) -> PairProblem:
@@ -96,7 +103,7 @@ class PairRows:
 
 
 @dataclass
-class TripletProblem:
+class TripletProblem(Compared):
     """As :class:`PairProblem`, for triplets. ``limits`` holds one interval; ``rule`` filters the pairs that may form
     triplets."""
 
@@ -112,14 +119,9 @@ class TripletProblem:
     x_norm: Tensor | None = None
     y_norm: Tensor | None = None
 
-    @property
-    def shared(self) -> bool:
-        """Whether ``y`` is ``x`` itself: one matrix, symmetric, whose gradient has one owner a row."""
-        return self.itself and self.score.symmetric
-
 
 @dataclass
-class HistogramProblem:
+class HistogramProblem(Compared):
     """As :class:`PairProblem`, for a loss of histograms. Of a batch against itself each pair is counted once."""
 
     spec: HistogramSpec
@@ -131,11 +133,6 @@ class HistogramProblem:
     itself: bool
     x_norm: Tensor | None = None
     y_norm: Tensor | None = None
-
-    @property
-    def shared(self) -> bool:
-        """Whether ``y`` is ``x`` itself: one matrix, symmetric, whose gradient has one owner a row."""
-        return self.itself and self.score.symmetric
 
 
 @dataclass
@@ -149,7 +146,7 @@ class HistogramSums:
 
 
 @dataclass
-class ExtremeProblem:
+class ExtremeProblem(Compared):
     """The largest (``largest``) or smallest score of each row over its positives or its negatives inside ``low``..``high``.
 
     ``low`` and ``high`` are ``[N]`` closed bounds or ``None``.
@@ -167,11 +164,6 @@ class ExtremeProblem:
     high: Tensor | None
     x_norm: Tensor | None = None
     y_norm: Tensor | None = None
-
-    @property
-    def shared(self) -> bool:
-        """Whether ``y`` is ``x`` itself: one matrix, symmetric, whose gradient has one owner a row."""
-        return self.itself and self.score.symmetric
 
 
 @dataclass

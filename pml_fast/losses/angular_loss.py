@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pml_fast.distances import LpDistance
 from pml_fast.engine import grad_sum
-from pml_fast.engine.fold import inside, reduce_rows
+from pml_fast.engine.fold import Fold, inside, reduce_rows
 from pml_fast.engine.lazy import LazyIndices
 from pml_fast.engine.plan import MATERIALISED, PARTLY, Call, Plan, overridden, reduction_of
 from pml_fast.engine.positives import positive_pairs
@@ -118,29 +118,25 @@ class AngularLoss(BaseMetricLossFunction):
         return Plan(PARTLY, "pairwise", SPEC, PRODUCT, folds, notes=notes, seen=seen)
 
     def run_plan(self, plan: Plan, call: Call) -> Tensor | None:
-        if plan.mode == MATERIALISED:
+        folds = None if plan.mode == MATERIALISED else reduction_of(self.reducer, ["loss"]).folds
+        # A pair that a tuple names twice counts once an anchor, which the reducer sees to.
+        if not folds or (folds[0].kind == "per_anchor" and call.indices is not None):
             return None
         pairs = self._pairs(call)
-        if pairs is None or plan.folds is None or len(pairs.left) * (call.ref_emb.shape[1] + 1) > grad_sum.STRIP_ELEMENTS:
-            return self._reduced_in_torch(call)
-        assert call.labels is not None
+        if pairs is None:
+            return None
+        if plan.folds is None or len(pairs.left) * (call.ref_emb.shape[1] + 1) > grad_sum.STRIP_ELEMENTS:
+            return self._reduced_in_torch(folds[0], pairs, call)
         rows, columns = pairs.prepared(0, len(pairs.left), *self._inputs(call))
         loss = fused_pair_loss(SPEC, PRODUCT, plan.folds, pairs.rule(rows), pairs.call(0, len(rows), call), rows, columns)
         # A pair stands for its mirror image, which a mean need not know.
         return 2 * loss if _mirrored(call) and plan.folds[0].kind == "sum" else loss
 
-    def _reduced_in_torch(self, call: Call) -> Tensor | None:
-        """The loss where pairs come in blocks, or have to be seen one by one; ``None`` where the reducer has to see them."""
-        folds = reduction_of(self.reducer, ["loss"]).folds
-        # A pair that a tuple names twice counts once an anchor, which the reducer sees to.
-        if not folds or (folds[0].kind == "per_anchor" and call.indices is not None):
-            return None
-        entry = self.compute_loss(call.embeddings, call.labels, call.indices, call.ref_emb, call.ref_labels)["loss"]
-        if entry["indices"] is None:
-            return None
-        loss, fold = entry["losses"], folds[0]
+    def _reduced_in_torch(self, fold: Fold, pairs: Pairs, call: Call) -> Tensor:
+        """The loss where pairs come in blocks, or an anchor's have to be brought together."""
+        loss = self._losses(pairs, call)
         kept = inside(loss.detach(), *fold.pair_limits())
-        side = ListedSide(loss, entry["indices"][0], len(call.embeddings), kept)
+        side = ListedSide(loss, pairs.anchor, len(call.embeddings), kept)
         weights = fold.row_weights(call.labels, loss.dtype)
         return reduce_rows(fold, TERM, side.sum(loss), side.count().to(loss.dtype), weights)[0]
 
@@ -153,15 +149,17 @@ class AngularLoss(BaseMetricLossFunction):
         pairs = self._pairs(call)
         if pairs is None:
             return self.zero_losses()
+        index = pairs.anchor, pairs.positive
+        return {"loss": {"losses": self._losses(pairs, call), "indices": index, "reduction_type": "pos_pair"}}
+
+    def _losses(self, pairs: Pairs, call: Call) -> Tensor:
+        """The loss of each pair ``[K]``."""
 
         def losses(first: int, last: int, *inputs: Tensor) -> Tensor:
             rows, columns = pairs.prepared(first, last, *inputs)
             return pair_row_losses(SPEC, PRODUCT, pairs.rule(rows), pairs.call(first, last, call), rows, columns)[0]
 
-        values = over_rows(losses, len(pairs.left), ref_emb.shape[1] + 1, *self._inputs(call))
-        return {
-            "loss": {"losses": pairs.of_every(values), "indices": (pairs.anchor, pairs.positive), "reduction_type": "pos_pair"}
-        }
+        return pairs.of_every(over_rows(losses, len(pairs.left), call.ref_emb.shape[1] + 1, *self._inputs(call)))
 
     def _pairs(self, call: Call) -> Pairs | None:
         """The positive pairs of a call; ``None`` where no triplet exists."""
