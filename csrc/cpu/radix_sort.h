@@ -3,12 +3,10 @@
 
 #include <array>
 #include <cstdint>
-#include <cstring>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
-#include "../engine/math.h"
+#include "../engine/ordered_bits.h"
 
 namespace pml_fast {
 namespace PML_FAST_ISA {
@@ -17,12 +15,12 @@ namespace PML_FAST_ISA {
 template <typename T, typename Payload = int64_t>
 class RadixSort {
  public:
-  using Key = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
+  using Key = OrderedBits<T>;
 
   void clear() { items_.clear(); }
   void push(T value, Payload payload) { items_.emplace_back(key_of(value), payload); }
   int64_t size() const { return static_cast<int64_t>(items_.size()); }
-  T value(int64_t k) const { return value_of(items_[k].first); }
+  T value(int64_t k) const { return from_ordered_bits<T>(items_[k].first); }
   Payload payload(int64_t k) const { return items_[k].second; }
 
   void sort() {
@@ -43,7 +41,6 @@ class RadixSort {
  private:
   using Item = std::pair<Key, Payload>;
   static constexpr int64_t kInsertion = 24;
-  static constexpr Key kSign = Key{1} << (8 * sizeof(Key) - 1);
 
   void insert() {
     for (int64_t k = 1; k < size(); ++k) {
@@ -54,20 +51,8 @@ class RadixSort {
     }
   }
 
-  // Bits that order as the numbers do. -0 is +0: the two are equal.
-  static Key key_of(T value) {
-    value = value == T(0) ? T(0) : value;
-    Key bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    return (bits & kSign) != 0 ? ~bits : bits | kSign;
-  }
-
-  static T value_of(Key key) {
-    const Key bits = (key & kSign) != 0 ? key ^ kSign : ~key;
-    T value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-  }
+  // -0 is +0: the two are equal.
+  static Key key_of(T value) { return ordered_bits(value == T(0) ? T(0) : value); }
 
   std::vector<Item> items_, other_;
 };

@@ -4,18 +4,17 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <limits>
-#include <type_traits>
 #include <vector>
 
 #include "math.h"
+#include "ordered_bits.h"
 
 namespace pml_fast {
 namespace PML_FAST_ISA {
 
 // `count` bins of width `delta` from `low` on; what lies outside belongs to the bin at that end. The compiled twin of Bins in
-// pml_fast/engine/histogram.py.
+// pml_fast/engine/bins.py.
 template <typename T>
 struct Bins {
   Bins(double low, double delta, int64_t count)
@@ -85,29 +84,12 @@ class Cells {
   static T least(const Bins<T>& bins, T b) {
     const T guess = bins.low + b * bins.delta,
             span = 8 * std::numeric_limits<T>::epsilon() * (std::abs(bins.low) + b * bins.delta);
-    Key below = key_of(guess - span), above = key_of(guess + span);
+    OrderedBits<T> below = ordered_bits(guess - span), above = ordered_bits(guess + span);
     while (above - below > 1) {
-      const Key middle = below + (above - below) / 2;
-      (bins.through(value_of(middle)) < b ? below : above) = middle;
+      const OrderedBits<T> middle = below + (above - below) / 2;
+      (bins.through(from_ordered_bits<T>(middle)) < b ? below : above) = middle;
     }
-    return value_of(above);
-  }
-
-  // Bits that order as the numbers do.
-  using Key = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
-  static constexpr Key kSign = Key{1} << (8 * sizeof(Key) - 1);
-
-  static Key key_of(T value) {
-    Key bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    return (bits & kSign) != 0 ? ~bits : bits | kSign;
-  }
-
-  static T value_of(Key key) {
-    const Key bits = (key & kSign) != 0 ? key ^ kSign : ~key;
-    T value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
+    return from_ordered_bits<T>(above);
   }
 
   std::vector<T> edge_;
