@@ -523,6 +523,40 @@ def test_vicreg_equals_the_peer(options: dict[str, Any], same: bool, reducer: st
         close(mine, theirs)
 
 
+class HalvedInvariance(losses.VICRegLoss):
+    def invariance_loss(self, emb: Tensor, ref_emb: Tensor) -> Tensor:
+        return super().invariance_loss(emb, ref_emb) / 2
+
+
+def test_vicreg_by_its_own_methods_and_by_trained_weights_equals_the_operator() -> None:
+    gen = torch.Generator().manual_seed(3)
+    x, y = (0.7 * torch.randn(11, 5, generator=gen, dtype=torch.float64) for _ in range(2))
+    trained = losses.VICRegLoss(25)
+    trained.covariance_v = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+    results = []
+    for loss in (losses.VICRegLoss(25), HalvedInvariance(50), trained):
+        a, b = x.clone().requires_grad_(), y.clone().requires_grad_()
+        value = loss(a, ref_emb=b)
+        value.backward()
+        assert a.grad is not None and b.grad is not None
+        results.append(torch.cat([value.detach().view(1), a.grad.flatten(), b.grad.flatten()]))
+    close(results[0], results[1])
+    close(results[0], results[2])
+    assert trained.covariance_v.grad is not None
+    assert trained.covariance_v.grad > 0
+    assert explain(trained, x, None, ref_emb=y).mode == "materialised"
+
+
+def test_vicreg_gives_a_view_that_is_a_constant_no_gradient() -> None:
+    gen = torch.Generator().manual_seed(3)
+    x, y = (torch.randn(9, 4, generator=gen, dtype=torch.float64) for _ in range(2))
+    a, b = x.clone().requires_grad_(), y.clone().requires_grad_()
+    losses.VICRegLoss()(a, ref_emb=b).backward()
+    alone = x.clone().requires_grad_()
+    losses.VICRegLoss()(alone, ref_emb=y).backward()
+    close(alone.grad, a.grad)
+
+
 # ---- what all of them share --------------------------------------------------------------------------------------------------
 
 WITH_LABELS: dict[str, Callable[[], torch.nn.Module]] = {

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from pml_fast.engine.cost import vicreg
-from pml_fast.engine.plan import FUSED, MATERIALISED, Call, Plan, overridden
+from pml_fast.engine.covariance import vicreg_terms
+from pml_fast.engine.plan import FUSED, MATERIALISED, Call, Plan, learnable, overridden
 from pml_fast.engine.score import compute_type
 from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction, LossDict
 from pml_fast.utils import common_functions as c_f
+
+SETTINGS = "invariance_lambda", "variance_mu", "covariance_v", "eps"
 
 
 class VICRegLoss(BaseMetricLossFunction):
@@ -59,8 +62,11 @@ class VICRegLoss(BaseMetricLossFunction):
         own = overridden(self)
         if own:
             return Plan(MATERIALISED, "dense", notes=[f"{type(self).__name__} replaces {', '.join(own)}"])
+        trained = learnable(self, SETTINGS)
+        if trained:
+            return Plan(MATERIALISED, "dense", notes=[f"autograd goes through the terms: {', '.join(trained)} is trained"])
         d = call.embeddings.shape[1]
-        note = f"no rows are compared: a covariance matrix of {d} x {d} features for each view, in torch"
+        note = f"no rows are compared: a covariance matrix of {d} x {d} features for each view, once forward and once backward"
         return Plan(FUSED, "covariance", notes=[note], cost=vicreg)
 
     def compute_loss(
@@ -76,11 +82,15 @@ class VICRegLoss(BaseMetricLossFunction):
             )
         if len(embeddings) == 0:
             return self.zero_losses()
-        with torch.autocast(embeddings.device.type, enabled=False):
-            views = [z.to(compute_type(z.dtype)) for z in (embeddings, ref_emb)]
-            invariance = self.invariance_lambda * self.invariance_loss(*views)
-            variance1, variance2 = (self.variance_mu * part for part in self.variance_loss(*views))
-            covariance = self.covariance_v * self.covariance_loss(*views)
+        weights = self.invariance_lambda, self.variance_mu, self.covariance_v
+        if overridden(self) or learnable(self, SETTINGS):
+            with torch.autocast(embeddings.device.type, enabled=False):
+                views = [z.to(compute_type(z.dtype)) for z in (embeddings, ref_emb)]
+                parts = self.invariance_loss(*views), *self.variance_loss(*views), self.covariance_loss(*views)
+            factors = weights[0], weights[1], *weights[1:]
+            invariance, variance1, variance2, covariance = (k * part for k, part in zip(factors, parts, strict=True))
+        else:
+            invariance, variance1, variance2, covariance = vicreg_terms(embeddings, ref_emb, *map(float, (*weights, self.eps)))
         return {
             "invariance_loss": _element(invariance),
             "variance_loss1": _element(variance1),
