@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <vector>
+
 #include "bindings.h"
 #include "runtime/layout.h"
 
@@ -27,6 +29,18 @@ void layout(Address row_labels, int64_t rows, Address col_labels, int64_t cols, 
   if (!itself)
     class_runs(at<int64_t>(col_labels), at<int64_t>(columns), cols, at<int64_t>(row_labels), at<int64_t>(row_order), rows,
                at<int64_t>(col_start), at<int64_t>(col_end));
+}
+
+// The rank of each label among the different ones.
+void class_ranks(Address labels, int64_t count, Address ranks) {
+  const int64_t* label = at<int64_t>(labels);
+  std::vector<int64_t> order(count);
+  class_order(label, count, order.data());
+  int64_t rank = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    rank += k > 0 && label[order[k]] != label[order[k - 1]];
+    at<int64_t>(ranks)[order[k]] = rank;
+  }
 }
 
 PairLayout problem(Address x, Address y, Address start, Address end, Address offset, Address col_start, Address col_end,
@@ -61,6 +75,7 @@ std::unique_ptr<PairEngine> make(const PairLayout& g, const std::string& spec, c
 
 void bind_pairwise(py::module_& m) {
   using Release = py::call_guard<py::gil_scoped_release>;
+  m.def("class_ranks", &class_ranks);
   m.def("layout", &layout);
   py::class_<PairLayout>(m, "PairLayout");
   m.def("problem", &problem);

@@ -7,9 +7,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from pml_fast import _extension
 from pml_fast.distances import CosineSimilarity
+from pml_fast.engine.cpu.rows import class_ranks
 from pml_fast.engine.fold import reduce_rows
 from pml_fast.engine.listed import engine_scorer
+from pml_fast.engine.operator import are_plain
 from pml_fast.engine.plan import PARTLY, Call, Plan, reduction_of
 from pml_fast.engine.score import Score
 from pml_fast.engine.spec import Term
@@ -98,7 +101,9 @@ class InstanceLoss(RowSoftmaxLoss):
 
 def _ranks(labels: Tensor) -> Tensor:
     """The rank of each label among the different ones."""
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+    if labels.device.type == "cpu" and are_plain(labels):
+        if labels.dtype == torch.int64 and _extension.load() is not None:
+            return class_ranks(labels)
         return torch.unique(labels, return_inverse=True)[1]
     # Without a size that depends on the labels, which a device would have to be asked for.
     ordered, order = torch.sort(labels)

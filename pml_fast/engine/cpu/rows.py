@@ -43,6 +43,14 @@ class Layout:
         return Layout(self.col_order, self.row_order, self.col_start, self.col_end, offset, self.start, self.end)
 
 
+def class_ranks(labels: Tensor) -> Tensor:
+    """The rank of each label (int64) among the different ones."""
+    labels = labels.contiguous()
+    ranks = torch.empty_like(labels)
+    extension().class_ranks(labels.data_ptr(), len(labels), ranks.data_ptr())
+    return ranks
+
+
 def class_layout(x_labels: Tensor, y_labels: Tensor, itself: bool) -> Layout:
     """Sort rows and columns by class."""
     x_labels, y_labels = x_labels.contiguous(), y_labels.contiguous()
