@@ -20,6 +20,7 @@ import pml_fast.engine.knn.ops  # noqa: F401  (defines its operators)
 from pml_fast import distances, losses, miners, reducers, use
 from pml_fast.engine import hardest, ops
 from pml_fast.engine.classes.spec import ClassSpec
+from pml_fast.engine.cpu.levels import COMPILED
 from pml_fast.engine.fold import Fold
 from pml_fast.engine.score import Score
 from pml_fast.engine.spec import PAIR_SPECS
@@ -72,6 +73,31 @@ def batch(n: int = 40, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tens
 
 def close(left: Tensor, right: Tensor) -> None:
     torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-6)
+
+
+# ---- one tensor as both sets ----
+
+
+@pytest.mark.parametrize("score", [COSINE, L2, SNR_LIKE, Score("l2", power=2.0, inverted=False)], ids=str)
+@pytest.mark.parametrize("name", COMPILED)
+def test_one_tensor_as_rows_and_columns_gets_the_gradient_of_both(name: str, score: Score) -> None:
+    gen = torch.Generator().manual_seed(3)
+    x = torch.randn(50, 6, generator=gen, dtype=torch.float64) / 3
+    labels, others = (torch.randint(7, (50,), generator=gen) for _ in range(2))
+    spec = PAIR_SPECS[name]()
+    grads = []
+    for backend in ("auto", "reference"):
+        leaf = x.clone().requires_grad_()
+        with use(backend=backend):
+            loss, *_ = torch.ops.pml_fast.pairwise_loss(
+                leaf, leaf, labels, others, None, None, name, spec.params(), score.encode(), False, [MEAN] * len(spec.terms),
+                True, True,
+            )  # fmt: skip
+        loss.backward()
+        assert leaf.grad is not None
+        grads.append((loss.detach(), leaf.grad))
+    for got, want in zip(*grads, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
 
 
 # ---- torch.library.opcheck ----
