@@ -20,24 +20,28 @@ class AlikePairs:
     weight: Tensor
 
 
+def with_empty_sets(sets: Tensor) -> Tensor:
+    """Label sets ``[N, C]`` of 0 and 1 with one label more, which empty sets have: they are equal, and share nothing else."""
+    return torch.cat([sets, (sets.sum(dim=1, keepdim=True) == 0).to(sets.dtype)], dim=1)
+
+
 def jaccard(common: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Common labels over all labels; 1 for two empty sets."""
-    every = left + right - common
-    return torch.where(every > 0, common / every.clamp(min=1), 1.0)
+    """Common labels over all labels, of sets that are not empty."""
+    return common / (left + right - common)
 
 
 def alike_pairs(sets: Tensor, others: Tensor, threshold: float, itself: bool) -> AlikePairs | None:
-    """Pairs of label sets ``[N, C]`` and ``[M, C]`` (of 0 and 1) that share a label and are alike by ``threshold`` or more.
+    """Pairs of label sets ``[N, C]`` and ``[M, C]`` that share a label and are alike by ``threshold`` or more.
 
-    Two empty sets share their emptiness. Without a row's pair with itself where ``itself``. ``None`` where so many share a
+    Sets are of 0 and 1, and none is empty. Without a row's pair with itself where ``itself``. ``None`` where so many share a
     label that a list would take more memory than strips of similarities, or nothing can be read. Waits for the device.
     """
     if sets.is_meta:
         return None
-    row, row_label = _members(sets)
-    column, column_label = (row, row_label) if others is sets else _members(others)
+    row, row_label = sets.nonzero(as_tuple=True)
+    column, column_label = (row, row_label) if others is sets else others.nonzero(as_tuple=True)
     order = torch.argsort(column_label, stable=True)
-    of_label = torch.bincount(column_label, minlength=sets.shape[1] + 1)
+    of_label = torch.bincount(column_label, minlength=sets.shape[1])
     first = of_label.cumsum(0) - of_label
     repeats = of_label[row_label]
     total = int(repeats.sum())
@@ -53,10 +57,3 @@ def alike_pairs(sets: Tensor, others: Tensor, threshold: float, itself: bool) ->
     weight = jaccard(common.to(sets.dtype), size[i].to(sets.dtype), other_size[j].to(sets.dtype))
     keep = (weight >= threshold) & ((i != j) | (not itself))
     return AlikePairs(i[keep], j[keep], weight[keep])
-
-
-def _members(sets: Tensor) -> tuple[Tensor, Tensor]:
-    """Row and label of every member; an empty set has one label more, which no other has."""
-    row, label = sets.nonzero(as_tuple=True)
-    empty = (sets.sum(dim=1) == 0).nonzero(as_tuple=True)[0]
-    return torch.cat([row, empty]), torch.cat([label, torch.full_like(empty, sets.shape[1])])

@@ -11,15 +11,14 @@ from torch import Tensor
 from pml_fast.distances import CosineSimilarity
 from pml_fast.engine import listed
 from pml_fast.engine.fold import Fold, reduce_rows
-from pml_fast.engine.label_sets import AlikePairs, alike_pairs, jaccard
+from pml_fast.engine.label_sets import AlikePairs, alike_pairs, jaccard, with_empty_sets
 from pml_fast.engine.lazy import LazyIndices
 from pml_fast.engine.plan import MATERIALISED, PARTLY, Call, Plan, overridden, reduction_of
-from pml_fast.engine.problem import comparable_mask
 from pml_fast.engine.recompute import KEPT_ELEMENTS, over_rows, strip_scores, unit
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.spec import Term
 from pml_fast.engine.specs import LogSumExp
-from pml_fast.engine.views import DenseSide, ListedSide, Side, View
+from pml_fast.engine.views import ListedSide
 from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction, LossDict, prepare_call
 from pml_fast.losses.spec_pair_loss import pair_row_losses
 from pml_fast.reducers import AvgNonZeroReducer, BaseReducer, ClassWeightedReducer
@@ -112,13 +111,13 @@ class MultiSupConLoss(BaseMetricLossFunction):
         return self.reducer(loss_dict, embeddings, call.labels)
 
     def read_call(self, embeddings: Tensor, labels: Any, indices_tuple: Any, ref_emb: Tensor | None, ref_labels: Any) -> Call:
-        """The checked inputs; labels as ``[N, C]`` of 0 and 1."""
+        """The checked inputs; labels as ``[N, C + 1]`` of 0 and 1, of which the last marks an empty set."""
         itself = ref_emb is None or (ref_emb is embeddings and (ref_labels is None or ref_labels is labels))
         call = prepare_call(embeddings, None, indices_tuple, None if itself else ref_emb, None)
         call.labels = sets = self._sets("labels", labels, call.embeddings)
         call.ref_labels = others = sets if itself else self._sets("ref_labels", ref_labels, call.ref_emb)
         if sets.shape[1] != others.shape[1]:
-            raise ValueError(f"ref_labels must have the labels' {sets.shape[1]} classes, got {others.shape[1]}")
+            raise ValueError(f"ref_labels must have the labels' {sets.shape[1] - 1} classes, got {others.shape[1] - 1}")
         return call
 
     def _fold(self) -> Fold | None:
@@ -129,7 +128,7 @@ class MultiSupConLoss(BaseMetricLossFunction):
         return folds[0] if folds else None
 
     def _sets(self, name: str, labels: Any, embeddings: Tensor) -> Tensor:
-        """Label sets as a matrix of 0 and 1, ``[N, C]``, in the type that scores are computed in."""
+        """Label sets as a matrix of 0 and 1, ``[N, C + 1]``, in the type that scores are computed in."""
         n, dtype = len(embeddings), compute_type(embeddings.dtype)
         if torch.is_tensor(labels):
             if labels.ndim != 2 or len(labels) != n:
@@ -139,10 +138,10 @@ class MultiSupConLoss(BaseMetricLossFunction):
                 )
             if self.num_classes is not None and labels.shape[1] != self.num_classes:
                 raise ValueError(f"{name} must have num_classes={self.num_classes} columns, got {labels.shape[1]}")
-            return (labels.to(embeddings.device) != 0).to(dtype)
+            return with_empty_sets((labels.to(embeddings.device) != 0).to(dtype))
         if not isinstance(labels, Sequence):
             raise TypeError(f"{name} must be a tensor of shape ({n}, num_classes) or a list of class numbers, got {labels!r}")
-        return self._from_lists(name, labels, n).to(device=embeddings.device, dtype=dtype)
+        return with_empty_sets(self._from_lists(name, labels, n).to(device=embeddings.device, dtype=dtype))
 
     def _from_lists(self, name: str, labels: Sequence[Any], n: int) -> Tensor:
         if self.num_classes is None:
@@ -168,8 +167,8 @@ class MultiSupConLoss(BaseMetricLossFunction):
             losses = self._listed_losses(score, Call(embeddings, labels, indices_tuple, ref_emb, ref_labels, itself))
         elif score is None:
             score = Score(inverted=self.distance.is_inverted)
-            view, weight = self._strip(self.distance(embeddings, ref_emb), 0, labels, ref_labels, itself)
-            losses = self._losses(score, view, weight, self.temperature)
+            matrix = self.distance(embeddings, ref_emb)
+            losses = self._dense_losses(score, matrix, 0, labels, ref_labels, itself, self.temperature)
         elif (
             self._lists(len(embeddings) * len(ref_emb))
             and (alike := alike_pairs(labels, ref_labels, self.threshold, itself)) is not None
@@ -183,8 +182,7 @@ class MultiSupConLoss(BaseMetricLossFunction):
 
             def strip(first: int, last: int, x: Tensor, y: Tensor, temperature: Tensor) -> Tensor:
                 scores = strip_scores(wanted, x[first:last], y)
-                view, weight = self._strip(scores, first, labels[first:last], ref_labels, itself)
-                return self._losses(wanted, view, weight, temperature)
+                return self._dense_losses(wanted, scores, first, labels[first:last], ref_labels, itself, temperature)
 
             temperature = torch.as_tensor(self.temperature, dtype=x.dtype, device=x.device)
             losses = over_rows(strip, len(x), len(y), x, y, temperature)
@@ -215,14 +213,23 @@ class MultiSupConLoss(BaseMetricLossFunction):
         count = pos.count()
         return torch.where(count > 0, total / count.clamp(min=1), 0.0)
 
-    def _strip(self, s: Tensor, first: int, sets: Tensor, ref_sets: Tensor, itself: bool) -> tuple[View, Tensor]:
-        """Positives, negatives and label similarities of some rows against all columns."""
+    def _dense_losses(
+        self, score: Score, s: Tensor, first: int, sets: Tensor, ref_sets: Tensor, itself: bool, temperature: Any
+    ) -> Tensor:
+        """One loss a row of a strip of scores from row ``first`` on: a cross-entropy whose targets are not one but several."""
+        if s.shape[1] == 0:
+            return s.sum(dim=1)
         weight = jaccard(sets @ ref_sets.T, sets.sum(dim=1, keepdim=True), ref_sets.sum(dim=1))
-        pos = weight >= self.threshold
-        other = comparable_mask(first, s.shape[0], s.shape[1], s.device) if itself else None
-        pos = pos if other is None else pos & other
-        neg = ~pos if other is None else other & ~pos
-        return View(DenseSide(s, pos), DenseSide(s, neg), itself, other), weight
+        positive = weight >= self.threshold
+        logits = s * (score.sign / temperature)
+        if itself:
+            positive.diagonal(offset=first).fill_(False)
+            # A finite number, for 0 times its logarithm is to be 0. What it has of the softmax is 0, and so is its gradient.
+            with torch.no_grad():
+                logits.diagonal(offset=first).fill_(torch.finfo(s.dtype).min / 2)
+        count = positive.sum(dim=1)
+        losses = torch.nn.functional.cross_entropy(logits, weight.mul_(positive), reduction="none") / count.clamp(min=1)
+        return losses.masked_fill(count == 0, 0.0)
 
     def _listed_losses(self, score: Score | None, call: Call) -> Tensor:
         assert call.labels is not None and call.ref_labels is not None
@@ -239,20 +246,10 @@ class MultiSupConLoss(BaseMetricLossFunction):
         view = listed.listed_view(lists, scorer, len(call.embeddings), call.itself)
         sets, others = call.labels[lists.a1], call.ref_labels[lists.p]
         weight = jaccard((sets * others).sum(dim=1), sets.sum(dim=1), others.sum(dim=1))
-        return self._losses(score, view, weight, self.temperature)
-
-    def _losses(self, score: Score, view: View, weight: Tensor, temperature: Any) -> Tensor:
-        """One loss a row; ``weight`` holds the positives' label similarities."""
-        scale = score.sign / temperature
-        pos: Side = view.pos
+        pos, scale = view.pos, score.sign / self.temperature
         count = pos.count()
-        some = count > 0
         logits = pos.s * scale
-        if isinstance(pos, DenseSide):
-            # Every other row is of one of the sides.
-            everyone = torch.ones_like(pos.mask) if view.comparable is None else view.comparable
-            log_all = DenseSide(pos.s, everyone).logsumexp(logits)
-        else:
-            log_all = torch.logaddexp(torch.where(some, pos.logsumexp(logits), 0.0), view.neg.logsumexp(view.neg.s * scale))
+        among = torch.where(count > 0, pos.logsumexp(logits), 0.0)
+        log_all = torch.logaddexp(among, view.neg.logsumexp(view.neg.s * scale))
         total = pos.sum(weight * (pos.spread(log_all) - logits))
-        return torch.where(some, total / count.clamp(min=1), 0.0)
+        return torch.where(count > 0, total / count.clamp(min=1), 0.0)
