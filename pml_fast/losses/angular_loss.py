@@ -14,9 +14,10 @@ from pml_fast.distances import LpDistance
 from pml_fast.engine import grad_sum
 from pml_fast.engine.fold import Fold, inside, reduce_rows
 from pml_fast.engine.lazy import LazyIndices
+from pml_fast.engine.listed import engine_scorer
 from pml_fast.engine.plan import MATERIALISED, PARTLY, Call, Plan, overridden, reduction_of
 from pml_fast.engine.positives import positive_pairs
-from pml_fast.engine.recompute import over_rows
+from pml_fast.engine.recompute import KEPT_ELEMENTS, over_rows
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.spec import Term
 from pml_fast.engine.specs import MultiSimilarity
@@ -67,9 +68,13 @@ class Pairs:
         self, first: int, last: int, unit_x: Tensor, unit_y: Tensor, y: Tensor, slope: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Rows ``[last - first, D + 1]`` of these pairs and columns ``[M, D + 1]``, whose inner product is the exponent."""
-        a, p = unit_x.index_select(0, self.left[first:last]), unit_y.index_select(0, self.right[first:last])
-        closeness = 2 * (1 + slope) * (a * p).sum(dim=1, keepdim=True)
-        return torch.cat([4 * slope * (a + p), closeness], dim=1), torch.nn.functional.pad(y, (0, 1), value=-1.0)
+        i, j = self.left[first:last], self.right[first:last]
+        a, p = unit_x.index_select(0, i), unit_y.index_select(0, j)
+        # Their elementwise product keeps the rows of every pair for the backward, which only few are worth.
+        few = a.numel() <= KEPT_ELEMENTS
+        closeness = (a * p).sum(dim=1) if few else engine_scorer(unit_x, unit_y, PRODUCT)(i, j)
+        exponent = [4 * slope * (a + p), (2 * (1 + slope) * closeness).unsqueeze(1)]
+        return torch.cat(exponent, dim=1), torch.nn.functional.pad(y, (0, 1), value=-1.0)
 
     def rule(self, rows: Tensor) -> Tensor:
         """No positive pair of a row takes part: ``[4, K]``."""
