@@ -1,8 +1,8 @@
 """The operations by hand in plain PyTorch over the full N x N matrix: the "eager" and "compile" peers.
 
-Each function takes embeddings [N, D], labels [N] (or a second set of rows) and the loss's parameters, and returns the scalar
-loss with the default settings of the class of the same name. No shape depends on data, so that each compiles with
-``torch.compile(fullgraph=True)``; but for multi_supcon, whose label sets have as many columns as there are classes.
+Each function takes embeddings [N, D], labels [N] (or sets of them, or a second set of rows) and the loss's parameters, and
+returns the scalar loss with the default settings of the class of the same name. No shape depends on data, so that each compiles
+with ``torch.compile(fullgraph=True)``.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from benchmarks.operations import label_sets
 
 NEGATIVE_INFINITY = float("-inf")
 
@@ -131,11 +129,11 @@ def generalized_lifted(embeddings: Tensor, labels: Tensor, neg_margin: float = 1
     return F.relu(pull + push).mean()
 
 
-def multi_supcon(embeddings: Tensor, labels: Tensor, temperature: float = 0.1, threshold: float = 0.5) -> Tensor:
-    sets = label_sets(labels).to(embeddings.dtype)
+def multi_supcon(embeddings: Tensor, label_sets: Tensor, temperature: float = 0.1, threshold: float = 0.5) -> Tensor:
+    sets = label_sets.to(embeddings.dtype)
     common = sets @ sets.T
     size = sets.sum(dim=1)
-    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    itself = torch.eye(len(sets), dtype=torch.bool, device=sets.device)
     similarity = common / (size[:, None] + size[None, :] - common)
     positive = (similarity >= threshold) & ~itself
     scores = _cosine(embeddings) / temperature

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 COMMON, OF_CLASS, NOISE = 0.3**0.5, 0.2**0.5, 0.5**0.5
@@ -22,6 +24,12 @@ class Inputs:
     other: Tensor | None = None
     queue: Tensor | None = None
     queue_labels: Tensor | None = None
+
+    @cached_property
+    def label_sets(self) -> Tensor:
+        """Each row has its own class and the next, [N, classes + 1]: rows of a class have equal sets, neighbours share one."""
+        classes = int(self.labels.max()) + 2
+        return F.one_hot(self.labels, classes).bool() | F.one_hot(self.labels + 1, classes).bool()
 
     @property
     def leaves(self) -> tuple[Tensor, ...]:

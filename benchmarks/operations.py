@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.inputs import Inputs
@@ -59,7 +58,7 @@ def of_two_views(loss: Any, inputs: Inputs, miner: Any) -> Tensor:
 
 
 def of_label_sets(loss: Any, inputs: Inputs, miner: Any) -> Tensor:
-    return loss(inputs.embeddings, label_sets(inputs.labels))
+    return loss(inputs.embeddings, inputs.label_sets)
 
 
 def with_given_proxies(loss: Any, inputs: Inputs, miner: Any) -> Tensor:
@@ -84,22 +83,24 @@ def with_an_empty_histogram(loss: Any, inputs: Inputs, miner: Any) -> Tensor:
     return loss(inputs.embeddings, inputs.labels)
 
 
-def label_sets(labels: Tensor) -> Tensor:
-    """Each row has its own class and the next one, [N, classes + 1]: rows of a class have equal sets, neighbours share one."""
-    classes = int(labels.max()) + 2
-    return F.one_hot(labels, classes).bool() | F.one_hot(labels + 1, classes).bool()
+def labels_or_other(inputs: Inputs) -> Tensor:
+    return inputs.labels if inputs.other is None else inputs.other
+
+
+def label_sets(inputs: Inputs) -> Tensor:
+    return inputs.label_sets
 
 
 @dataclass(frozen=True)
 class Operation:
     """How a library with PyTorch Metric Learning's API runs an operation.
 
-    against: what the rows are compared with; own: arguments of the loss from the number of classes; build: makes a loss that
-    wraps others; in_peer: whether PML has it; peer_is_exact: whether its float64 answer is the definition's; streams: whether
-    an algorithm exists that holds no N x M tensor; square: classes of as many rows as there are classes, in order;
-    drawn: the miner draws, so that each peer is held to its own tuple; dense_oracle: whether this library has it over the
-    matrix, on its backend ``reference``; compared: whether its time is judged by the floor of
-    its products.
+    against: what the rows are compared with; beside: what the dense formula takes beside the rows; own: arguments of the loss
+    from the number of classes; build: makes a loss that wraps others; in_peer: whether PML has it; peer_is_exact: whether its
+    float64 answer is the definition's; streams: whether an algorithm exists that holds no N x M tensor; square: classes of as
+    many rows as there are classes, in order; drawn: the miner draws, so that each peer is held to its own tuple; dense_oracle:
+    whether this library has it over the matrix, on its backend ``reference``; compared: whether its time is judged by the
+    floor of its products.
     """
 
     loss: str
@@ -107,6 +108,7 @@ class Operation:
     tolerance: Tolerance = SMOOTH
     against: str = BATCH
     call: Call = with_labels
+    beside: Callable[[Inputs], Tensor] = labels_or_other
     own: Callable[[int], Mapping[str, Any]] = field(default=lambda classes: {})
     build: Callable[[SimpleNamespace, int], Any] | None = None
     centres: int = 1
@@ -177,7 +179,7 @@ PAIRS = {
     "snr_contrastive": Operation("SignalToNoiseRatioContrastiveLoss", tolerance=COUNTED, compared=True),
     "threshold_consistent": Operation("ThresholdConsistentMarginLoss", tolerance=COUNTED, compared=True),
     "tuplet": Operation("TupletMarginLoss", compared=True),
-    "multi_supcon": Operation("MultiSupConLoss", call=of_label_sets, in_peer=False, compared=True),
+    "multi_supcon": Operation("MultiSupConLoss", call=of_label_sets, beside=label_sets, in_peer=False, compared=True),
     "multiple_losses": Operation("MultipleLosses", tolerance=COUNTED, build=_two),
 }
 RANKS = {

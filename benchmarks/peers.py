@@ -125,9 +125,9 @@ def _dense_step(case: Case, inputs: Inputs, compiled: bool = False) -> Step:
     function = _formula(case)
     if compiled:
         function = torch.compile(function, fullgraph=True, dynamic=False)
-    other = inputs.labels if inputs.other is None else inputs.other
+    beside = case.what.beside(inputs)
     parameters = _trained(made_loss("pml_fast", case, inputs))
-    return Step(lambda: function(inputs.embeddings, other, *parameters), (*inputs.leaves, *parameters))
+    return Step(lambda: function(inputs.embeddings, beside, *parameters), (*inputs.leaves, *parameters))
 
 
 def _compiled_step(case: Case, inputs: Inputs) -> Step:

@@ -197,7 +197,9 @@ def test_positives_by_shared_labels_are_those_of_all_similarities(itself: bool, 
     others = sets if itself else (torch.rand(41, 9) < 0.25).double()
     sets[3] = 0
     others[5] = 0
-    found = sets_of_labels.alike_pairs(sets, others, threshold, itself)
+    sets, others = (sets_of_labels.with_empty_sets(part.bool()) for part in (sets, others))
+    found = sets_of_labels.alike_pairs(sets, others, threshold, itself, torch.float64)
+    sets, others = sets.double(), others.double()
     common, size, other_size = sets @ others.T, sets.sum(dim=1, keepdim=True), others.sum(dim=1)
     weight = sets_of_labels.jaccard(common, size, other_size)
     alike = weight >= threshold
@@ -213,7 +215,7 @@ def test_where_too_many_share_a_label_strips_take_over(lists_of_few: None, monke
     listed = losses.MultiSupConLoss()(x, sets)
     monkeypatch.setattr(sets_of_labels, "LISTED", 0)
     monkeypatch.setattr(sets_of_labels, "LISTED_A_ROW", 0)
-    assert sets_of_labels.alike_pairs(sets, sets, 0.5, True) is None
+    assert sets_of_labels.alike_pairs(sets.bool(), sets.bool(), 0.5, True, torch.float64) is None
     same_with_gradients(losses.MultiSupConLoss()(x, sets), listed, x)
 
 

@@ -21,8 +21,8 @@ class AlikePairs:
 
 
 def with_empty_sets(sets: Tensor) -> Tensor:
-    """Label sets ``[N, C]`` of 0 and 1 with one label more, which empty sets have: they are equal, and share nothing else."""
-    return torch.cat([sets, (sets.sum(dim=1, keepdim=True) == 0).to(sets.dtype)], dim=1)
+    """Label sets as a mask ``[N, C]`` with one label more, which empty sets have: they are equal, and share nothing else."""
+    return torch.cat([sets, ~sets.any(dim=1, keepdim=True)], dim=1)
 
 
 def jaccard(common: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -30,11 +30,11 @@ def jaccard(common: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return common / (left + right - common)
 
 
-def alike_pairs(sets: Tensor, others: Tensor, threshold: float, itself: bool) -> AlikePairs | None:
-    """Pairs of label sets ``[N, C]`` and ``[M, C]`` that share a label and are alike by ``threshold`` or more.
+def alike_pairs(sets: Tensor, others: Tensor, threshold: float, itself: bool, dtype: torch.dtype) -> AlikePairs | None:
+    """Pairs of label sets, masks ``[N, C]`` and ``[M, C]``, that share a label and are alike by ``threshold`` or more.
 
-    Sets are of 0 and 1, and none is empty. Without a row's pair with itself where ``itself``. ``None`` where so many share a
-    label that a list would take more memory than strips of similarities, or nothing can be read. Waits for the device.
+    No set is empty; similarities have type ``dtype``. Without a row's pair with itself where ``itself``. ``None`` where so many
+    share a label that a list would take more memory than strips of similarities, or nothing can be read. Waits for the device.
     """
     if sets.is_meta:
         return None
@@ -54,6 +54,6 @@ def alike_pairs(sets: Tensor, others: Tensor, threshold: float, itself: bool) ->
     key, common = torch.unique(row[member] * len(others) + column[order][place], return_counts=True)
     i, j = torch.div(key, max(len(others), 1), rounding_mode="floor"), key % max(len(others), 1)
     size, other_size = torch.bincount(row, minlength=len(sets)), torch.bincount(column, minlength=len(others))
-    weight = jaccard(common.to(sets.dtype), size[i].to(sets.dtype), other_size[j].to(sets.dtype))
+    weight = jaccard(common.to(dtype), size[i].to(dtype), other_size[j].to(dtype))
     keep = (weight >= threshold) & ((i != j) | (not itself))
     return AlikePairs(i[keep], j[keep], weight[keep])

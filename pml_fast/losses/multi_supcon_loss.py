@@ -111,7 +111,7 @@ class MultiSupConLoss(BaseMetricLossFunction):
         return self.reducer(loss_dict, embeddings, call.labels)
 
     def read_call(self, embeddings: Tensor, labels: Any, indices_tuple: Any, ref_emb: Tensor | None, ref_labels: Any) -> Call:
-        """The checked inputs; labels as ``[N, C + 1]`` of 0 and 1, of which the last marks an empty set."""
+        """The checked inputs; labels as a mask ``[N, C + 1]``, of which the last column marks empty sets."""
         itself = ref_emb is None or (ref_emb is embeddings and (ref_labels is None or ref_labels is labels))
         call = prepare_call(embeddings, None, indices_tuple, None if itself else ref_emb, None)
         call.labels = sets = self._sets("labels", labels, call.embeddings)
@@ -128,8 +128,8 @@ class MultiSupConLoss(BaseMetricLossFunction):
         return folds[0] if folds else None
 
     def _sets(self, name: str, labels: Any, embeddings: Tensor) -> Tensor:
-        """Label sets as a matrix of 0 and 1, ``[N, C + 1]``, in the type that scores are computed in."""
-        n, dtype = len(embeddings), compute_type(embeddings.dtype)
+        """Label sets as a mask ``[N, C + 1]``."""
+        n = len(embeddings)
         if torch.is_tensor(labels):
             if labels.ndim != 2 or len(labels) != n:
                 raise ValueError(
@@ -138,22 +138,22 @@ class MultiSupConLoss(BaseMetricLossFunction):
                 )
             if self.num_classes is not None and labels.shape[1] != self.num_classes:
                 raise ValueError(f"{name} must have num_classes={self.num_classes} columns, got {labels.shape[1]}")
-            return with_empty_sets((labels.to(embeddings.device) != 0).to(dtype))
+            return with_empty_sets(labels.to(embeddings.device) != 0)
         if not isinstance(labels, Sequence):
             raise TypeError(f"{name} must be a tensor of shape ({n}, num_classes) or a list of class numbers, got {labels!r}")
-        return with_empty_sets(self._from_lists(name, labels, n).to(device=embeddings.device, dtype=dtype))
+        return with_empty_sets(self._from_lists(name, labels, n).to(embeddings.device))
 
     def _from_lists(self, name: str, labels: Sequence[Any], n: int) -> Tensor:
         if self.num_classes is None:
             raise ValueError(f"num_classes must be given for {name} as lists of class numbers, got None")
         if len(labels) != n:
             raise ValueError(f"{name} must have a list of class numbers for each of the {n} embeddings, got {len(labels)}")
-        sets = torch.zeros(n, self.num_classes)
+        sets = torch.zeros(n, self.num_classes, dtype=torch.bool)
         for row, classes in enumerate(labels):
             numbers = torch.as_tensor(list(classes), dtype=torch.int64)
             if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < self.num_classes:
                 raise ValueError(f"{name} must be class numbers from 0 to {self.num_classes - 1}, got {numbers.tolist()}")
-            sets[row, numbers] = 1
+            sets[row, numbers] = True
         return sets
 
     def compute_loss(
@@ -162,27 +162,28 @@ class MultiSupConLoss(BaseMetricLossFunction):
         """One loss a row."""
         assert labels is not None and ref_labels is not None
         itself = ref_emb is embeddings and ref_labels is labels
-        score = self.distance.engine_score()
+        score, wide = self.distance.engine_score(), compute_type(embeddings.dtype)
         if indices_tuple is not None:
             losses = self._listed_losses(score, Call(embeddings, labels, indices_tuple, ref_emb, ref_labels, itself))
         elif score is None:
             score = Score(inverted=self.distance.is_inverted)
-            matrix = self.distance(embeddings, ref_emb)
-            losses = self._dense_losses(score, matrix, 0, labels, ref_labels, itself, self.temperature)
+            matrix = self.distance(embeddings, ref_emb).to(wide)
+            losses = self._dense_losses(score, matrix, 0, labels.to(wide), ref_labels.to(wide), itself, self.temperature)
         elif (
             self._lists(len(embeddings) * len(ref_emb))
-            and (alike := alike_pairs(labels, ref_labels, self.threshold, itself)) is not None
+            and (alike := alike_pairs(labels, ref_labels, self.threshold, itself, wide)) is not None
         ):
             losses = self._alike_losses(score, Call(embeddings, labels, None, ref_emb, ref_labels, itself), alike)
         else:
             rows, columns = self.distance.engine_rows(embeddings, ref_emb)
             x = unit(score, rows)
             y = x if columns is rows else unit(score, columns)
-            wanted = score
+            wanted, sets = score, labels.to(wide)
+            others = sets if itself else ref_labels.to(wide)
 
             def strip(first: int, last: int, x: Tensor, y: Tensor, temperature: Tensor) -> Tensor:
                 scores = strip_scores(wanted, x[first:last], y)
-                return self._dense_losses(wanted, scores, first, labels[first:last], ref_labels, itself, temperature)
+                return self._dense_losses(wanted, scores, first, sets[first:last], others, itself, temperature)
 
             temperature = torch.as_tensor(self.temperature, dtype=x.dtype, device=x.device)
             losses = over_rows(strip, len(x), len(y), x, y, temperature)
@@ -245,7 +246,7 @@ class MultiSupConLoss(BaseMetricLossFunction):
             scorer = listed.engine_scorer(*self.distance.engine_rows(call.embeddings, call.ref_emb), score)
         view = listed.listed_view(lists, scorer, len(call.embeddings), call.itself)
         sets, others = call.labels[lists.a1], call.ref_labels[lists.p]
-        weight = jaccard((sets * others).sum(dim=1), sets.sum(dim=1), others.sum(dim=1))
+        weight = jaccard(*(part.sum(dim=1, dtype=view.pos.s.dtype) for part in (sets & others, sets, others)))
         pos, scale = view.pos, score.sign / self.temperature
         count = pos.count()
         logits = pos.s * scale
