@@ -180,11 +180,12 @@ class TwoTowerLoss(BaseMetricLossFunction):
         trained = self.trained()
         if plan.bidirectional:
             return logit_pair_loss(plan.spec, score, plan.folds, call, x, y, trained, bidirectional=True)
-        total: Any = 0
-        for (_, side, share), fold in zip(self.sides(call), plan.folds, strict=True):
-            total = total + share * logit_pair_loss(plan.spec, score, [fold], side, x, y, trained)
-        result: Tensor = total
-        return result
+        parts = [
+            (share, logit_pair_loss(plan.spec, score, [fold], side, x, y, trained))
+            for (_, side, share), fold in zip(self.sides(call), plan.folds, strict=True)
+        ]
+        first, *more = (loss if share == 1.0 else share * loss for share, loss in parts)
+        return sum(more, first)
 
     def compute_loss(
         self, embeddings: Tensor, labels: Tensor | None, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor | None
