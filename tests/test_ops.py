@@ -144,6 +144,7 @@ def op_calls(itself: bool, score: Score) -> Iterator[tuple[str, tuple[Any, ...]]
         bins = (before, -20.0, 6.0, 7, s, itself, 0.3)
         yield "histogram_loss", (x, y, labels, ref_labels, *bins, True, True)
         yield "histogram_loss", (a, b, labels, ref_labels, *bins, False, False)
+    yield "vicreg_terms", (x, (a + 0.3).requires_grad_(), 25.0, 25.0, 1.0, 1e-4)
     i, j = torch.arange(14).flip(0), torch.arange(14)
     kept, weights = torch.arange(14) % 3 > 0, torch.rand(20)
     for keep, own, smooth in ((None, None, 0.0), (kept, weights, 1.0)):
