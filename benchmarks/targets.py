@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from benchmarks import results
+from benchmarks.bounded import OUT_OF_MEMORY, TIMED_OUT
 from benchmarks.cases import FLOOR_RATIO, MEBIBYTE, NOT_SLOWER, NOT_SLOWER_THAN_PML, SPEEDUP, WITHIN_SECONDS, Target
 from benchmarks.peers import OURS, headline
 from benchmarks.results import CaseResult, PeerResult, TargetResult
@@ -66,11 +67,21 @@ def _judge_one(target: Target, ours: PeerResult | None, result: CaseResult) -> T
 
 
 def _judge_not_slower(target: Target, result: CaseResult) -> TargetResult:
-    rivals = [entry for name in RIVALS[target.kind] if (entry := result.peer(name)) and entry.ours_is_faster_by is not None]
-    if not rivals:
+    rivals = [entry for name in RIVALS[target.kind] if (entry := result.peer(name))]
+    verdicts = [verdict for entry in rivals if (verdict := _against(entry)) is not None]
+    if not verdicts:
         return TargetResult(str(target), "none was timed", None)
-    reached = ", ".join(f"{entry.ours_is_faster_by:.2f} x faster than {entry.peer}" for entry in rivals)
-    return TargetResult(str(target), reached, all((entry.ours_is_faster_by or 0) >= 1 for entry in rivals))
+    return TargetResult(str(target), ", ".join(words for words, _ in verdicts), all(met for _, met in verdicts))
+
+
+def _against(rival: PeerResult) -> tuple[str, bool] | None:
+    """Whether we are not slower than a rival, in words and as the answer; ``None`` where there is nothing to judge it by."""
+    if rival.ours_is_faster_by is not None:
+        return f"{rival.ours_is_faster_by:.2f} x faster than {rival.peer}", rival.ours_is_faster_by >= 1
+    if rival.status in (TIMED_OUT, OUT_OF_MEMORY):
+        # We have finished within the same bounds.
+        return f"{rival.peer} {rival.status} ({rival.detail})", True
+    return None
 
 
 def _judge_memory(case: Judged, ours: PeerResult | None, result: CaseResult) -> TargetResult:
