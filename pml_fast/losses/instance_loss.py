@@ -7,12 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pml_fast import _extension
 from pml_fast.distances import CosineSimilarity
-from pml_fast.engine.cpu.rows import class_ranks
 from pml_fast.engine.fold import reduce_rows
+from pml_fast.engine.label_ranks import label_ranks
 from pml_fast.engine.listed import engine_scorer
-from pml_fast.engine.operator import are_plain
 from pml_fast.engine.plan import PARTLY, Call, Plan, reduction_of
 from pml_fast.engine.score import Score
 from pml_fast.engine.spec import Term
@@ -54,7 +52,7 @@ class InstanceLoss(RowSoftmaxLoss):
     def comparison(self, call: Call) -> Softmax:
         _check(call)
         assert call.labels is not None
-        rank = _ranks(call.labels)
+        rank = label_ranks(call.labels)
         index = torch.arange(len(rank), device=rank.device)
         return Softmax(call.embeddings, call.embeddings, rank, index)
 
@@ -85,7 +83,7 @@ class InstanceLoss(RowSoftmaxLoss):
         # Every row is a class of its own, so that all others are its negatives.
         own = torch.arange(len(x), device=x.device)
         others = pair_row_losses(spec, score, None, Call(call.embeddings, own, None, call.embeddings, own, True), x, x)[0]
-        scores = engine_scorer(x, x, score)(torch.cat([own, own]), torch.cat([own, _ranks(call.labels)]))
+        scores = engine_scorer(x, x, score)(torch.cat([own, own]), torch.cat([own, label_ranks(call.labels)]))
         itself, target = (scores * (score.sign / spec.temperature)).split(len(x))
         return torch.logaddexp(others, itself) - target
 
@@ -97,19 +95,6 @@ class InstanceLoss(RowSoftmaxLoss):
 
     def get_default_distance(self) -> CosineSimilarity:
         return CosineSimilarity()
-
-
-def _ranks(labels: Tensor) -> Tensor:
-    """The rank of each label among the different ones."""
-    if labels.device.type == "cpu" and are_plain(labels):
-        if labels.dtype == torch.int64 and _extension.load() is not None:
-            return class_ranks(labels)
-        return torch.unique(labels, return_inverse=True)[1]
-    # Without a size that depends on the labels, which a device would have to be asked for.
-    ordered, order = torch.sort(labels)
-    new = torch.zeros_like(order)
-    new[1:] = (ordered[1:] != ordered[:-1]).to(new.dtype)
-    return torch.empty_like(order).scatter_(0, order, new.cumsum(dim=0))
 
 
 def _check(call: Call) -> None:

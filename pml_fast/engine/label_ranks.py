@@ -1,0 +1,23 @@
+"""Ranks of labels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pml_fast import _extension
+from pml_fast.engine.cpu.rows import class_ranks
+from pml_fast.engine.operator import are_plain
+
+
+def label_ranks(labels: Tensor) -> Tensor:
+    """The rank of each label ``[N]`` among the different ones, int64."""
+    if labels.device.type == "cpu" and are_plain(labels):
+        if labels.dtype == torch.int64 and _extension.load() is not None:
+            return class_ranks(labels)
+        return torch.unique(labels, return_inverse=True)[1]
+    # Without a size that depends on the labels, which a device would have to be asked for.
+    ordered, order = torch.sort(labels)
+    new = torch.zeros_like(order)
+    new[1:] = (ordered[1:] != ordered[:-1]).to(new.dtype)
+    return torch.empty_like(order).scatter_(0, order, new.cumsum(dim=0))
