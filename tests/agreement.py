@@ -156,7 +156,7 @@ def agree(case: Case) -> bool:
         return False
     except (IndexError, RuntimeError) as error:
         if case.loss.startswith("soft_margin") and "out of bounds" in str(error):
-            raise Skipped("a difference beyond the peer's histogram (test_ranking_losses.py)") from error
+            raise Skipped("a difference beyond the peer's histogram (test_dynamic_soft_margin.py)") from error
         raise
     got = Run(OURS, case)
     compare(got, want, case)

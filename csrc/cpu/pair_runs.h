@@ -7,6 +7,13 @@
 #include "../engine/pair_folds.h"
 #include "pairwise.h"
 
+// A loop is vectorised only once all that it calls is inlined into it, which a compiler leaves off where a source is large.
+#if defined(__GNUC__)
+  #define PML_FAST_FLATTEN __attribute__((flatten))
+#else
+  #define PML_FAST_FLATTEN
+#endif
+
 namespace pml_fast {
 namespace PML_FAST_ISA {
 
@@ -84,7 +91,8 @@ class PairRuns {
   }
 
   template <bool kMirror, bool kFilter, bool kLevels, typename Fold>
-  void fold_run(const Fold f, const T* s, int64_t i, const Segment& seg, T* sums, std::vector<T>* columns) const {
+  PML_FAST_FLATTEN void fold_run(const Fold f, const T* s, int64_t i, const Segment& seg, T* sums,
+                                 std::vector<T>* columns) const {
     T sum0 = 0, sum1 = 0, sum2 = 0;
     T *to0 = columns[0].data(), *to1 = columns[1].data(), *to2 = columns[2].data();
     const T *lows = columns_.low, *highs = columns_.high, *levels = columns_.levels;
@@ -110,8 +118,8 @@ class PairRuns {
   }
 
   template <bool kBoth, bool kFilter, bool kLevels, typename Fold>
-  void slope_run(const Fold f, const T* s, int64_t i, const Segment& seg, const std::vector<T>* back,
-                 const std::vector<T>* there_back, T* h) const {
+  PML_FAST_FLATTEN void slope_run(const Fold f, const T* s, int64_t i, const Segment& seg, const std::vector<T>* back,
+                                  const std::vector<T>* there_back, T* h) const {
     constexpr bool kSecond = Fold::kBack > 1;
     const T *lows = columns_.low, *highs = columns_.high, *levels = columns_.levels;
     const T *firsts = there_back[0].data(), *seconds = there_back[1].data();

@@ -12,7 +12,8 @@
 #include <vector>
 
 #include "../engine/histogram.h"
-#include "radix_sort.h"
+#include "edge_comparisons.h"
+#include "sorted_negatives.h"
 
 namespace pml_fast {
 namespace PML_FAST_ISA {
@@ -130,51 +131,12 @@ class TripletHistogram {
 
   // ---- by comparison
 
-  // Calls body(first edge, how many) for the edges from..to, a few at a time; the number is a constant of the call.
-  template <typename F>
-  static void by_edges(int64_t from, int64_t to, F&& body) {
-    while (to - from >= 4) {
-      body(from, std::integral_constant<int, 4>());
-      from += 4;
-    }
-    if (to - from >= 2) {
-      body(from, std::integral_constant<int, 2>());
-      from += 2;
-    }
-    if (to > from) body(from, std::integral_constant<int, 1>());
-  }
-
   void fold_run(const T* s, const Run& run, T own, const Cells<T>& cells, Tally* tally) {
     const int64_t first = cells.of(own - run.most), last = cells.of(own - run.least);
     beyond_.resize(last - first);
     by_edges(first, last,
              [&](int64_t k, auto some) { reach<some.value>(s, run.size(), own, cells.edge(k), beyond_.data() + (k - first)); });
     spread(own, run, first, tally);
-  }
-
-  // How many differences reach each of kEdges edges, and their sums.
-  template <int kEdges>
-  static void reach(const T* s, int64_t n, T own, const T* edge, Tally* out) {
-    const T e0 = edge[0], e1 = edge[kEdges > 1 ? 1 : 0], e2 = edge[kEdges > 2 ? 2 : 0], e3 = edge[kEdges > 2 ? 3 : 0];
-    T n0 = 0, n1 = 0, n2 = 0, n3 = 0, v0 = 0, v1 = 0, v2 = 0, v3 = 0;
-#pragma omp simd reduction(+ : n0, n1, n2, n3, v0, v1, v2, v3)
-    for (int64_t j = 0; j < n; ++j) {
-      const T v = own - s[j];
-      n0 += v >= e0 ? T(1) : T(0);
-      v0 += v >= e0 ? v : T(0);
-      if constexpr (kEdges > 1) {
-        n1 += v >= e1 ? T(1) : T(0);
-        v1 += v >= e1 ? v : T(0);
-      }
-      if constexpr (kEdges > 2) {
-        n2 += v >= e2 ? T(1) : T(0);
-        v2 += v >= e2 ? v : T(0);
-        n3 += v >= e3 ? T(1) : T(0);
-        v3 += v >= e3 ? v : T(0);
-      }
-    }
-    const T counts[] = {n0, n1, n2, n3}, sums[] = {v0, v1, v2, v3};
-    for (int k = 0; k < kEdges; ++k) out[k] = {static_cast<double>(counts[k]), static_cast<double>(sums[k])};
   }
 
   void run_slopes(T* s, const Run& run, const Cells<T>& cells, const double* levels) {
@@ -195,67 +157,21 @@ class TripletHistogram {
     for (int64_t j = 0; j < n; ++j) s[j] = c[j] - shift;
   }
 
-  // Takes the rise of the level at each edge that a difference reaches from the negative's slope; the sum of these rises.
-  template <int kEdges>
-  static double subtract(const T* s, int64_t n, T own, const T* edge, const double* level, T* c) {
-    const T e0 = edge[0], e1 = edge[kEdges > 1 ? 1 : 0], e2 = edge[kEdges > 2 ? 2 : 0], e3 = edge[kEdges > 2 ? 3 : 0];
-    double rise[4] = {0, 0, 0, 0};
-    for (int k = 0; k < kEdges; ++k) rise[k] = level[k + 1] - level[k];
-    const T r0 = static_cast<T>(rise[0]), r1 = static_cast<T>(rise[1]), r2 = static_cast<T>(rise[2]),
-            r3 = static_cast<T>(rise[3]);
-    T n0 = 0, n1 = 0, n2 = 0, n3 = 0;
-#pragma omp simd reduction(+ : n0, n1, n2, n3)
-    for (int64_t j = 0; j < n; ++j) {
-      const T v = own - s[j];
-      T slope = v >= e0 ? r0 : T(0);
-      n0 += v >= e0 ? T(1) : T(0);
-      if constexpr (kEdges > 1) {
-        slope += v >= e1 ? r1 : T(0);
-        n1 += v >= e1 ? T(1) : T(0);
-      }
-      if constexpr (kEdges > 2) {
-        slope += v >= e2 ? r2 : T(0);
-        n2 += v >= e2 ? T(1) : T(0);
-        slope += v >= e3 ? r3 : T(0);
-        n3 += v >= e3 ? T(1) : T(0);
-      }
-      c[j] -= slope;
-    }
-    return rise[0] * n0 + rise[1] * n1 + rise[2] * n2 + rise[3] * n3;
-  }
-
   // ---- by sorting the negatives
 
   void sort(const TripletScores<T>& row) {
     neg_.clear();
     for (const Run& run : runs_)
-      for (int64_t j = run.first; j < run.last; ++j) neg_.push(row.s[j], static_cast<int32_t>(j));
+      for (int64_t j = run.first; j < run.last; ++j) neg_.push(row.s[j], j);
     neg_.sort();
-    int64_t room = 1;
-    while (room <= negatives_) room *= 2;
-    value_.assign(room, std::numeric_limits<T>::infinity());
-    prefix_.resize(negatives_ + 1);
-    prefix_[0] = 0;
-    for (int64_t k = 0; k < negatives_; ++k) {
-      value_[k] = neg_.value(k);
-      prefix_[k + 1] = prefix_[k] + static_cast<double>(value_[k]);
-    }
-  }
-
-  // How many of the sorted negatives differ from the positive by no less than the edge: the first ones.
-  int64_t reaching(T own, T edge) const {
-    int64_t count = 0;
-    for (int64_t half = static_cast<int64_t>(value_.size()) / 2; half > 0; half /= 2)
-      count += own - value_[count + half - 1] >= edge ? half : 0;
-    return count;
   }
 
   void fold_sorted(T own, const Cells<T>& cells, Tally* tally) {
     const int64_t first = cells.of(own - whole_.most), last = cells.of(own - whole_.least);
     beyond_.resize(last - first);
     for (int64_t k = first; k < last; ++k) {
-      const int64_t count = reaching(own, *cells.edge(k));
-      beyond_[k - first] = {static_cast<double>(count), static_cast<double>(count) * own - prefix_[count]};
+      const int64_t count = neg_.reaching(own, *cells.edge(k));
+      beyond_[k - first] = {static_cast<double>(count), static_cast<double>(count) * own - neg_.sum(count)};
     }
     spread(own, whole_, first, tally);
   }
@@ -271,7 +187,7 @@ class TripletHistogram {
       by_own_[p] = levels[first] * static_cast<double>(negatives_);
       for (int64_t k = first; k < last; ++k) {
         const double rise = levels[k + 1] - levels[k];
-        const int64_t count = reaching(pos_[p], *cells.edge(k));
+        const int64_t count = neg_.reaching(pos_[p], *cells.edge(k));
         level += rise;
         step_[count] += rise;
         by_own_[p] += rise * static_cast<double>(count);
@@ -279,7 +195,7 @@ class TripletHistogram {
     }
     for (int64_t k = 0; k < negatives_; ++k) {
       level -= step_[k];
-      row.s[neg_.payload(k)] = static_cast<T>(-level);
+      row.s[neg_.column(k)] = static_cast<T>(-level);
     }
   }
 
@@ -305,11 +221,11 @@ class TripletHistogram {
   int64_t negatives_ = 0, edges_ = 0;
   bool finite_ = true;
   Run whole_{};
-  std::vector<T> pos_, value_;  // the positives; the sorted negatives, infinity up to a power of two
+  std::vector<T> pos_;
   std::vector<Run> runs_;
   std::vector<Tally> beyond_;
-  std::vector<double> by_own_, prefix_, step_;
-  RadixSort<T, int32_t> neg_;
+  std::vector<double> by_own_, step_;
+  SortedNegatives<T> neg_;
 };
 
 }  // namespace PML_FAST_ISA

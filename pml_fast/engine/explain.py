@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pml_fast.engine import cost, dispatch
+from pml_fast.engine import cost
 from pml_fast.engine.bins import HistogramSpec
-from pml_fast.engine.classes.problem import ClassProblem
+from pml_fast.engine.call_size import CallSize
+from pml_fast.engine.candidates import Problem, candidates_for, problem_of
 from pml_fast.engine.cost import Cost, Size
 from pml_fast.engine.explanation import Candidate, Explanation, dtype_name
 from pml_fast.engine.fold import Fold
-from pml_fast.engine.lazy import LazyIndices, RowChoice
 from pml_fast.engine.listed_sums import UNORDERED
-from pml_fast.engine.plan import MATERIALISED, Call, Plan, with_copies
-from pml_fast.engine.problem import NO_LIMITS, HistogramProblem, IndexedProblem, PairProblem, TripletProblem
+from pml_fast.engine.plan import MATERIALISED, Call, Plan
 from pml_fast.engine.score import compute_type
 from pml_fast.engine.settings import current, float32_precision, math_precision
 from pml_fast.engine.spec import PairSpec, TripletSpec
@@ -170,131 +169,17 @@ class Explainer:
             return replace(found, step_flops=found.step_flops + found.forward_flops, read_bytes=2 * found.read_bytes)
         return found
 
-    # ---- which backend ----
+    # ---- which backend, and how much ----
 
     def _candidates(self) -> tuple[tuple[Candidate, ...], str | None]:
         problem = self._problem()
-        if problem is None:
-            return (), None
-        wanted = current().backend
-        order = dispatch.preference(problem.x.device) if wanted == "auto" else (wanted,)
-        verdicts = dispatch.verdicts(problem)
-        error = None
-        try:
-            chosen: str | None = dispatch.select(problem).name
-        except ValueError as refusal:
-            chosen, error = None, str(refusal)
-        found = []
-        for name, reason in verdicts.items():
-            if name == chosen:
-                found.append(
-                    Candidate(name, "chosen", f"asked for ({wanted})" if wanted != "auto" else "the first that can run")
-                )
-            elif reason is not None:
-                found.append(Candidate(name, "refused", reason))
-            elif name in order:
-                found.append(Candidate(name, "less preferred", f"can run; {chosen} comes before it on {problem.x.device.type}"))
-            else:
-                why = f"can run; backend {wanted!r} was asked for" if wanted != "auto" else "can run, on request only"
-                found.append(Candidate(name, "not asked", why))
-        return tuple(found), error
+        return ((), None) if problem is None else candidates_for(problem)
 
-    def _problem(self) -> PairProblem | TripletProblem | HistogramProblem | IndexedProblem | ClassProblem | None:
-        """What the operator would hand to a backend; ``None`` where no operator runs."""
-        plan, call, score = self.plan, self.call, self.plan.score
-        if score is None or plan.engine not in ("pairwise", "triplet", "histogram", "indexed"):
-            return None
-        x, y = (_stand_in(rows) for rows in (self.x, self.y))
-        none = torch.empty(0, dtype=torch.int64, device=x.device)
-        if plan.engine == "indexed":
-            return IndexedProblem(score, x, y, none, none)
-        sides = (x, y, call.labels, call.ref_labels)
-        call, score = with_copies(call, score, plan.copies)
-        if isinstance(plan.spec, HistogramSpec):
-            return HistogramProblem(plan.spec, score, *sides, call.itself)  # type: ignore[arg-type]
-        if isinstance(plan.spec, PairSpec):
-            folds = plan.folds or []
-            limits = [f.pair_limits() for f in folds[: len(plan.spec.terms)]] or [NO_LIMITS for _ in plan.spec.terms]
-            problem = PairProblem(plan.spec, score, *sides, call.itself, plan.rule, limits)  # type: ignore[arg-type]
-            return replace(problem, bidirectional=plan.bidirectional)
-        assert isinstance(plan.spec, TripletSpec) and plan.folds
-        return TripletProblem(plan.spec, score, *sides, call.itself, plan.rule, plan.folds[0].pair_limits())  # type: ignore[arg-type]
-
-    # ---- how much ----
+    def _problem(self) -> Problem | None:
+        return problem_of(self.plan, self.call, self.x, self.y)
 
     def _size(self) -> tuple[Size | None, bool, list[str]]:
-        """The sizes, whether they are bounds, and what is to be said about them."""
-        call, plan = self.call, self.plan
-        if plan.cost is None and (plan.spec is None or plan.score is None):
-            return None, False, []
-        need_x, need_y = call.embeddings.requires_grad, call.ref_emb.requires_grad and not call.itself
-        notes = []
-        if not (need_x or need_y):
-            need_x = True
-            notes.append("no input requires a gradient: the backward is counted as if the embeddings did")
-        positives, negatives = self._partners()
-        pairs = int(positives.sum())
-        listed, triplets, at_most = self._listed(positives, negatives)
-        shared = call.itself and (plan.score is None or plan.score.symmetric)
-        size = Size(
-            len(self.x),
-            len(self.y),
-            self.x.shape[1],
-            pairs,
-            listed,
-            triplets,
-            self.x.dtype,
-            shared,
-            need_x,
-            need_y or (call.itself and not shared),
-            self.x.device,
-        )
-        return size, at_most, notes
-
-    def _partners(self) -> tuple[Tensor, Tensor]:
-        """How many positives and negatives each row has by its label, ``[N]`` each; none without labels or with sets."""
-        call = self.call
-        if call.labels is None or call.ref_labels is None or call.labels.ndim > 1:
-            none = torch.zeros(len(call.embeddings), dtype=torch.int64)
-            return none, none
-        codes = torch.unique(torch.cat([call.labels, call.ref_labels]), return_inverse=True)[1].cpu()
-        rows, columns = codes.split([len(call.labels), len(call.ref_labels)])
-        sizes = torch.bincount(columns, minlength=int(codes.max()) + 1 if len(codes) else 0)
-        positives = sizes[rows]
-        return positives - int(call.itself), len(columns) - positives
-
-    def _listed(self, positives: Tensor, negatives: Tensor) -> tuple[int, int, bool]:
-        """Scores of listed pairs, triplets, and whether a lazy tuple makes these a bound."""
-        plan, indices = self.plan, self.call.indices
-        if plan.engine not in ("indexed", "dense"):
-            return 0, 0, False
-        of_triplets = isinstance(plan.spec, TripletSpec)
-        if isinstance(indices, RowChoice):
-            count, bound = len(indices.anchor), False
-            return self._scores(count) if of_triplets else 2 * count, count * of_triplets, bound
-        bound = isinstance(indices, LazyIndices)
-        if indices is None or bound:
-            every = int((positives * negatives).sum())
-            drawn = getattr(self.loss, "triplets_per_anchor", "all")
-            if of_triplets and indices is None and drawn != "all":
-                every, bound = min(every, int(drawn) * len(positives)), True
-            return (self._scores(every), every, bound) if of_triplets else (int((positives + negatives).sum()), 0, bound)
-        return self._listed_by_hand([len(part) for part in indices], of_triplets, indices)
-
-    def _listed_by_hand(self, lengths: list[int], of_triplets: bool, indices: Sequence[Tensor]) -> tuple[int, int, bool]:
-        if not of_triplets:
-            return (2 * lengths[0] if len(lengths) == 3 else lengths[0] + lengths[2]), 0, False
-        if len(lengths) == 3:
-            return self._scores(lengths[0]), lengths[0], False
-        # Every positive of an anchor meets every negative of it.
-        n = len(self.x)
-        pos, neg = (torch.bincount(part.cpu(), minlength=n) for part in (indices[0], indices[2]))
-        count = int((pos * neg).sum())
-        return self._scores(count), count, False
-
-    def _scores(self, triplets: int) -> int:
-        spec = self.plan.spec
-        return triplets * (3 if isinstance(spec, TripletSpec) and spec.swap else 2)
+        return CallSize(self.loss, self.call, self.plan, self.x, self.y).size()
 
     # ---- how exactly ----
 
@@ -338,11 +223,6 @@ def _fold_words(fold: Fold) -> str:
     words = {"mean": "their mean", "sum": "their sum", "class_weighted": "a mean weighted by class"}
     words["over_triplets"] = "the mean of what is above 0, each pair as often as triplets hold it"
     return words.get(fold.kind) or f"the mean of each anchor's, then {_fold_words(fold.inner or Fold())}"
-
-
-def _stand_in(rows: Tensor) -> Tensor:
-    """A tensor of the shape and type that the operator would hand over, without its memory."""
-    return torch.empty((), dtype=compute_type(rows.dtype), device=rows.device).expand(rows.shape)
 
 
 def _call_of(part: Any) -> str:

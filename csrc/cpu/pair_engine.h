@@ -1,0 +1,313 @@
+// The pairwise engine of one spec (engine/pair_specs.h): tiles are folded into its rows' state, rows are finished, and tiles
+// and positives are turned into gradients.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "../engine/pair_folds.h"
+#include "../engine/pair_row.h"
+#include "../runtime/parallel.h"
+#include "pair_extremes.h"
+#include "pair_means.h"
+#include "pair_neighbours.h"
+#include "pair_positives.h"
+#include "pair_products.h"
+#include "pair_runs.h"
+#include "pairwise.h"
+#include "positive_gradients.h"
+#include "row_tasks.h"
+#include "scores.h"
+
+namespace pml_fast {
+namespace PML_FAST_ISA {
+// Of the one source that includes this: what is seen to have no other caller is inlined into its loops.
+namespace {
+
+// In the place of a spec: an engine without a loss, which only finds extremes.
+struct NoFold {};
+
+template <typename Spec>
+constexpr bool kFolds = !std::is_same_v<Spec, NoFold>;
+
+template <typename T, typename Spec>
+class SpecPairEngine final : public PairEngine {
+ public:
+  SpecPairEngine(const Spec& spec, const PairLayout& layout, double fixed_level)
+      : spec_(spec), g_(layout), scores_(layout), positives_(layout), neighbours_(layout) {
+    const T* rule = static_cast<const T*>(layout.rule);
+    if (rule != nullptr) {
+      negatives_.low = rule + 2 * g_.n;
+      negatives_.high = rule + 3 * g_.n;
+    }
+    negatives_.level = fixed_level != fixed_level ? T(0) : T(fixed_level);
+    clear_state();
+  }
+
+  int terms() const override {
+    if constexpr (kFolds<Spec>)
+      return Spec::kTerms;
+    else
+      return 0;
+  }
+
+  int sweeps() const override {
+    if constexpr (kFolds<Spec>)
+      return Spec::kMeans ? 2 : 1;
+    else
+      return 1;
+  }
+
+  void mirror_into(PairEngine& columns) override { mirror_ = &dynamic_cast<SpecPairEngine&>(columns); }
+
+  void score_positives() override {
+    over_rows([&](int64_t i) { positives_.score(i, scores_); });
+  }
+
+  void fold_extreme(void* tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t j_mirror, bool largest,
+                    void* value, int64_t* index, void* mirror_value, int64_t* mirror_index) override {
+    T* best = static_cast<T*>(value);
+    const PairExtremes<T> extremes(negatives_, mirror_->negatives_, largest);
+    const int64_t rows = i1 - i0, blocks = blocks_of(j0, j1);
+    std::vector<T> row_best(blocks * rows, minus_infinity<T>());
+    std::vector<int64_t> row_index(blocks * rows, -1);
+    over_blocks(j0, j1, [&](int64_t block, int64_t b0, int64_t b1) {
+      for (int64_t i = i0; i < i1; ++i) {
+        T* s = static_cast<T*>(tile) + (i - i0) * ld - j0;
+        scores_.from_products(s, i, b0, b1);
+        T& top = row_best[block * rows + i - i0];
+        int64_t& where = row_index[block * rows + i - i0];
+        const Segments segments(g_.start[i], g_.end[i], b0, b1, j_mirror);
+        for (int p = 0; p < segments.count; ++p) {
+          const Segment& seg = segments.part[p];
+          extremes.row(s, i, seg, top, where);
+          if (seg.mirror) extremes.columns(s, i, seg, static_cast<T*>(mirror_value), mirror_index);
+        }
+      }
+    });
+    for (int64_t block = 0; block < blocks; ++block)
+      for (int64_t r = 0; r < rows; ++r)
+        if (row_index[block * rows + r] >= 0)
+          extremes.take(row_best[block * rows + r], row_index[block * rows + r], best[i0 + r], index[i0 + r]);
+  }
+
+  void positive_extreme(bool largest, void* value, int64_t* index) override {
+    T* best = static_cast<T*>(value);
+    const PairExtremes<T> extremes(negatives_, mirror_->negatives_, largest);
+    over_rows([&](int64_t i) { extremes.take_positives(positives_.row(i), g_.start[i], best[i], index[i]); });
+  }
+
+  void fold(void* tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t j_mirror, bool scored) override {
+    if constexpr (kFolds<Spec>) {
+      const Tile at{static_cast<T*>(tile), ld, i0, i1, j0, j1, j_mirror};
+      if constexpr (Spec::kMeans)
+        if (!means_.known()) return fold_tile(ScoreFold<T>{}, at, scored);
+      fold_tile(spec_.fold(), at, scored);
+    }
+  }
+
+  void end_sweep() override {
+    if constexpr (kFolds<Spec>) {
+      if constexpr (Spec::kMeans) {
+        if (means_.known()) return;
+        means_.set(positives_, state_[0], state_[1], [&](int side, T mean) { spec_.take_mean(side, mean); });
+        clear_state();
+      }
+    }
+  }
+
+  void finish(void* out, bool exists[2]) override {
+    if constexpr (kFolds<Spec>) {
+      T* rows = static_cast<T*>(out);
+      positives_.clear_slopes();
+      for (int b = 0; b < Spec::Fold::kBack; ++b) back_[b].assign(g_.n, T(0));
+      if constexpr (Spec::kNeighbours) {
+        neighbours_.clear();
+        over_rows([&](int64_t i) { neighbours_.set(i, state(i).log_sum()); });
+      }
+      if constexpr (Spec::kMeans) means_.resize(g_.n);
+      over_rows([&](int64_t i) { finish_one(i, rows); });
+      exists[0] = positives_.any();
+      exists[1] = std::any_of(state_[0].begin(), state_[0].end(), [](T sum) { return sum != T(0); });
+    }
+  }
+
+  void set_levels(const void* levels) override { negatives_.levels = static_cast<const T*>(levels); }
+  void set_level(double level) override { negatives_.level = static_cast<T>(level); }
+
+  void set_weights(const void* weights) override {
+    if constexpr (kFolds<Spec>) {
+      const T* w = static_cast<const T*>(weights);
+      const T *pos = w + Spec::kPosTerm * g_.n, *neg = w + Spec::kNegTerm * g_.n;
+      if constexpr (Spec::kNeighbours)
+        weigh_neighbours(pos);
+      else
+        for (int b = 0; b < Spec::Fold::kBack; ++b)
+          for (int64_t i = 0; i < g_.n; ++i) back_[b][i] = weighed(neg[i], back_[b][i]);
+      over_rows([&](int64_t i) { positives_.weigh(i, pos[i]); });
+      if constexpr (Spec::kMeans) weigh_means(pos, neg);
+      row_sum_.assign(g_.n, T(0));
+      col_sum_.assign(g_.itself ? 0 : g_.m, T(0));
+    }
+  }
+
+  bool coefficients(void* tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t j_mirror, bool scored,
+                    bool both_roles) override {
+    if constexpr (!kFolds<Spec>) {
+      return false;
+    } else {
+      const auto f = spec_.fold();
+      const PairRuns<T> runs(negatives_, mirror_->negatives_);
+      const int64_t rows = i1 - i0, blocks = blocks_of(j0, j1);
+      partial_.assign(blocks * rows, T(0));
+      std::vector<char> live(blocks, 0);
+      over_blocks(j0, j1, [&](int64_t block, int64_t b0, int64_t b1) {
+        T h[kBlock];
+        T largest = 0;
+        T* sums = g_.itself ? row_sum_.data() : col_sum_.data();
+        const int64_t from = g_.itself ? std::clamp(j_mirror, b0, b1) : b0;
+        for (int64_t i = i0; i < i1; ++i) {
+          T* s = static_cast<T*>(tile) + (i - i0) * ld - j0;
+          if (!scored) scores_.from_products(s, i, b0, b1);
+          const Segments segments(g_.start[i], g_.end[i], b0, b1, b1);
+          for (int p = 0; p < segments.count; ++p) {
+            const Segment& seg = segments.part[p];
+            runs.slopes(f, s, i, seg, both_roles, back_, mirror_->back_, h + (seg.first - b0));
+          }
+          const int64_t p0 = std::clamp(g_.start[i], b0, b1), p1 = std::clamp(g_.end[i], p0, b1);
+          for (int64_t j = p0; j < p1; ++j) h[j - b0] = T(0);
+          partial_[block * rows + i - i0] = to_products(g_.distance, s, h, b0, b1, sums, from, largest);
+        }
+        live[block] = !(largest == T(0));
+      });
+      if (g_.distance != Distance::kDot)
+        for (int64_t block = 0; block < blocks; ++block)
+          for (int64_t r = 0; r < rows; ++r) row_sum_[i0 + r] += partial_[block * rows + r];
+      return std::any_of(live.begin(), live.end(), [](char c) { return c != 0; });
+    }
+  }
+
+  void finish_gradients(void* dx_out, void* dy_out) override {
+    if constexpr (kFolds<Spec>) {
+      T* dx = static_cast<T*>(dx_out);
+      T* dy = static_cast<T*>(dy_out);
+      const PositiveGradients pairs(g_, scores_, [&](int64_t i, int64_t k) { return positives_.factor(i, k); });
+      if (dx != nullptr)
+        over_rows([&](int64_t i) {
+          add_own(g_.distance, row_sum_[i], scores_.row(i), g_.d, dx + i * g_.d);
+          pairs.add_row(i, dx + i * g_.d);
+        });
+      if (dy != nullptr)
+        over(g_.m, [&](int64_t j) {
+          add_own(g_.distance, col_sum_[j], scores_.column(j), g_.d, dy + j * g_.d);
+          pairs.add_column(j, dy + j * g_.d);
+        });
+    }
+  }
+
+ private:
+  struct Tile {
+    T* at;
+    int64_t ld, i0, i1, j0, j1, j_mirror;
+  };
+
+  // ---- shapes of work
+
+  template <typename F>
+  void over(int64_t count, F&& body) const {
+    for_rows(0, count, 64, count * g_.d < 65536 ? 1 : g_.threads, body);
+  }
+
+  template <typename F>
+  void over_rows(F&& body) const {
+    over(g_.n, body);
+  }
+
+  static int64_t blocks_of(int64_t first, int64_t last) { return (last - first + kBlock - 1) / kBlock; }
+
+  template <typename F>
+  void over_blocks(int64_t j0, int64_t j1, F&& body) const {
+    parallel_for(blocks_of(j0, j1), g_.threads, [&](int64_t block) {
+      const int64_t b0 = j0 + block * kBlock;
+      body(block, b0, std::min(j1, b0 + kBlock));
+    });
+  }
+
+  // ---- rows
+
+  NegativeState<T> state(int64_t i) const { return {{state_[0][i], state_[1][i], state_[2][i]}, negatives_.level_of(i)}; }
+
+  void clear_state() {
+    for (auto& sums : state_) sums.assign(g_.n, T(0));
+  }
+
+  template <typename Fold>
+  void fold_tile(const Fold& f, const Tile& t, bool scored) {
+    constexpr int kState = Fold::kState;
+    const PairRuns<T> runs(negatives_, mirror_->negatives_);
+    const int64_t rows = t.i1 - t.i0, blocks = blocks_of(t.j0, t.j1);
+    partial_.assign(3 * blocks * rows, T(0));
+    over_blocks(t.j0, t.j1, [&](int64_t block, int64_t b0, int64_t b1) {
+      for (int64_t i = t.i0; i < t.i1; ++i) {
+        T* s = t.at + (i - t.i0) * t.ld - t.j0;
+        if (!scored) scores_.from_products(s, i, b0, b1);
+        T* sums = partial_.data() + 3 * (block * rows + i - t.i0);
+        const Segments segments(g_.start[i], g_.end[i], b0, b1, t.j_mirror);
+        for (int p = 0; p < segments.count; ++p) runs.fold(f, s, i, segments.part[p], sums, mirror_->state_);
+      }
+    });
+    for (int64_t block = 0; block < blocks; ++block)
+      for (int64_t r = 0; r < rows; ++r)
+        for (int k = 0; k < kState; ++k) state_[k][t.i0 + r] += partial_[3 * (block * rows + r) + k];
+  }
+
+  void finish_one(int64_t i, T* rows) {
+    Positives<T> pos = positives_.row(i);
+    pos.q = positives_.slopes(i);
+    if constexpr (Spec::kNeighbours) neighbours_.show(i, pos);
+    Row<T> row;
+    spec_.finish(pos, state(i), row);
+    for (int t = 0; t < Spec::kTerms; ++t) {
+      rows[(2 * t) * g_.n + i] = row.value[t];
+      rows[(2 * t + 1) * g_.n + i] = row.count[t];
+    }
+    for (int b = 0; b < Spec::Fold::kBack; ++b) back_[b][i] = row.back[b];
+    if constexpr (Spec::kMeans) means_.keep(i, row.flow);
+  }
+
+  // ---- what rows have to do with others
+
+  void weigh_neighbours(const T* weights) {
+    std::vector<T> total(g_.n);
+    over_rows([&](int64_t i) { total[i] = neighbours_.weigh(i, weights, back_[0][i], negatives_.level_of(i)); });
+    back_[0] = std::move(total);
+  }
+
+  void weigh_means(const T* pos, const T* neg) {
+    back_[1].assign(g_.n, means_.share(1, neg));
+    const T each = means_.share(0, pos);
+    over_rows([&](int64_t i) {
+      const Positives<T> row = positives_.row(i);
+      for (int64_t k = 0; k < row.count; ++k)
+        if (row.keeps(k)) positives_.slopes(i)[k] += each;
+    });
+  }
+
+  Spec spec_;
+  PairLayout g_;
+  Scores<T> scores_;
+  PairPositives<T> positives_;
+  PairNeighbours<T> neighbours_;
+  PairMeans<T> means_;
+  SpecPairEngine* mirror_ = this;  // whose rows the columns are, where these are anchors as well
+  RowSettings<T> negatives_;
+  std::vector<T> state_[3];                     // the negatives' sums of each row
+  std::vector<T> back_[2];                      // the numbers of each row in the coefficients, later weighed
+  std::vector<T> row_sum_, col_sum_, partial_;  // sums of a distance's coefficients
+};
+
+}  // namespace
+}  // namespace PML_FAST_ISA
+}  // namespace pml_fast
