@@ -37,6 +37,17 @@ def test_small_batches_must_beat_every_rival_that_was_timed() -> None:
     assert alone.targets[0].met is None
 
 
+@pytest.mark.parametrize(("status", "met"), [("timed out", True), ("out of memory", True), ("wrong", None), ("failed", None)])
+def test_a_rival_that_did_not_finish_within_the_bounds_is_slower(status: str, met: bool | None) -> None:
+    case = next(case for case in SUITES["losses"].cases() if case.operation == "ntxent")
+    result = result_of(case, 1.0, 0.5)
+    result.peers.append(PeerResult("pml", status, "stopped after 12 s"))
+    judge(case, result, on_gpu=False)
+    assert result.targets[0].target == "not slower than pml"
+    assert result.targets[0].met is met
+    assert met is None or f"pml {status} (stopped after 12 s)" in result.targets[0].reached
+
+
 def test_speed_up_over_a_peer_that_did_not_finish_is_not_judged() -> None:
     case = SUITES["core"].cases()[0]
     assert case.operation == "ntxent"
