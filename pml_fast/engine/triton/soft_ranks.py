@@ -59,7 +59,7 @@ def state(problem: PairProblem, epilogue: Epilogue) -> tuple[Tensor, Tensor, Ten
     seen = layout.empty((2, n), dtype=torch.int8, device=device)
     if n == 0:
         return rows, table, seen
-    cfg = launch_config("soft-ranks", x.rows, by_class.kind)
+    cfg = launch_config("soft-ranks", x.rows, by_class.kind, x.split)
     inputs = (x.rows, y.rows, x.norms, y.norms, by_class.start, by_class.stop, by_class.rule, table)
     sizes = (x.rows.stride(0), y.rows.stride(0), n, m, d)
     chosen = by_class.choices(epilogue, x, cfg)
@@ -95,10 +95,9 @@ def _grad(by_class: _Sorted, epilogue: Epilogue, table: Tensor, w: Tensor, by_ro
     out = layout.empty((n, by_class.problem.x.shape[1]), dtype=torch.float32, device=x.rows.device)
     if out.numel() == 0:
         return out
-    split = layout.splits(by_class.problem.x.dtype, by_class.kind)
-    cfg = launch_config("pulls", x.rows, by_class.kind)
+    cfg = launch_config("soft-ranks-grad", x.rows, by_class.kind, x.split)
     inputs = (x.rows, y.rows, x.norms, y.norms, by_class.start, by_class.stop, by_class.rule, table, w)
-    chosen = by_class.choices(epilogue, x, cfg) | {"ROW_ANCHORS": by_row, "COL_ANCHORS": by_col, "SPLIT": split}
+    chosen = by_class.choices(epilogue, x, cfg) | {"ROW_ANCHORS": by_row, "COL_ANCHORS": by_col, "SPLIT": x.split}
 
     def launch(h: Tensor, first: int, last: int) -> None:
         soft_rank_pulls_kernel[(triton.cdiv(len(h), cfg.block_m), triton.cdiv(m, cfg.block_n))](
@@ -107,5 +106,5 @@ def _grad(by_class: _Sorted, epilogue: Epilogue, table: Tensor, w: Tensor, by_ro
         )  # fmt: skip
 
     with on(x.rows):
-        by_strips(out, x.rows, y.rows, by_class.kind, split, launch)
+        by_strips(out, x.rows, y.rows, by_class.kind, x.split, launch)
     return out
