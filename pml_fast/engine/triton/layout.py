@@ -34,6 +34,11 @@ class Operand:
     split: bool = False
 
 
+def capturing(x: Tensor) -> bool:
+    """Whether a CUDA graph is being captured, in which nothing can be read on the host."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def score_kind(score: Score) -> int:
     """The constexpr of a score (``tiles.DOT``, ``L2``, ``L2_SQUARED``)."""
     return KINDS[(score.kind, float(score.power))]
