@@ -155,7 +155,11 @@ def _catalogue() -> list[Kernel]:
                     found += _losses(arch, product, geometry, d, op, rows, full)
                     if op == "state":
                         found.append(_extremes(arch, product, geometry, d, rows, full))
-    return found
+    # What is written out as coefficients has one tile for all numbers of rows.
+    unique: dict[tuple[str, tuple[int, ...]], Kernel] = {}
+    for kernel in found:
+        unique.setdefault((kernel.name, kernel.arches), kernel)
+    return list(unique.values())
 
 
 def _precision() -> Kernel:
