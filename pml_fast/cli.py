@@ -34,6 +34,7 @@ _BENCHMARKS_REMEDY = (
 # dtype and precision of float32 products
 _TUNED_TYPES = {
     "float32": (torch.float32, "highest"),
+    "bf16x3": (torch.float32, "bf16x3"),
     "tf32": (torch.float32, "high"),
     "bfloat16": (torch.bfloat16, "highest"),
     "float16": (torch.float16, "highest"),
@@ -137,7 +138,7 @@ def _add_tune(commands: Any) -> None:
     add("--dim", type=_positive, nargs="+", default=[128], metavar="D", help="embedding sizes (default 128)")
     add("--n", type=_positive, nargs="+", default=[4096], metavar="N", help="batch sizes (default 4096)")
     add("--dtype", choices=list(_TUNED_TYPES), nargs="+", default=["tf32", "bfloat16"],
-        help="types, float32 at torch's precision highest, tf32 at high (default tf32 bfloat16)")  # fmt: skip
+        help="types, float32 at the precision highest, bf16x3 and tf32 (high) at theirs (default tf32 bfloat16)")  # fmt: skip
     add("--score", choices=("dot", "l2"), nargs="+", default=["dot"], help="inner products, distances (default dot)")
     add("--kernel", choices=(*TUNABLE, "all"), nargs="+", default=["state", "grad", "extreme"], metavar="KERNEL",
         help="which kernels, see below (default state grad extreme)")  # fmt: skip

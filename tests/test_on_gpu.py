@@ -41,7 +41,7 @@ FUSED: dict[str, Callable[[], Any]] = {
     "intra_pair_variance": losses.IntraPairVarianceLoss,
     "fast_ap": losses.FastAPLoss,
 }
-# Read a number on the host: nothing for a CUDA graph.
+# Read a number on the host, but where a CUDA graph is captured.
 WAITING: dict[str, Callable[[], Any]] = {"smooth_ap": losses.SmoothAPLoss, "pnp": losses.PNPLoss}
 MINED: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "multi_similarity": (losses.MultiSimilarityLoss, miners.MultiSimilarityMiner),
@@ -174,7 +174,9 @@ def test_a_step_never_waits_for_the_host(make_loss: Any, make_miner: Any) -> Non
     assert all(torch.equal(a, b) for a, b in zip(got, want))
 
 
-@pytest.mark.parametrize("make_loss,make_miner", every_fused_step())
+@pytest.mark.parametrize(
+    "make_loss,make_miner", [*every_fused_step(), *(pytest.param(make, None, id=name) for name, make in WAITING.items())]
+)
 def test_a_cuda_graph_replays_a_step(make_loss: Any, make_miner: Any) -> None:
     run, (x, labels) = fused_step(make_loss, make_miner), batch(300, 64)
     x.requires_grad_()

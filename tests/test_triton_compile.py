@@ -61,7 +61,7 @@ def assert_instructions(kernel: dict[str, Any], arch: int) -> None:
 def test_the_report_of_every_configuration_is_clean(arch: int) -> None:
     """The one that the repository holds."""
     report = json.loads((ROOT / "benchmarks" / "results" / "aot" / f"sm_{arch}.json").read_text())
-    assert len(report["kernels"]) > 900
+    assert len(report["kernels"]) > 1100
     for kernel in report["kernels"]:
         assert (kernel["spills"], kernel["shared"] <= SHARED[arch]) == (0, True)
         assert_instructions(kernel, arch)

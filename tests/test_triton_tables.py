@@ -4,6 +4,7 @@ variants, and the public losses on top of them."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -97,6 +98,43 @@ def test_the_tables_of_a_batch_are_as_wide_as_its_largest_class() -> None:
     problem = PairProblem(specs.SmoothAP(), DOT, x, x, labels, labels, True, None, [NO_LIMITS])
     saved = triton_backend.pair_rows(problem, False, False).saved
     assert saved.shape == (4, labels.bincount().max(), 40)
+
+
+@pytest.mark.parametrize("spec", [specs.SmoothAP(0.1), specs.PNP()])
+@pytest.mark.parametrize("itself", [True, False])
+def test_a_captured_step_reads_no_class_size_and_gives_the_same(
+    monkeypatch: pytest.MonkeyPatch, spec: PairSpec, itself: bool
+) -> None:
+    (x, labels), (y, y_labels) = batch(22, 6, 3), batch(19, 6, 3, seed=2)
+    columns = (x, labels) if itself else (y, y_labels)
+    problem = PairProblem(spec, DOT, x, columns[0], labels, columns[1], itself, None, [NO_LIMITS])
+    w = torch.linspace(0, 2, 22, device=DEVICE).view(1, 22)
+
+    def step() -> tuple[int, list[Tensor]]:
+        state = triton_backend.pair_rows(problem, False, False)
+        grads = triton_backend.pair_grads(problem, state, w, True, True)
+        return state.saved.shape[1], [state.rows, *(grad for grad in grads if grad is not None)]
+
+    width, want = step()
+    monkeypatch.setattr(layout, "capturing", lambda x: True)
+    captured_width, got = step()
+    assert (width, captured_width) == (columns[1].bincount().max(), len(columns[1]))
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_a_captured_step_whose_tables_are_too_large_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "capturing", lambda x: True)
+    monkeypatch.setattr(soft_ranks, "CAPTURED_BYTES", 4 * 4 * 20 * 20 - 1)
+    x, labels = batch(20, 6, 3)
+    problem = PairProblem(specs.SmoothAP(), DOT, x, x, labels, labels, True, None, [NO_LIMITS])
+    with pytest.raises(RuntimeError, match=r"'smooth_ap' cannot be captured .* 20 rows and 20 columns.*leave the loss out"):
+        triton_backend.pair_rows(problem, False, False)
+
+
+def test_a_graph_is_captured_on_a_card_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert not layout.capturing(torch.zeros(1))
+    assert layout.capturing(SimpleNamespace(is_cuda=True))
 
 
 # Each with another reducer, and a miner where the loss takes a rule.

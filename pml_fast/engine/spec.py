@@ -63,7 +63,8 @@ class PairSpec(ABC):
     # Whether the formula holds where the columns are a larger set that begins with the rows (see engine/copies.py): it does
     # where no row asks for what another row has found.
     takes_copies: ClassVar[bool] = True
-    # The formula reads a number on the host: one synchronisation a strip on an accelerator (one a forward of Triton's kernels).
+    # The formula reads a number on the host: one synchronisation a strip on an accelerator (one a forward of Triton's kernels,
+    # none while a CUDA graph is captured).
     waits: ClassVar[bool] = False
     # How many times the memory of a usual formula this one takes for each score: its strips are as many times shorter.
     width: ClassVar[int] = 1

@@ -84,7 +84,7 @@ def _states(loss: str, epilogue: Epilogue) -> list[tuple[str, Any, str, dict[str
     ruled, first = {"LOGIT": epilogue.logit, "HAS_RULE": True}, epilogue.first
     if epilogue.shape == HISTOGRAM:
         nodes = epilogue.nodes(PAIR_SPECS[loss]())
-        return [("histogram", histogram_kernel, "heavy", {**ruled, "TABLE": nodes, "CHUNK": CHUNK})]
+        return [("histogram", histogram_kernel, "histogram", {**ruled, "TABLE": nodes, "CHUNK": CHUNK})]
     if epilogue.shape == RANKS:
         ranks = {"FINISH": epilogue.finish, "AMONG": epilogue.among, "ALONE": epilogue.among, "HITS": HITS}
         return [("ranks", soft_ranks_kernel, "soft-ranks", {**ruled, **ranks}), ("own", own_logits_kernel, "soft-ranks", ruled)]
@@ -92,10 +92,10 @@ def _states(loss: str, epilogue: Epilogue) -> list[tuple[str, Any, str, dict[str
         return [("state", pair_state_kernel, "state", {**ruled, "SHAPE": epilogue.shape, "FINISH": epilogue.finish})]
     pairs = {**ruled, "PAIR": epilogue.finish}
     found: list[tuple[str, Any, str, dict[str, Any]]] = [
-        ("first", pair_state_kernel, "heavy", {**ruled, "SHAPE": first.sweep.shape, "FINISH": first.sweep.finish}),
-        ("given", given_state_kernel, "heavy", {**pairs, "BOTH_SIDES": loss in TWO_TERMS}),
+        ("first", pair_state_kernel, "two-sweeps", {**ruled, "SHAPE": first.sweep.shape, "FINISH": first.sweep.finish}),
+        ("given", given_state_kernel, "two-sweeps", {**pairs, "BOTH_SIDES": loss in TWO_TERMS}),
     ]
-    return [*found, ("back", given_back_kernel, "heavy", pairs)] if first.across else found
+    return [*found, ("back", given_back_kernel, "two-sweeps", pairs)] if first.across else found
 
 
 def _losses(arch: int, product: str, geometry: str, d: int, op: str, rows: int, full: bool) -> list[Kernel]:
@@ -129,8 +129,9 @@ def _losses(arch: int, product: str, geometry: str, d: int, op: str, rows: int, 
             for split in (False, True) if (product, kind, full) == ("bf16", 0, True) else (False,):
                 label = f"{op}-split-{loss}" if split else f"{op}-{loss}"
                 by_part = chosen | {"SPLIT": split}
-                fn = soft_rank_pulls_kernel if epilogue.shape == RANKS else pair_pulls_kernel
-                found.append(_kernel(label, fn, "pulls", arch, product, kind, d, rows, by_part, quick))
+                ranks = epilogue.shape == RANKS
+                fn, by = (soft_rank_pulls_kernel, "soft-ranks-grad") if ranks else (pair_pulls_kernel, "pulls")
+                found.append(_kernel(label, fn, by, arch, product, kind, d, rows, by_part, quick))
     return found
 
 
@@ -154,7 +155,11 @@ def _catalogue() -> list[Kernel]:
                     found += _losses(arch, product, geometry, d, op, rows, full)
                     if op == "state":
                         found.append(_extremes(arch, product, geometry, d, rows, full))
-    return found
+    # What is written out as coefficients has one tile for all numbers of rows.
+    unique: dict[tuple[str, tuple[int, ...]], Kernel] = {}
+    for kernel in found:
+        unique.setdefault((kernel.name, kernel.arches), kernel)
+    return list(unique.values())
 
 
 def _precision() -> Kernel:

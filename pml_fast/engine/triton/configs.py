@@ -58,6 +58,10 @@ TUNABLE: dict[str, Tunable] = {
     "state": Tunable("forward of pair losses", holds_all=True),
     "grad": Tunable("gradient of pair losses", holds_all=True, writes_out=True, turns=True),
     "pulls": Tunable("gradient of pair losses whose derivative fills the registers"),
+    "two-sweeps": Tunable("forward of lifted structure and intra-pair variance, both sweeps"),
+    "histogram": Tunable("forward of FastAP"),
+    "soft-ranks": Tunable("forward of SmoothAP and PNP"),
+    "soft-ranks-grad": Tunable("gradient of SmoothAP and PNP"),
     "extreme": Tunable("hardest pair of each row", holds_all=True),
     "small": Tunable("gradient of pair losses of up to 1024 rows", ("block_m", "block_n", "block_k", "block_out")),
     "triplet": Tunable("forward of triplet losses"),
@@ -82,29 +86,34 @@ def block_rows(arch: int, largest: int, rows: int) -> int:
     return block
 
 
-# States of more than a few numbers a row.
-_HEAVY = ("heavy", "soft-ranks")
+# States of more than a few numbers a row, and gradients that write out coefficients whatever their D.
+_HEAVY = ("two-sweeps", "histogram", "soft-ranks")
+_PULLS = ("pulls", "soft-ranks-grad")
 
 
 def config(op: str, arch: int, product: str, distance: bool, d: int, rows: int) -> Config:
-    """The launch of ``op`` for ``rows`` rows: a key of :data:`TUNABLE`, or of :data:`TILES`, ``heavy`` or ``soft-ranks``.
+    """The launch of ``op`` for ``rows`` rows: a key of :data:`TUNABLE`, or of :data:`TILES`.
 
     An ``extreme`` has the tiles of a ``state``. A gradient whose D no block holds (not ``resident``), and any that is asked
     for as ``pulls``, writes out what multiplies the columns, by the chunked tiles of a state over a grid of both rows and
-    columns, which is never short of blocks. A ``heavy`` state, of more than a few numbers a row, has those tiles as well,
-    whose rows take no registers, and ``soft-ranks``, which compare each score of a tile with many, half of their columns.
+    columns, which is never short of blocks; so does that of soft ranks. A state of more than a few numbers a row has those
+    tiles as well, whose rows take no registers, and ``soft-ranks``, which compare each score of a tile with many, half of
+    their columns.
 
-    ``product`` is a :func:`layout.product_type`; ``distance`` whether the score is one rather than an inner product.
+    ``product`` is a :func:`layout.product_type`, or ``bf16x3`` of rows in bfloat16 parts; ``distance`` whether the score is one
+    rather than an inner product.
     """
+    if product == "bf16x3":
+        product = "bf16"
     if op in TILES:
         return _tile(op, product, d)
     geometry = "distance" if distance else "dot"
     bucket = max(64, 1 << (d - 1).bit_length())
     key = ("grad" if op == "grad" else "state", product, geometry)
-    if op in ("pulls", *_HEAVY) or bucket not in TABLE[arch].get(key, {}):
+    if op in (*_PULLS, *_HEAVY) or bucket not in TABLE[arch].get(key, {}):
         bucket, key = 0, ("state", product, geometry)
     block_m, block_n, block_k, num_warps, num_stages = TABLE[arch][key][bucket]
-    of_both = op in ("grad", "pulls") and not bucket
+    of_both = op in ("grad", *_PULLS) and not bucket
     rows_a_block = block_m if of_both else block_rows(arch, block_m, rows)
     if of_both or op in _HEAVY:
         num_warps = HEAVY_WARPS

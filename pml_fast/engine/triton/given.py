@@ -24,12 +24,12 @@ def state(problem: PairProblem, epilogue: Epilogue) -> tuple[Tensor, Tensor, Ten
     x, y = layout.sides(problem, kind)
     (n, d), m = x.rows.shape, y.rows.shape[0]
     plain = scalars(problem.spec, problem.score, [NO_LIMITS] * terms)
-    found, kept, seen = sweep(x, y, first.sweep, kind, problem.itself, problem.rule, plain, first.terms, "heavy")
+    found, kept, seen = sweep(x, y, first.sweep, kind, problem.itself, problem.rule, plain, first.terms, "two-sweeps")
     told = first.shared(found, kept)
     rows = layout.empty((terms, 2, n), dtype=torch.float32, device=x.rows.device)
     slopes = layout.empty((2, n), dtype=torch.float32, device=x.rows.device)
     if n:
-        cfg = launch_config("heavy", x.rows, kind)
+        cfg = launch_config("two-sweeps", x.rows, kind, x.split)
         with on(x.rows):
             given_state_kernel[(triton.cdiv(n, cfg.block_m),)](
                 x.rows, y.rows, x.norms, y.norms, x.labels, y.labels, rule_of(problem.rule, x.rows), told, rows, slopes,
@@ -66,7 +66,7 @@ def _back(problem: PairProblem, epilogue: Epilogue, levels: Tensor, w: Tensor) -
     n, d = x.rows.shape
     back = layout.empty((1, n), dtype=torch.float32, device=x.rows.device)
     if n:
-        cfg = launch_config("heavy", x.rows, kind)
+        cfg = launch_config("two-sweeps", x.rows, kind, x.split)
         with on(x.rows):
             given_back_kernel[(triton.cdiv(n, cfg.block_m),)](
                 x.rows, y.rows, x.norms, x.labels, rule_of(problem.rule, x.rows), levels.contiguous(), w, back,

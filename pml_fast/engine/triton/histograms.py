@@ -31,7 +31,7 @@ def state(problem: PairProblem, epilogue: Epilogue) -> tuple[Tensor, Tensor, Ten
     seen = layout.empty((2, n), dtype=torch.int8, device=device)
     if n == 0:
         return rows, table, seen
-    cfg = launch_config("heavy", x.rows, kind)
+    cfg = launch_config("histogram", x.rows, kind, x.split)
     sign, _, _, _, _, *params = numbers_of(problem)
     with on(x.rows):
         histogram_kernel[(triton.cdiv(n, cfg.block_m),)](

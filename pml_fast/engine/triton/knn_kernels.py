@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from pml_fast.engine.triton.triplet_kernels import score_tile
+from pml_fast.engine.triton.tiles import compared_tile, load_range
 
 LAST = tl.constexpr(2**63 - 1)
 
@@ -33,18 +33,16 @@ def positive_keys_kernel(
 ):  # fmt: skip
     # table [N, WIDTH], filled with LAST before: the keys of a row's class, its own sample left out
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    inside = offs_m < N
     at = tl.minimum(offs_m, N - 1)
-    start, stop = tl.load(start_ptr + at), tl.load(stop_ptr + at)
+    start, stop = load_range(start_ptr, stop_ptr, offs_m, N)
     # The tiles are those of the counting sweep, so that equal columns have equal scores in both.
     first = tl.min(start, axis=0) // BLOCK_N * BLOCK_N
     for n0 in range(first, tl.max(stop, axis=0), BLOCK_N):
         offs_n = n0 + tl.arange(0, BLOCK_N)
         index = tl.load(index_ptr + tl.minimum(offs_n, M - 1))
-        valid = inside[:, None] & (offs_n < M)[None, :]
-        s = score_tile(
-            x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, valid, stride_xm, stride_ym, N, M, D,
-            KIND, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+        s, valid = compared_tile(
+            None, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, stride_xm, stride_ym, N, M, D,
+            KIND, False, PRECISION, False, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         kept = valid & (offs_n[None, :] >= start[:, None]) & (offs_n[None, :] < stop[:, None])
         if ITSELF:
@@ -63,18 +61,16 @@ def rank_counts_kernel(
     # seen [N, WIDTH], 0 before: how many columns of other classes come just before each sorted positive. WIDTH is a power of 2
     # above the number of positives. Integers are added atomically: in any order the sum is the same.
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    inside = offs_m < N
     at = tl.minimum(offs_m, N - 1)
-    start, stop = tl.load(start_ptr + at), tl.load(stop_ptr + at)
+    start, stop = load_range(start_ptr, stop_ptr, offs_m, N)
     row = at[:, None].to(tl.int64) * WIDTH
     begin = tl.program_id(1) * TILES * BLOCK_N
     for n0 in range(begin, tl.minimum(begin + TILES * BLOCK_N, M), BLOCK_N):
         offs_n = n0 + tl.arange(0, BLOCK_N)
         index = tl.load(index_ptr + tl.minimum(offs_n, M - 1))
-        valid = inside[:, None] & (offs_n < M)[None, :]
-        s = score_tile(
-            x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, valid, stride_xm, stride_ym, N, M, D,
-            KIND, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+        s, valid = compared_tile(
+            None, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, stride_xm, stride_ym, N, M, D,
+            KIND, False, PRECISION, False, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         key = keys_of(s, index, turn)
         before = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.int32)
@@ -98,12 +94,9 @@ def nearest_kernel(
     best = tl.full([BLOCK_M, KEEP], LAST, dtype=tl.int64)
     for n0 in range(0, M, KEEP):
         offs_n = n0 + tl.arange(0, KEEP)
-        valid = (offs_m < N)[:, None] & (offs_n < M)[None, :]
-        if ITSELF:
-            valid = valid & (offs_m[:, None] != offs_n[None, :])
-        s = score_tile(
-            x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, valid, stride_xm, stride_ym, N, M, D,
-            KIND, PRECISION, BLOCK_M, KEEP, BLOCK_K,
+        s, valid = compared_tile(
+            None, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, stride_xm, stride_ym, N, M, D,
+            KIND, ITSELF, PRECISION, False, BLOCK_M, KEEP, BLOCK_K,
         )  # fmt: skip
         key = tl.where(valid, keys_of(s, offs_n, turn), LAST)
         closer = key < tl.max(best, axis=1)[:, None]

@@ -43,7 +43,7 @@ def sweep(
     seen = layout.empty((2, n), dtype=torch.int8, device=device)
     if n == 0:
         return rows, saved, seen
-    cfg = launch_config(op, x.rows, kind)
+    cfg = launch_config(op, x.rows, kind, x.split)
     with on(x.rows):
         pair_state_kernel[(triton.cdiv(n, cfg.block_m),)](
             x.rows, y.rows, x.norms, y.norms, x.labels, y.labels, rule_of(rule, x.rows), rows, saved, seen,

@@ -26,11 +26,17 @@ KINDS = {("dot", 1.0): 0, ("l2", 1.0): 1, ("l2", 2.0): 2}
 
 @dataclass
 class Operand:
-    """Rows as the kernels read them: unit stride along D, squared norms where the score needs them."""
+    """Rows as the kernels read them: unit stride along D, squared norms where the score needs them; ``split`` into parts."""
 
     rows: Tensor
     norms: Tensor
     labels: Tensor
+    split: bool = False
+
+
+def capturing(x: Tensor) -> bool:
+    """Whether a CUDA graph is being captured, in which nothing can be read on the host."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def score_kind(score: Score) -> int:
@@ -90,14 +96,14 @@ def split_rows(x: Tensor, labels: Tensor) -> Operand:
     both sums all but ``low * low``."""
     high, low = bf16_parts(x)
     rows = torch.cat([low, high, high], dim=1)
-    return Operand(rows, rows, labels.contiguous())
+    return Operand(rows, rows, labels.contiguous(), split=True)
 
 
 def split_columns(y: Tensor, labels: Tensor) -> Operand:
     """The other side, ``[high | low | high]``."""
     high, low = bf16_parts(y)
     rows = torch.cat([high, low, high], dim=1)
-    return Operand(rows, rows, labels.contiguous())
+    return Operand(rows, rows, labels.contiguous(), split=True)
 
 
 def stacked(columns: Tensor) -> Tensor:

@@ -8,25 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from pml_fast.engine.triton.epilogue_maths import outside
-from pml_fast.engine.triton.tiles import comparable, dot, load_rows, load_rule, products, ruled, scores
-
-
-@triton.jit
-def score_tile(
-    x, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, valid, stride_xm, stride_ym, N, M, D,
-    KIND: tl.constexpr, PRECISION: tl.constexpr, RESIDENT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    # x is the row block itself where RESIDENT (D fits one chunk)
-    if RESIDENT:
-        y = load_rows(y_ptr, offs_n, stride_ym, M, tl.arange(0, BLOCK_K), D)
-        dots = dot(x, tl.trans(y), tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32), PRECISION)
-    else:
-        dots = products(x_ptr, y_ptr, offs_m, offs_n, stride_xm, stride_ym, N, M, D, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
-    return scores(
-        dots, valid, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, stride_xm, stride_ym, N, M, D,
-        KIND, BLOCK_M, BLOCK_N,
-    )  # fmt: skip
+from pml_fast.engine.triton.tiles import compared_tile, load_block, load_labels, load_rule, pairs_of
 
 
 @triton.jit
@@ -55,13 +37,9 @@ def pair_state_kernel(
     # rows [T, 2, N], saved [3 or 4, N] (not for a hinge), seen [2, N]: whether the row has a positive, a negative
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = offs_m < N
-    x = tl.zeros([BLOCK_M, BLOCK_K], dtype=x_ptr.dtype.element_ty)
-    if RESIDENT:
-        x = load_rows(x_ptr, offs_m, stride_xm, N, tl.arange(0, BLOCK_K), D)
-    # Clamped, not masked: the padding then repeats a label of the block.
-    x_label = tl.load(x_label_ptr + tl.minimum(offs_m, N - 1))
-    if HAS_RULE:
-        pos_low, pos_high, neg_low, neg_high = load_rule(rule_ptr, offs_m, N)
+    x = load_block(x_ptr, offs_m, stride_xm, N, D, RESIDENT, BLOCK_M, BLOCK_K)
+    x_label = load_labels(x_label_ptr, offs_m, N)
+    interval = load_rule(rule_ptr, offs_m, N, HAS_RULE)
 
     top_pos = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
     top_neg = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
@@ -75,15 +53,12 @@ def pair_state_kernel(
     count_neg = tl.zeros([BLOCK_M], dtype=tl.int32)
     for start in range(0, M, BLOCK_N):
         offs_n = start + tl.arange(0, BLOCK_N)
-        kept = comparable(offs_m, offs_n, N, M, ITSELF)
-        s = score_tile(
-            x, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, kept, stride_xm, stride_ym, N, M, D,
-            KIND, PRECISION, RESIDENT, BLOCK_M, BLOCK_N, BLOCK_K,
+        s, kept = compared_tile(
+            x, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, stride_xm, stride_ym, N, M, D,
+            KIND, ITSELF, PRECISION, RESIDENT, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip  # [BLOCK_M, BLOCK_N]
-        y_label = tl.load(y_label_ptr + tl.minimum(offs_n, M - 1))
-        same = x_label[:, None] == y_label[None, :]
-        if HAS_RULE:
-            kept = ruled(s, same, kept, pos_low[:, None], pos_high[:, None], neg_low[:, None], neg_high[:, None])
+        y_label = load_labels(y_label_ptr, offs_n, M)
+        same, kept = pairs_of(s, kept, x_label, y_label, interval, HAS_RULE)
         pos, neg = kept & same, kept & (same == 0)
         count_pos += tl.sum(pos.to(tl.int32), axis=1)
         count_neg += tl.sum(neg.to(tl.int32), axis=1)
@@ -162,20 +137,16 @@ def positives_against(
     number = tl.zeros([BLOCK_M], dtype=tl.int32)
     share = tl.zeros([BLOCK_M], dtype=tl.float32)
     label_low, label_high = tl.min(x_label, axis=0), tl.max(x_label, axis=0)
-    if HAS_RULE:
-        pos_low, pos_high, neg_low, neg_high = load_rule(rule_ptr, offs_m, N)
+    interval = load_rule(rule_ptr, offs_m, N, HAS_RULE)
     for start in range(0, M, BLOCK_N):
         offs_n = start + tl.arange(0, BLOCK_N)
-        y_label = tl.load(y_label_ptr + tl.minimum(offs_n, M - 1))
+        y_label = load_labels(y_label_ptr, offs_n, M)
         if (tl.min(y_label, axis=0) <= label_high) & (tl.max(y_label, axis=0) >= label_low):
-            kept = comparable(offs_m, offs_n, N, M, ITSELF)
-            s = score_tile(
-                x, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, kept, stride_xm, stride_ym, N, M, D,
-                KIND, PRECISION, RESIDENT, BLOCK_M, BLOCK_N, BLOCK_K,
-            )  # fmt: skip
-            same = x_label[:, None] == y_label[None, :]
-            if HAS_RULE:
-                kept = ruled(s, same, kept, pos_low[:, None], pos_high[:, None], neg_low[:, None], neg_high[:, None])
+            s, kept = compared_tile(
+                x, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, stride_xm, stride_ym, N, M, D,
+                KIND, ITSELF, PRECISION, RESIDENT, BLOCK_M, BLOCK_N, BLOCK_K,
+            )  # fmt: skip  # [BLOCK_M, BLOCK_N]
+            same, kept = pairs_of(s, kept, x_label, y_label, interval, HAS_RULE)
             loss, slope = PAIR(LOGIT(s, same, sign, p0, p1, p2, p3, p4), log_neg[:, None])
             kept = kept & same & (outside(loss, low, high) == 0)
             value += tl.sum(tl.where(kept, loss, 0.0), axis=1)
@@ -195,22 +166,19 @@ def extreme_kernel(
     # value [N], index [N]; the lowest index wins ties, the first NaN wins over all
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = offs_m < N
-    x = tl.zeros([BLOCK_M, BLOCK_K], dtype=x_ptr.dtype.element_ty)
-    if RESIDENT:
-        x = load_rows(x_ptr, offs_m, stride_xm, N, tl.arange(0, BLOCK_K), D)
-    x_label = tl.load(x_label_ptr + tl.minimum(offs_m, N - 1))
+    x = load_block(x_ptr, offs_m, stride_xm, N, D, RESIDENT, BLOCK_M, BLOCK_K)
+    x_label = load_labels(x_label_ptr, offs_m, N)
     best = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
     index = tl.full([BLOCK_M], -1, dtype=tl.int64)
     broken = tl.zeros([BLOCK_M], dtype=tl.int32)
     for start in range(0, M, BLOCK_N):
         offs_n = start + tl.arange(0, BLOCK_N)
-        kept = comparable(offs_m, offs_n, N, M, ITSELF)
-        s = score_tile(
-            x, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, kept, stride_xm, stride_ym, N, M, D,
-            KIND, PRECISION, RESIDENT, BLOCK_M, BLOCK_N, BLOCK_K,
-        )  # fmt: skip
-        y_label = tl.load(y_label_ptr + tl.minimum(offs_n, M - 1))
-        same = x_label[:, None] == y_label[None, :]
+        s, kept = compared_tile(
+            x, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, stride_xm, stride_ym, N, M, D,
+            KIND, ITSELF, PRECISION, RESIDENT, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip  # [BLOCK_M, BLOCK_N]
+        y_label = load_labels(y_label_ptr, offs_n, M)
+        same, kept = pairs_of(s, kept, x_label, y_label, None, False)
         kept = kept & (same if POSITIVE else (same == 0))
         if HAS_LOW:
             kept = kept & (s >= tl.load(low_ptr + offs_m, mask=inside, other=0.0)[:, None])

@@ -9,8 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from pml_fast.engine.triton.epilogue_maths import outside
-from pml_fast.engine.triton.pairwise import score_tile
-from pml_fast.engine.triton.tiles import comparable, load_rows, load_rule, ruled
+from pml_fast.engine.triton.tiles import compared_tile, load_block, load_labels, load_rule, pairs_of
 
 
 @triton.jit
@@ -57,13 +56,10 @@ def given_state_kernel(
     # rows [T, 2, N], slopes [2, N]
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = offs_m < N
-    x = tl.zeros([BLOCK_M, BLOCK_K], dtype=x_ptr.dtype.element_ty)
-    if RESIDENT:
-        x = load_rows(x_ptr, offs_m, stride_xm, N, tl.arange(0, BLOCK_K), D)
-    x_label = tl.load(x_label_ptr + tl.minimum(offs_m, N - 1))
+    x = load_block(x_ptr, offs_m, stride_xm, N, D, RESIDENT, BLOCK_M, BLOCK_K)
+    x_label = load_labels(x_label_ptr, offs_m, N)
     level_pos, level_neg = load_levels(levels_ptr, offs_m, N)
-    if HAS_RULE:
-        pos_low, pos_high, neg_low, neg_high = load_rule(rule_ptr, offs_m, N)
+    interval = load_rule(rule_ptr, offs_m, N, HAS_RULE)
     value_pos = tl.zeros([BLOCK_M], dtype=tl.float32)
     value_neg = tl.zeros([BLOCK_M], dtype=tl.float32)
     slope_pos = tl.zeros([BLOCK_M], dtype=tl.float32)
@@ -72,16 +68,13 @@ def given_state_kernel(
     number_neg = tl.zeros([BLOCK_M], dtype=tl.int32)
     for start in range(0, M, BLOCK_N):
         offs_n = start + tl.arange(0, BLOCK_N)
-        y_label = tl.load(y_label_ptr + tl.minimum(offs_n, M - 1))
+        y_label = load_labels(y_label_ptr, offs_n, M)
         if meets(x_label, y_label, BOTH_SIDES):
-            kept = comparable(offs_m, offs_n, N, M, ITSELF)
-            s = score_tile(
-                x, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, kept, stride_xm, stride_ym, N, M, D,
-                KIND, PRECISION, RESIDENT, BLOCK_M, BLOCK_N, BLOCK_K,
+            s, kept = compared_tile(
+                x, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, stride_xm, stride_ym, N, M, D,
+                KIND, ITSELF, PRECISION, RESIDENT, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip  # [BLOCK_M, BLOCK_N]
-            same = x_label[:, None] == y_label[None, :]
-            if HAS_RULE:
-                kept = ruled(s, same, kept, pos_low[:, None], pos_high[:, None], neg_low[:, None], neg_high[:, None])
+            same, kept = pairs_of(s, kept, x_label, y_label, interval, HAS_RULE)
             level = level_pos[:, None]
             if BOTH_SIDES:
                 level = tl.where(same, level, level_neg[:, None])
@@ -118,28 +111,24 @@ def given_back_kernel(
 ):  # fmt: skip
     # back [N]: of the weighed losses of the positive pairs of a batch with itself, the slope by each row's level
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    x = tl.zeros([BLOCK_M, BLOCK_K], dtype=x_ptr.dtype.element_ty)
-    if RESIDENT:
-        x = load_rows(x_ptr, offs_m, stride_xm, N, tl.arange(0, BLOCK_K), D)
-    x_label = tl.load(label_ptr + tl.minimum(offs_m, N - 1))
+    x = load_block(x_ptr, offs_m, stride_xm, N, D, RESIDENT, BLOCK_M, BLOCK_K)
+    x_label = load_labels(label_ptr, offs_m, N)
     level_m, w_m = load_anchors(levels_ptr, w_ptr, offs_m, N)
-    if HAS_RULE:
-        interval_m = load_rule(rule_ptr, offs_m, N)
+    interval_m = load_rule(rule_ptr, offs_m, N, HAS_RULE)
     total = tl.zeros([BLOCK_M], dtype=tl.float32)
     for start in range(0, N, BLOCK_N):
         offs_n = start + tl.arange(0, BLOCK_N)
-        y_label = tl.load(label_ptr + tl.minimum(offs_n, N - 1))
+        y_label = load_labels(label_ptr, offs_n, N)
         if meets(x_label, y_label, False):
             same = x_label[:, None] == y_label[None, :]
-            kept = comparable(offs_m, offs_n, N, N, True)
-            s = score_tile(
-                x, x_ptr, y_ptr, norm_ptr, norm_ptr, offs_m, offs_n, kept, stride_xm, stride_ym, N, N, D,
-                KIND, PRECISION, RESIDENT, BLOCK_M, BLOCK_N, BLOCK_K,
+            s, kept = compared_tile(
+                x, x_ptr, y_ptr, norm_ptr, norm_ptr, offs_m, offs_n, stride_xm, stride_ym, N, N, D,
+                KIND, True, PRECISION, RESIDENT, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip  # [BLOCK_M, BLOCK_N]
             level_n, w_n = load_anchors(levels_ptr, w_ptr, offs_n, N)
             by_row, by_col = w_m[:, None], w_n[None, :]
             if HAS_RULE:
-                interval_n = load_rule(rule_ptr, offs_n, N)
+                interval_n = load_rule(rule_ptr, offs_n, N, HAS_RULE)
                 by_row = tl.where((s >= interval_m[0][:, None]) & (s <= interval_m[1][:, None]), by_row, 0.0)
                 by_col = tl.where((s >= interval_n[0][None, :]) & (s <= interval_n[1][None, :]), by_col, 0.0)
             z = LOGIT(s, same, sign, p0, p1, p2, p3, p4)

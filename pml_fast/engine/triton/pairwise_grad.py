@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from pml_fast.engine.triton.pairwise import score_tile
-from pml_fast.engine.triton.tiles import comparable, dot, load_rows, load_rule, round_tf32, ruled
+from pml_fast.engine.triton.tiles import compared_tile, dot, load_block, load_labels, load_rows, load_rule, round_tf32, ruled
 
 
 @triton.jit
@@ -41,9 +40,7 @@ def load_anchor(
         level_neg = level_pos
     if SAVED == 4:
         extra_neg = tl.load(saved_ptr + 3 * tl.cast(size, tl.int64) + offs, mask=mask, other=0.0)
-    pos_low, pos_high, neg_low, neg_high = w_pos, w_pos, w_pos, w_pos
-    if HAS_RULE:
-        pos_low, pos_high, neg_low, neg_high = load_rule(rule_ptr, offs, size)
+    pos_low, pos_high, neg_low, neg_high = load_rule(rule_ptr, offs, size, HAS_RULE)
     return w_pos, w_neg, level_pos, level_neg, extra_pos, extra_neg, pos_low, pos_high, neg_low, neg_high
 
 
@@ -113,10 +110,18 @@ def factors(h, y, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def no_anchor(offs):
-    # what load_anchor gives, for rows or columns that are not anchors: they have no level
-    none = offs.to(tl.float32) * 0.0
-    return none, none, none + float("-inf"), none, none, none, none, none, none, none
+def load_side(
+    w_ptr, rule_ptr, saved_ptr, offs, size,
+    ANCHORS: tl.constexpr, TERMS: tl.constexpr, SAVED: tl.constexpr, TABLE: tl.constexpr, HAS_RULE: tl.constexpr,
+):  # fmt: skip
+    # what rows or columns bring to the derivative; those that are not ANCHORS have no level
+    if ANCHORS:
+        w_pos, w_neg = load_weights(w_ptr, offs, size, TERMS)
+        side = load_anchor(w_pos, w_neg, rule_ptr, saved_ptr, offs, size, SAVED, TABLE, HAS_RULE)
+    else:
+        none = offs.to(tl.float32) * 0.0
+        side = (none, none, none + float("-inf"), none, none, none, none, none, none, none)
+    return side
 
 
 @triton.jit
@@ -143,27 +148,18 @@ def pair_grad_kernel(
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_d = tl.arange(0, BLOCK_K)
     x = load_rows(x_ptr, offs_m, stride_xm, N, offs_d, D)
-    x_label = tl.load(x_label_ptr + tl.minimum(offs_m, N - 1))
-    if ROW_ANCHORS:
-        w_pos, w_neg = load_weights(w_ptr, offs_m, N, TERMS)
-        rows = load_anchor(w_pos, w_neg, rule_ptr, saved_ptr, offs_m, N, SAVED, TABLE, HAS_RULE)
-    else:
-        rows = no_anchor(offs_m)
+    x_label = load_labels(x_label_ptr, offs_m, N)
+    rows = load_side(w_ptr, rule_ptr, saved_ptr, offs_m, N, ROW_ANCHORS, TERMS, SAVED, TABLE, HAS_RULE)
     total = tl.zeros([BLOCK_M, BLOCK_K], dtype=tl.float32)
     h_sum = tl.zeros([BLOCK_M], dtype=tl.float32)
     for start in range(0, M, BLOCK_N):
         offs_n = start + tl.arange(0, BLOCK_N)
-        valid = comparable(offs_m, offs_n, N, M, ITSELF)
-        s = score_tile(
-            x, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, valid, stride_xm, stride_ym, N, M, D,
-            KIND, PRECISION, RESIDENT, BLOCK_M, BLOCK_N, BLOCK_K,
+        s, valid = compared_tile(
+            x, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, stride_xm, stride_ym, N, M, D,
+            KIND, ITSELF, PRECISION, RESIDENT, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip  # [BLOCK_M, BLOCK_N]
-        y_label = tl.load(y_label_ptr + tl.minimum(offs_n, M - 1))
-        if COL_ANCHORS:
-            w_pos_n, w_neg_n = load_weights(col_w_ptr, offs_n, M, TERMS)
-            cols = load_anchor(w_pos_n, w_neg_n, rule_ptr, col_saved_ptr, offs_n, M, SAVED, TABLE, HAS_RULE)
-        else:
-            cols = no_anchor(offs_n)
+        y_label = load_labels(y_label_ptr, offs_n, M)
+        cols = load_side(col_w_ptr, rule_ptr, col_saved_ptr, offs_n, M, COL_ANCHORS, TERMS, SAVED, TABLE, HAS_RULE)
         h = pulls(
             s, x_label[:, None] == y_label[None, :], valid, rows, cols,
             sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3, p4,
@@ -219,24 +215,15 @@ def pair_pulls_kernel(
     # run together share a tile of columns.
     offs_m = first + tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    valid = comparable(offs_m, offs_n, N, M, ITSELF)
-    x = tl.zeros([BLOCK_M, BLOCK_K], dtype=x_ptr.dtype.element_ty)
-    s = score_tile(
-        x, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, valid, stride_xm, stride_ym, N, M, D,
-        KIND, PRECISION, RESIDENT, BLOCK_M, BLOCK_N, BLOCK_K,
+    x = load_block(x_ptr, offs_m, stride_xm, N, D, RESIDENT, BLOCK_M, BLOCK_K)
+    s, valid = compared_tile(
+        x, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, stride_xm, stride_ym, N, M, D,
+        KIND, ITSELF, PRECISION, RESIDENT, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip  # [BLOCK_M, BLOCK_N]
-    x_label = tl.load(x_label_ptr + tl.minimum(offs_m, N - 1))
-    y_label = tl.load(y_label_ptr + tl.minimum(offs_n, M - 1))
-    if ROW_ANCHORS:
-        w_pos, w_neg = load_weights(w_ptr, offs_m, N, TERMS)
-        rows = load_anchor(w_pos, w_neg, rule_ptr, saved_ptr, offs_m, N, SAVED, TABLE, HAS_RULE)
-    else:
-        rows = no_anchor(offs_m)
-    if COL_ANCHORS:
-        w_pos_n, w_neg_n = load_weights(col_w_ptr, offs_n, M, TERMS)
-        cols = load_anchor(w_pos_n, w_neg_n, rule_ptr, col_saved_ptr, offs_n, M, SAVED, TABLE, HAS_RULE)
-    else:
-        cols = no_anchor(offs_n)
+    x_label = load_labels(x_label_ptr, offs_m, N)
+    y_label = load_labels(y_label_ptr, offs_n, M)
+    rows = load_side(w_ptr, rule_ptr, saved_ptr, offs_m, N, ROW_ANCHORS, TERMS, SAVED, TABLE, HAS_RULE)
+    cols = load_side(col_w_ptr, rule_ptr, col_saved_ptr, offs_n, M, COL_ANCHORS, TERMS, SAVED, TABLE, HAS_RULE)
     h = pulls(
         s, x_label[:, None] == y_label[None, :], valid, rows, cols,
         sign, low_pos, high_pos, low_neg, high_neg, p0, p1, p2, p3, p4,

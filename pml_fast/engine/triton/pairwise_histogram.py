@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from pml_fast.engine.triton.pairwise import score_tile
-from pml_fast.engine.triton.tiles import comparable, load_rows, load_rule, ruled
+from pml_fast.engine.triton.tiles import compared_tile, load_block, load_labels, load_rule, pairs_of
 
 
 @triton.jit
@@ -25,12 +24,9 @@ def histogram_kernel(
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_c = tl.arange(0, CHUNK)
     inside = offs_m < N
-    x = tl.zeros([BLOCK_M, BLOCK_K], dtype=x_ptr.dtype.element_ty)
-    if RESIDENT:
-        x = load_rows(x_ptr, offs_m, stride_xm, N, tl.arange(0, BLOCK_K), D)
-    x_label = tl.load(x_label_ptr + tl.minimum(offs_m, N - 1))
-    if HAS_RULE:
-        pos_low, pos_high, neg_low, neg_high = load_rule(rule_ptr, offs_m, N)
+    x = load_block(x_ptr, offs_m, stride_xm, N, D, RESIDENT, BLOCK_M, BLOCK_K)
+    x_label = load_labels(x_label_ptr, offs_m, N)
+    interval = load_rule(rule_ptr, offs_m, N, HAS_RULE)
     places = table_ptr + offs_m[:, None].to(tl.int64) * (2 * TABLE) + offs_c[None, :]
     for first in range(0, TABLE, CHUNK):
         below_pos = tl.zeros([BLOCK_M, CHUNK], dtype=tl.float32)
@@ -39,15 +35,12 @@ def histogram_kernel(
         count_neg = tl.zeros([BLOCK_M], dtype=tl.int32)
         for start in range(0, M, BLOCK_N):
             offs_n = start + tl.arange(0, BLOCK_N)
-            kept = comparable(offs_m, offs_n, N, M, ITSELF)
-            s = score_tile(
-                x, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, kept, stride_xm, stride_ym, N, M, D,
-                KIND, PRECISION, RESIDENT, BLOCK_M, BLOCK_N, BLOCK_K,
+            s, kept = compared_tile(
+                x, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, stride_xm, stride_ym, N, M, D,
+                KIND, ITSELF, PRECISION, RESIDENT, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip  # [BLOCK_M, BLOCK_N]
-            y_label = tl.load(y_label_ptr + tl.minimum(offs_n, M - 1))
-            same = x_label[:, None] == y_label[None, :]
-            if HAS_RULE:
-                kept = ruled(s, same, kept, pos_low[:, None], pos_high[:, None], neg_low[:, None], neg_high[:, None])
+            y_label = load_labels(y_label_ptr, offs_n, M)
+            same, kept = pairs_of(s, kept, x_label, y_label, interval, HAS_RULE)
             pos, neg = kept & same, kept & (same == 0)
             count_pos += tl.sum(pos.to(tl.int32), axis=1)
             count_neg += tl.sum(neg.to(tl.int32), axis=1)

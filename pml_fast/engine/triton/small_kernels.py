@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from pml_fast.engine.score import NORM_EPS
 from pml_fast.engine.triton.pairwise_grad import factors, load_anchor, pulls
-from pml_fast.engine.triton.tiles import comparable, dot, load_rows, products, round_tf32, scores
+from pml_fast.engine.triton.tiles import compared_tile, dot, load_labels, load_rows, round_tf32
 
 EPS = tl.constexpr(NORM_EPS)
 # Rows that a program folds at a time.
@@ -131,7 +131,7 @@ def small_grad_kernel(
     if NEED:
         offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
         offs_d = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-        label_m = tl.load(label_ptr + tl.minimum(offs_m, N - 1))
+        label_m = load_labels(label_ptr, offs_m, N)
         square_m = tl.load(square_ptr + offs_m, mask=offs_m < N, other=0.0)
         rows = anchors(rows_ptr, rule_ptr, saved_ptr, offs_m, N, w_pos, w_neg, low_pos, high_pos, SAVED, ELEMENT, HAS_RULE)
         total = tl.zeros([BLOCK_M, BLOCK_OUT], dtype=tl.float32)
@@ -139,12 +139,11 @@ def small_grad_kernel(
         along = tl.zeros([BLOCK_M], dtype=tl.float32)
         for start in range(0, N, BLOCK_N):
             offs_n = start + tl.arange(0, BLOCK_N)
-            valid = comparable(offs_m, offs_n, N, N, True)
-            dots = products(unit_ptr, unit_ptr, offs_m, offs_n, D, D, N, N, D, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
-            s = scores(
-                dots, valid, unit_ptr, unit_ptr, square_ptr, square_ptr, offs_m, offs_n, D, D, N, N, D, KIND, BLOCK_M, BLOCK_N
-            )  # [BLOCK_M, BLOCK_N]
-            label_n = tl.load(label_ptr + tl.minimum(offs_n, N - 1))
+            s, valid = compared_tile(
+                None, unit_ptr, unit_ptr, square_ptr, square_ptr, offs_m, offs_n, D, D, N, N, D,
+                KIND, True, PRECISION, False, BLOCK_M, BLOCK_N, BLOCK_K,
+            )  # fmt: skip  # [BLOCK_M, BLOCK_N]
+            label_n = load_labels(label_ptr, offs_n, N)
             cols = anchors(rows_ptr, rule_ptr, saved_ptr, offs_n, N, w_pos, w_neg, low_pos, high_pos, SAVED, ELEMENT, HAS_RULE)
             h = pulls(
                 s, label_m[:, None] == label_n[None, :], valid, rows, cols,

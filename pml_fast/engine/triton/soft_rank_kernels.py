@@ -9,18 +9,10 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from pml_fast.engine.triton.pairwise import score_tile
 from pml_fast.engine.triton.pairwise_grad import store_pulls
-from pml_fast.engine.triton.tiles import load_rows, load_rule
+from pml_fast.engine.triton.tiles import compared_tile, load_block, load_range, load_rule
 
 NEG_INF = tl.constexpr(float("-inf"))
-
-
-@triton.jit
-def load_range(start_ptr, stop_ptr, offs, size):
-    # Clamped, not masked: the padding then repeats a range of the block.
-    offs = tl.minimum(offs, size - 1)
-    return tl.load(start_ptr + offs), tl.load(stop_ptr + offs)
 
 
 @triton.jit
@@ -44,25 +36,15 @@ def tile_sides(
     RESIDENT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     # logits of a tile whose rows are the anchors, its positives and its negatives
-    valid = (offs_m < N)[:, None] & (offs_n < M)[None, :]
-    s = score_tile(
-        x, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, valid, stride_xm, stride_ym, N, M, D,
-        KIND, PRECISION, RESIDENT, BLOCK_M, BLOCK_N, BLOCK_K,
+    s, valid = compared_tile(
+        x, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, stride_xm, stride_ym, N, M, D,
+        KIND, False, PRECISION, RESIDENT, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip  # [BLOCK_M, BLOCK_N]
     shaped = (interval[0][:, None], interval[1][:, None], interval[2][:, None], interval[3][:, None])
     pos, neg = sides_of(
         s, offs_m[:, None], offs_n[None, :], start[:, None], stop[:, None], valid, shaped, ITSELF, HAS_RULE
     )  # fmt: skip
     return LOGIT(s, pos, sign, p0, p1, p2, p3, p4), pos, neg
-
-
-@triton.jit
-def load_intervals(rule_ptr, offs, size, HAS_RULE: tl.constexpr):
-    none = offs.to(tl.float32)
-    interval = (none, none, none, none)
-    if HAS_RULE:
-        interval = load_rule(rule_ptr, offs, size)
-    return interval
 
 
 @triton.jit
@@ -74,11 +56,9 @@ def own_logits_kernel(
 ):  # fmt: skip
     # table [width, N], full of -inf: the logits of the positives that are there
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    x = tl.zeros([BLOCK_M, BLOCK_K], dtype=x_ptr.dtype.element_ty)
-    if RESIDENT:
-        x = load_rows(x_ptr, offs_m, stride_xm, N, tl.arange(0, BLOCK_K), D)
+    x = load_block(x_ptr, offs_m, stride_xm, N, D, RESIDENT, BLOCK_M, BLOCK_K)
     start, stop = load_range(start_ptr, stop_ptr, offs_m, N)
-    interval = load_intervals(rule_ptr, offs_m, N, HAS_RULE)
+    interval = load_rule(rule_ptr, offs_m, N, HAS_RULE)
     for j in range(tl.min(start, axis=0) // BLOCK_N * BLOCK_N, tl.max(stop, axis=0), BLOCK_N):
         offs_n = j + tl.arange(0, BLOCK_N)
         z, pos, _neg = tile_sides(
@@ -123,11 +103,9 @@ def soft_ranks_kernel(
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_h = tl.arange(0, HITS)
     inside = offs_m < N
-    x = tl.zeros([BLOCK_M, BLOCK_K], dtype=x_ptr.dtype.element_ty)
-    if RESIDENT:
-        x = load_rows(x_ptr, offs_m, stride_xm, N, tl.arange(0, BLOCK_K), D)
+    x = load_block(x_ptr, offs_m, stride_xm, N, D, RESIDENT, BLOCK_M, BLOCK_K)
     start, stop = load_range(start_ptr, stop_ptr, offs_m, N)
-    interval = load_intervals(rule_ptr, offs_m, N, HAS_RULE)
+    interval = load_rule(rule_ptr, offs_m, N, HAS_RULE)
     size = tl.where(inside, stop - start, 0)
     most = tl.max(size, axis=0)
     count = tl.zeros([BLOCK_M], dtype=tl.int32)
@@ -191,7 +169,7 @@ def anchor_slopes(
     ACROSS: tl.constexpr = 1 - AXIS
     start, stop = load_range(start_ptr, stop_ptr, offs_a, A)
     size = tl.where(offs_a < A, stop - start, 0)
-    low, high, neg_low, neg_high = load_intervals(rule_ptr, offs_a, A, HAS_RULE)
+    low, high, neg_low, neg_high = load_rule(rule_ptr, offs_a, A, HAS_RULE)
     anchor, column, begin = tl.expand_dims(offs_a, ACROSS), tl.expand_dims(offs_c, AXIS), tl.expand_dims(start, ACROSS)
     interval = (
         tl.expand_dims(low, ACROSS), tl.expand_dims(high, ACROSS), tl.expand_dims(neg_low, ACROSS),
@@ -226,11 +204,10 @@ def soft_rank_pulls_kernel(
     # h [last - first, M]: as pair_pulls_kernel. Anchors are the rows, the columns, or both (a batch against itself).
     offs_m = first + tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    valid = (offs_m < N)[:, None] & (offs_n < M)[None, :]
-    x = tl.zeros([BLOCK_M, BLOCK_K], dtype=x_ptr.dtype.element_ty)
-    s = score_tile(
-        x, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, valid, stride_xm, stride_ym, N, M, D,
-        KIND, PRECISION, RESIDENT, BLOCK_M, BLOCK_N, BLOCK_K,
+    x = load_block(x_ptr, offs_m, stride_xm, N, D, RESIDENT, BLOCK_M, BLOCK_K)
+    s, valid = compared_tile(
+        x, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, stride_xm, stride_ym, N, M, D,
+        KIND, False, PRECISION, RESIDENT, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip  # [BLOCK_M, BLOCK_N]
     z = LOGIT(s, valid, sign, p0, p1, p2, p3, p4)
     h = tl.zeros_like(s)

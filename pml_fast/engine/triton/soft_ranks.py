@@ -1,7 +1,9 @@
 """Losses of soft ranks: a table of each row's positives, whose slopes the gradient takes up again for every pair.
 
 Rows and columns are put in the order of their labels, so that a row's positives are one range of columns. How many the largest
-class has is read on the host, once a step: the tables are that wide, O(N P), and no tensor is rows x positives x columns.
+class has is read on the host, once a step: the tables are that wide, O(N P), and no tensor is rows x positives x columns. While
+a CUDA graph is captured nothing can be read, and its replays may bring other labels: the tables are then as wide as there are
+columns, which the kernels do not visit for it.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ from pml_fast.engine.triton.wide import by_strips
 
 # Positives whose ranks a program keeps in registers: more of them take more sweeps.
 HITS = 16
+
+# The most that the tables of a captured step may take: those of 4096 rows against themselves.
+CAPTURED_BYTES = 256 << 20
 
 
 class _Sorted:
@@ -51,7 +56,7 @@ def state(problem: PairProblem, epilogue: Epilogue) -> tuple[Tensor, Tensor, Ten
     by_class = _Sorted(problem)
     x, y = layout.sides(by_class.problem, by_class.kind)
     (n, d), m = x.rows.shape, y.rows.shape[0]
-    width = int((by_class.stop - by_class.start).amax()) if n else 0
+    width = _width(by_class, n, m) if n else 0
     device = x.rows.device
     rows = layout.empty((1, 2, n), dtype=torch.float32, device=device)
     table = layout.empty((4, width, n), dtype=torch.float32, device=device)
@@ -59,7 +64,7 @@ def state(problem: PairProblem, epilogue: Epilogue) -> tuple[Tensor, Tensor, Ten
     seen = layout.empty((2, n), dtype=torch.int8, device=device)
     if n == 0:
         return rows, table, seen
-    cfg = launch_config("soft-ranks", x.rows, by_class.kind)
+    cfg = launch_config("soft-ranks", x.rows, by_class.kind, x.split)
     inputs = (x.rows, y.rows, x.norms, y.norms, by_class.start, by_class.stop, by_class.rule, table)
     sizes = (x.rows.stride(0), y.rows.stride(0), n, m, d)
     chosen = by_class.choices(epilogue, x, cfg)
@@ -71,6 +76,21 @@ def state(problem: PairProblem, epilogue: Epilogue) -> tuple[Tensor, Tensor, Ten
             FINISH=epilogue.finish, AMONG=epilogue.among, ALONE=epilogue.among, HITS=HITS, **chosen,
         )  # fmt: skip
     return rows[:, :, by_class.place], table, seen
+
+
+def _width(by_class: _Sorted, n: int, m: int) -> int:
+    """Columns that no class has more of."""
+    if not layout.capturing(by_class.start):
+        return int((by_class.stop - by_class.start).amax())
+    size = 4 * torch.float32.itemsize * n * m
+    if size > CAPTURED_BYTES:
+        raise RuntimeError(
+            f"the loss {by_class.problem.spec.name!r} cannot be captured in a CUDA graph for {n} rows and {m} columns: without "
+            "reading on the host how large the largest class is, its tables must have room for every column, which takes "
+            f"{-(-size // (1 << 20))} MiB of at most {CAPTURED_BYTES >> 20}; capture a smaller batch, or leave the loss out of "
+            "the graph"
+        )
+    return m
 
 
 def grads(
@@ -95,10 +115,9 @@ def _grad(by_class: _Sorted, epilogue: Epilogue, table: Tensor, w: Tensor, by_ro
     out = layout.empty((n, by_class.problem.x.shape[1]), dtype=torch.float32, device=x.rows.device)
     if out.numel() == 0:
         return out
-    split = layout.splits(by_class.problem.x.dtype, by_class.kind)
-    cfg = launch_config("pulls", x.rows, by_class.kind)
+    cfg = launch_config("soft-ranks-grad", x.rows, by_class.kind, x.split)
     inputs = (x.rows, y.rows, x.norms, y.norms, by_class.start, by_class.stop, by_class.rule, table, w)
-    chosen = by_class.choices(epilogue, x, cfg) | {"ROW_ANCHORS": by_row, "COL_ANCHORS": by_col, "SPLIT": split}
+    chosen = by_class.choices(epilogue, x, cfg) | {"ROW_ANCHORS": by_row, "COL_ANCHORS": by_col, "SPLIT": x.split}
 
     def launch(h: Tensor, first: int, last: int) -> None:
         soft_rank_pulls_kernel[(triton.cdiv(len(h), cfg.block_m), triton.cdiv(m, cfg.block_n))](
@@ -107,5 +126,5 @@ def _grad(by_class: _Sorted, epilogue: Epilogue, table: Tensor, w: Tensor, by_ro
         )  # fmt: skip
 
     with on(x.rows):
-        by_strips(out, x.rows, y.rows, by_class.kind, split, launch)
+        by_strips(out, x.rows, y.rows, by_class.kind, x.split, launch)
     return out

@@ -84,12 +84,11 @@ def _grad(problem: PairProblem, x: layout.Operand, y: layout.Operand, rows: Anch
     assert own is not None and there is not None
     epilogue, kind = EPILOGUES[problem.spec.name], layout.score_kind(problem.score)
     (n, d), m = x.rows.shape, y.rows.shape[0]
-    split = layout.splits(problem.x.dtype, kind)
     out = layout.empty((n, problem.x.shape[1]), dtype=torch.float32, device=x.rows.device)
     if out.numel() == 0:
         return out
     # The parts of split rows are multiplied by the coefficients' own parts, which are written out.
-    cfg = launch_config("pulls" if split or epilogue.heavy else "grad", x.rows, kind)
+    cfg = launch_config("pulls" if x.split or epilogue.heavy else "grad", x.rows, kind, x.split)
     inputs = (
         x.rows, y.rows, x.norms, y.norms, x.labels, y.labels, rule_of(problem.rule, problem.x),
         own.saved, own.w, there.saved, there.w,
@@ -114,10 +113,10 @@ def _grad(problem: PairProblem, x: layout.Operand, y: layout.Operand, rows: Anch
 
     def launch(h: Tensor, first: int, last: int) -> None:
         grid = (triton.cdiv(len(h), cfg.block_m), triton.cdiv(m, cfg.block_n))
-        pair_pulls_kernel[grid](*inputs, h, first, last, *strides, h.stride(0), *sizes, **chosen, SPLIT=split)
+        pair_pulls_kernel[grid](*inputs, h, first, last, *strides, h.stride(0), *sizes, **chosen, SPLIT=x.split)
 
     with on(x.rows):
-        by_strips(out, x.rows, y.rows, kind, split, launch)
+        by_strips(out, x.rows, y.rows, kind, x.split, launch)
     return out
 
 
@@ -131,7 +130,7 @@ def extremes(problem: ExtremeProblem) -> tuple[Tensor, Tensor]:
     kind = layout.score_kind(problem.score)
     x, y = layout.sides(problem, kind)
     low, high = (problem.x if b is None else b.to(torch.float32).contiguous() for b in (problem.low, problem.high))
-    cfg = launch_config("extreme", x.rows, kind)
+    cfg = launch_config("extreme", x.rows, kind, x.split)
     with on(x.rows):
         extreme_kernel[(triton.cdiv(n, cfg.block_m),)](
             x.rows, y.rows, x.norms, y.norms, x.labels, y.labels, low, high, value, index,

@@ -8,23 +8,9 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from pml_fast.engine.triton.tiles import load_rows, products, round_tf32, scores
+from pml_fast.engine.triton.tiles import compared_tile, load_rows, round_tf32, score_tile
 
 NEG_INF = tl.constexpr(float("-inf"))
-
-
-@triton.jit
-def score_tile(
-    x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, wanted, stride_xm, stride_ym, N, M, D,
-    KIND: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    # [BLOCK_M, BLOCK_N]; only the wanted pairs need be exact near zero
-    dots = products(x_ptr, y_ptr, offs_m, offs_n, stride_xm, stride_ym, N, M, D, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K)
-    return scores(
-        dots, wanted, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, stride_xm, stride_ym, N, M, D,
-        KIND, BLOCK_M, BLOCK_N,
-    )  # fmt: skip
 
 
 @triton.jit
@@ -136,8 +122,8 @@ def triplet_counts_kernel(
             neg = (offs_n[None, :] < start[:, None]) | (offs_n[None, :] >= stop[:, None])
             neg = neg & inside[:, None] & (offs_n < M)[None, :]
             s = score_tile(
-                x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, neg, stride_xm, stride_ym, N, M, D,
-                KIND, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+                None, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, neg, stride_xm, stride_ym, N, M, D,
+                KIND, PRECISION, False, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
             if HAS_RULE:
                 neg = neg & in_rule(s, rule_ptr + 2 * N, offs_m[:, None], inside[:, None], N)
@@ -265,12 +251,9 @@ def triplet_grads_kernel(
     h_sum = tl.zeros([BLOCK_M], dtype=tl.float32)
     for j in range(0, tl.where(first < tl.load(most_ptr), M, 0), BLOCK_N):
         offs_n = j + tl.arange(0, BLOCK_N)
-        valid = in_m[:, None] & (offs_n < M)[None, :]
-        if ROW_ANCHORS and COL_ANCHORS:
-            valid = valid & (offs_m[:, None] != offs_n[None, :])
-        s = score_tile(
-            x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, valid, stride_xm, stride_ym, N, M, D,
-            KIND, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+        s, valid = compared_tile(
+            None, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, stride_xm, stride_ym, N, M, D,
+            KIND, ROW_ANCHORS and COL_ANCHORS, PRECISION, False, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         h = pulls(
             s, valid, offs_m, in_m, offs_n, rows, start_ptr, stop_ptr, w_ptr, rule_ptr, table_ptr, hits_ptr,
@@ -303,16 +286,13 @@ def triplet_pulls_kernel(
     offs_m = begin + tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     in_m = offs_m < N
-    valid = in_m[:, None] & (offs_n < M)[None, :]
-    if ROW_ANCHORS and COL_ANCHORS:
-        valid = valid & (offs_m[:, None] != offs_n[None, :])
     if ROW_ANCHORS:
         rows = load_anchors(start_ptr, stop_ptr, w_ptr, offs_m, in_m)
     else:
         rows = no_anchors(offs_m)
-    s = score_tile(
-        x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, valid, stride_xm, stride_ym, N, M, D,
-        KIND, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+    s, valid = compared_tile(
+        None, x_ptr, y_ptr, x_norm_ptr, y_norm_ptr, offs_m, offs_n, stride_xm, stride_ym, N, M, D,
+        KIND, ROW_ANCHORS and COL_ANCHORS, PRECISION, False, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
     h = pulls(
         s, valid, offs_m, in_m, offs_n, rows, start_ptr, stop_ptr, w_ptr, rule_ptr, table_ptr, hits_ptr,

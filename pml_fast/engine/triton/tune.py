@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 import triton
+from pml_fast.engine.settings import math_precision, use
 from pml_fast.engine.triton import layout, lookup, tuned, workloads
 from pml_fast.engine.triton.configs import MOST_REGISTERS, TUNABLE, Config, config
 from pml_fast.engine.triton.workloads import SCORES, Step, Task, refuse
@@ -32,7 +33,7 @@ MOST_NUMBERS = 64
 # A candidate differs from a shipped configuration in no more numbers than this: of all combinations there are too many.
 MOST_CHANGES = 3
 # Relative difference of two answers that sum the same products in different orders, and round what they multiply by.
-SAME = {"tf32x3": 1e-4, "fp32": 1e-4, "tf32": 1e-3, "fp16": 1e-3, "bf16": 1e-2}
+SAME = {"tf32x3": 1e-4, "fp32": 1e-4, "bf16x3": 1e-4, "tf32": 1e-3, "fp16": 1e-3, "bf16": 1e-2}
 # A candidate has to be faster by more than the noise of the clock.
 GAIN = 0.03
 
@@ -108,8 +109,9 @@ def _around(block: int) -> list[int]:
 def key(task: Task) -> tuned.Key:
     """Where the table has what is found."""
     with _precision(task.precision):
-        row = torch.empty(1, dtype=task.dtype, device=task.device).expand(task.n, task.d)
-        return lookup.tuning_key(task.kernel, row, layout.score_kind(SCORES[task.score]))
+        dtype = torch.bfloat16 if task.split else task.dtype
+        row = torch.empty(1, dtype=dtype, device=task.device).expand(task.n, task.width)
+        return lookup.tuning_key(task.kernel, row, layout.score_kind(SCORES[task.score]), task.split)
 
 
 def tasks(
@@ -132,7 +134,7 @@ def tasks(
 
 
 def _candidates(task: Task, wanted: tuned.Key) -> list[Config]:
-    return candidates(task.kernel, wanted.arch, wanted.product, wanted.distance, task.d, task.n)
+    return candidates(task.kernel, wanted.arch, wanted.product, wanted.distance, task.width, task.n)
 
 
 def tune(task: Task, timer: Timer = seconds_of, on_candidate: Callable[[], None] = lambda: None,
@@ -195,7 +197,7 @@ def count(task: Task) -> int:
 def title(task: Task) -> str:
     """A task in a few words."""
     name = str(task.dtype).removeprefix("torch.")
-    shown = "tf32" if (name, task.precision) == ("float32", "high") else name
+    shown = {("float32", "high"): "tf32", ("float32", "bf16x3"): "bf16x3"}.get((name, task.precision), name)
     return f"{task.kernel} {shown} {task.score} D={task.d} N={task.n}"
 
 
@@ -263,9 +265,6 @@ def _poisoned(*arguments: object, **options: object) -> Tensor:
 
 @contextmanager
 def _precision(wanted: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(wanted)
-    try:
+    # As an engine's calls have it: pml_fast's own setting, and torch's that follows from it.
+    with use(precision=wanted), math_precision():
         yield
-    finally:
-        torch.set_float32_matmul_precision(before)

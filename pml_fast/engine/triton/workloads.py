@@ -1,6 +1,6 @@
 """What ``pml-fast tune`` times of each kernel: calls of its launcher, on random unit rows in classes of four.
 
-One entry of the table serves every call of a kernel: two calls that differ most in what they sum or keep stand for them.
+One entry of the table serves every call of a kernel: the calls that differ most in what they sum or keep stand for them.
 """
 
 from __future__ import annotations
@@ -17,12 +17,20 @@ from pml_fast.engine.knn.problem import NearestProblem, RankProblem
 from pml_fast.engine.problem import NO_LIMITS, ExtremeProblem, PairProblem, TripletProblem
 from pml_fast.engine.score import Score, unit_rows
 from pml_fast.engine.spec import PAIR_SPECS, TripletSpec
-from pml_fast.engine.triton import indexed, knn, small, small_step, sweeps, triplet, tuned
+from pml_fast.engine.triton import given, indexed, knn, small, small_step, sweeps, triplet, tuned
 from pml_fast.engine.triton.epilogues import EPILOGUES
 
 SCORES = {"dot": Score(), "l2": Score("l2", inverted=False)}
-# An exponential loss and a hinge.
-LOSSES = ("supcon", "contrastive")
+# The losses that stand for all of a kernel's: an exponential loss and a hinge, then all that there are.
+LOSSES = {
+    "state": ("supcon", "contrastive"),
+    "two-sweeps": ("lifted_structure", "intra_pair_variance"),
+    "histogram": ("fast_ap",),
+    "soft-ranks": ("smooth_ap", "pnp"),
+    "soft-ranks-grad": ("smooth_ap", "pnp"),
+}
+# Kernels that take rows in bfloat16 parts: the gradient of these is always written out.
+SPLIT = ("state", "pulls", "two-sweeps", "histogram", "soft-ranks", "soft-ranks-grad", "extreme")
 PER_CLASS = 4
 # The fewest neighbours that a program keeps, and the most.
 NEIGHBORS = (16, knn.MOST_NEIGHBORS)
@@ -47,6 +55,16 @@ class Task:
     n: int
     device: torch.device
 
+    @property
+    def split(self) -> bool:
+        """Whether the kernel reads rows in three bfloat16 parts."""
+        return self.precision == "bf16x3"
+
+    @property
+    def width(self) -> int:
+        """Numbers of a row as the kernel reads it."""
+        return 3 * self.d if self.split else self.d
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -70,6 +88,14 @@ def refuse(task: Task) -> str | None:
     """Why no launch would ever look this entry up, after the name of the option that is to blame; else ``None``."""
     if task.kernel == "small" and task.n > small.LARGEST:
         return f"--n {task.n}: the kernel 'small' runs for up to {small.LARGEST} rows"
+    if task.split and task.kernel not in SPLIT:
+        return f"--dtype bf16x3: the kernel {task.kernel!r} multiplies no bfloat16 parts, and runs as with float32"
+    if task.split and SCORES[task.score].kind != "dot":
+        return f"--score {task.score}: distances have no products of bfloat16 parts, and run as with float32"
+    losses = LOSSES.get(task.kernel, ())
+    if task.dtype != torch.float32 and losses and all(EPILOGUES[loss].steep for loss in losses):
+        name = str(task.dtype).removeprefix("torch.")
+        return f"--dtype {name}: the losses of the kernel {task.kernel!r} widen rows of half precision to float32"
     return None
 
 
@@ -79,17 +105,46 @@ def _pair_problem(batch: Batch, loss: str) -> PairProblem:
     return PairProblem(spec, batch.score, batch.x, batch.x, batch.labels, batch.labels, True, None, limits)
 
 
-def _state(batch: Batch) -> list[Step]:
+def _pair_problems(batch: Batch, kernel: str) -> list[PairProblem]:
+    return [_pair_problem(batch, loss) for loss in LOSSES[kernel]]
+
+
+def _forward(batch: Batch, kernel: str) -> list[Step]:
     def step(problem: PairProblem) -> list[Tensor]:
         found = sweeps.pair_rows(problem)
         return [found.rows, found.saved, found.exists]
 
-    problems = [_pair_problem(batch, loss) for loss in LOSSES]
-    return [lambda problem=problem: step(problem) for problem in problems]  # type: ignore[misc]
+    return [lambda p=p: step(p) for p in _pair_problems(batch, kernel)]  # type: ignore[misc]
+
+
+def _state(batch: Batch) -> list[Step]:
+    return _forward(batch, "state")
 
 
 def _grad(batch: Batch) -> list[Step]:
-    return [_grad_step(_pair_problem(batch, loss)) for loss in LOSSES]
+    return [_grad_step(p) for p in _pair_problems(batch, "state")]
+
+
+def _two_sweeps(batch: Batch) -> list[Step]:
+    """The forward of both losses, and the sweep of lifted structure's backward."""
+    forward, back = _forward(batch, "two-sweeps"), _pair_problem(batch, "lifted_structure")
+    with tuned.using({}):
+        saved = sweeps.pair_rows(back).saved
+    w = torch.ones(1, len(batch.x), device=batch.x.device)
+    return [*forward, lambda: [given.weighed(back, EPILOGUES["lifted_structure"], saved, w)]]
+
+
+def _histogram(batch: Batch) -> list[Step]:
+    # The slopes that are left in the table's place jump where a count is 0 but for its rounding.
+    return [lambda p=p: [sweeps.pair_rows(p).rows] for p in _pair_problems(batch, "histogram")]  # type: ignore[misc]
+
+
+def _soft_ranks(batch: Batch) -> list[Step]:
+    return _forward(batch, "soft-ranks")
+
+
+def _soft_ranks_grad(batch: Batch) -> list[Step]:
+    return [_grad_step(p) for p in _pair_problems(batch, "soft-ranks-grad")]
 
 
 def _heavy(score: Score) -> list[str]:
@@ -123,7 +178,7 @@ def _small(batch: Batch) -> list[Step]:
         assert how is not None
         return lambda: small_step.small_step(batch.x, batch.labels, None, how, True)
 
-    return [step(loss) for loss in LOSSES]
+    return [step(loss) for loss in LOSSES["state"]]
 
 
 def _triplet_problems(batch: Batch) -> list[TripletProblem]:
@@ -183,6 +238,10 @@ STEPS: dict[str, Callable[[Batch], list[Step]]] = {
     "state": _state,
     "grad": _grad,
     "pulls": _pulls,
+    "two-sweeps": _two_sweeps,
+    "histogram": _histogram,
+    "soft-ranks": _soft_ranks,
+    "soft-ranks-grad": _soft_ranks_grad,
     "extreme": _extreme,
     "small": _small,
     "triplet": _triplet,
