@@ -31,6 +31,7 @@ _BENCHMARKS_REMEDY = (
 )
 
 
+_TUNED_KERNELS = ["state", "grad", "extreme"]
 # dtype and precision of float32 products
 _TUNED_TYPES = {
     "float32": (torch.float32, "highest"),
@@ -140,8 +141,8 @@ def _add_tune(commands: Any) -> None:
     add("--dtype", choices=list(_TUNED_TYPES), nargs="+", default=["tf32", "bfloat16"],
         help="types, float32 at the precision highest, bf16x3 and tf32 (high) at theirs (default tf32 bfloat16)")  # fmt: skip
     add("--score", choices=("dot", "l2"), nargs="+", default=["dot"], help="inner products, distances (default dot)")
-    add("--kernel", choices=(*TUNABLE, "all"), nargs="+", default=["state", "grad", "extreme"], metavar="KERNEL",
-        help="which kernels, see below (default state grad extreme)")  # fmt: skip
+    add("--kernel", choices=(*TUNABLE, "all"), nargs="+", metavar="KERNEL",
+        help=f"which kernels, see below (default {' '.join(_TUNED_KERNELS)}, but those without such a type)")  # fmt: skip
     add("--device", default="cuda", help="which card (default %(default)s)")
     command.set_defaults(run=_tune)
 
@@ -310,11 +311,12 @@ def _tune(arguments: argparse.Namespace) -> int:
         tuned.read(tuned.path())
     except tuned.TunedTableError as error:
         raise InputError(f"{tuned.path()} {error}; delete the file and run this again") from error
-    kernels = list(TUNABLE) if "all" in arguments.kernel else arguments.kernel
+    named = arguments.kernel or _TUNED_KERNELS
+    kernels = list(TUNABLE) if "all" in named else named
     types = [_TUNED_TYPES[dtype] for dtype in arguments.dtype]
     try:
         tasks = tune.tasks(kernels, types, arguments.score, arguments.dim, arguments.n, torch.device(arguments.device),
-            skip="all" in arguments.kernel)  # fmt: skip
+            skip=arguments.kernel is None or "all" in named)  # fmt: skip
     except ValueError as error:
         raise InputError(str(error)) from error
     for task in tasks:

@@ -414,6 +414,10 @@ def test_all_kernels_leave_out_what_no_launch_would_take(
     # The losses of tables widen rows of half precision.
     assert done == [kernel for kernel in TUNABLE if kernel not in ("small", "histogram", "soft-ranks", "soft-ranks-grad")]
     assert capsys.readouterr().out.count("stays") == len(done)
+    done.clear()
+    # Nor do those that nobody named: the gradient in registers multiplies no bfloat16 parts.
+    assert cli.main(["tune", "--dtype", "bf16x3", "--device", str(DEVICE)]) == 0
+    assert done == ["state", "extreme"]
 
 
 def test_the_help_names_every_kernel(capsys: pytest.CaptureFixture[str]) -> None:
