@@ -17,6 +17,13 @@ struct SmallTerm {
   bool element;  // a loss a row, else sums and counts of pairs
 };
 
+// The threads that a step of n rows, m columns and d features is worth: it has a dozen loops, and waking threads for each takes
+// longer than a few multiplications.
+inline int small_threads(int64_t n, int64_t m, int64_t d, int threads) {
+  constexpr int64_t kFewest = int64_t{1} << 23;
+  return n * m * d < kFewest ? 1 : threads;
+}
+
 struct SmallBatch {
   const void* x;          // [N, D]
   const int64_t* labels;  // [N]

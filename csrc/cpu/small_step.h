@@ -22,6 +22,7 @@ class Step {
  public:
   explicit Step(const SmallBatch& batch)
       : b_(batch), set_(b_.x, b_.labels, b_.n, b_.d, b_.normalize), start_(b_.n), end_(b_.n), offset_(b_.n + 1, 0) {
+    b_.threads = small_threads(b_.n, b_.n, b_.d, b_.threads);
     const int64_t* order = set_.order.data();
     class_runs(b_.labels, order, b_.n, b_.labels, order, b_.n, start_.data(), end_.data());
     for (int64_t i = 0; i < b_.n; ++i) offset_[i + 1] = offset_[i] + end_[i] - start_[i];
@@ -43,7 +44,7 @@ class Step {
     g.d = b_.d;
     g.itself = g.exclude_self = true;
     g.distance = b_.distance;
-    g.threads = b_.n * b_.n * b_.d < (1 << 20) ? 1 : b_.threads;
+    g.threads = b_.threads;
     return g;
   }
 
@@ -63,7 +64,7 @@ class Step {
     std::fill(columns, columns + n, T(0));
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = 0; j < n; ++j) columns[j] += tile_[i * n + j];
-    add_transpose(tile_.get(), n, n * n < (1 << 16) ? 1 : b_.threads);
+    add_transpose(tile_.get(), n, b_.threads);
   }
 
   T* row(int64_t i) { return set_.row(i); }

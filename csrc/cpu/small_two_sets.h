@@ -75,7 +75,7 @@ void merged_gradient(PairEngine& engine, const T* tile, SortedSet<T>& x, SortedS
 template <typename T>
 bool run_two_sets(const SmallBatch& batch, const SmallLoss& loss, T* terms_out, const SmallOutputs& out) {
   const int64_t n = batch.n, m = loss.m;
-  const int threads = n * m * batch.d < (1 << 20) ? 1 : batch.threads;
+  const int threads = small_threads(n, m, batch.d, batch.threads);
   const T bias = static_cast<T>(loss.bias), one = T(1);
   SortedSet<T> x(batch.x, batch.labels, n, batch.d, batch.normalize, static_cast<T>(loss.scale), loss.biased ? &bias : nullptr);
   SortedSet<T> y(loss.y, loss.y_labels, m, batch.d, batch.normalize, one, loss.biased ? &one : nullptr);
