@@ -347,3 +347,24 @@ def test_half_precision_weights_are_summed_in_float32(dtype: torch.dtype) -> Non
     assert got[2].dtype == dtype
     torch.testing.assert_close(got[0].double(), want[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(got[2].double(), want[2], rtol=2e-2, atol=2e-2 * float(want[2].abs().max()))
+
+
+def test_coefficients_that_weigh_nothing_leave_no_denormal_numbers() -> None:
+    """Each of their products costs a hundred times as much. The logits of a row lie far apart, and half of its features are tiny,
+    so that every product with a small coefficient would be such a number."""
+    gen = torch.Generator().manual_seed(0)
+    x, labels = torch.randn(1, 32, generator=gen) * 5, torch.tensor([3])
+    x[:, ::2] *= 1e-5
+    weight = torch.randn(32, 2000, generator=gen)
+    grads = []
+    for dtype in (torch.float32, torch.float64):
+        loss = losses.LargeMarginSoftmaxLoss(2000, 32).to(dtype)
+        loss.W.data.copy_(weight)
+        loss(x.to(dtype), labels).backward()
+        assert loss.W.grad is not None
+        grads.append(loss.W.grad)
+    got, want = grads[0].abs(), grads[1].abs()
+    tiny = torch.finfo(torch.float32).tiny
+    assert ((want > 0) & (want < tiny)).any()
+    assert not ((got > 0) & (got < tiny)).any()
+    torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-6)

@@ -72,16 +72,17 @@ void coefficients(const ClassMaths& maths, const ClassBlock& block, const ClassS
         T* sums = alongs.part();
 #pragma omp simd
         for (int64_t j = 0; j < columns; ++j) {
-          const T d = h[j] * inverse[j];
+          const T d = without_denormals(h[j] * inverse[j]);
           sums[j] += d * raw[j];
           to[j] = d;
         }
         alongs.row_done();
       } else if (inverse != nullptr) {
 #pragma omp simd
-        for (int64_t j = 0; j < columns; ++j) to[j] = h[j] * inverse[j];
+        for (int64_t j = 0; j < columns; ++j) to[j] = without_denormals(h[j] * inverse[j]);
       } else {
-        std::copy_n(h, columns, to);
+#pragma omp simd
+        for (int64_t j = 0; j < columns; ++j) to[j] = without_denormals(h[j]);
       }
     }
     alongs.finish();
