@@ -350,8 +350,8 @@ def test_half_precision_weights_are_summed_in_float32(dtype: torch.dtype) -> Non
 
 
 def test_coefficients_that_weigh_nothing_leave_no_denormal_numbers() -> None:
-    """Each of their products costs a hundred times as much. The logits of a row lie far apart, and half of its features are
-    tiny, so that every product with a small coefficient would be such a number."""
+    """Products stall at them. The logits of a row lie far apart, and half of its features are tiny, so that every product with
+    a small coefficient would be such a number."""
     gen = torch.Generator().manual_seed(0)
     x, labels = torch.randn(1, 32, generator=gen) * 5, torch.tensor([3])
     x[:, ::2] *= 1e-5

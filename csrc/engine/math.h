@@ -40,8 +40,8 @@ inline double exp_of(double x) {
   return std::exp(x);
 }
 
-// 0 in the place of a number so small that its products with features are denormal: a multiplier takes a hundred times as long
-// for each of those, and next to the coefficients of a softmax, whose sum is 1, it is nothing.
+// 0 in the place of a number so small that its products with features are denormal, at which a multiplier stalls: next to the
+// coefficients of a softmax, whose sum is 1, it is nothing.
 template <typename T>
 inline T without_denormals(T x) {
   constexpr T kLeast = std::numeric_limits<T>::min() * T(1 << 24);
