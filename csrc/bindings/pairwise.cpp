@@ -115,6 +115,7 @@ void bind_pairwise(py::module_& m) {
              return py::make_tuple(exists[0], exists[1]);
            })
       .def("set_weights", [](PairEngine& e, Address w) { e.set_weights(at<void>(w)); })
+      .def("collect", &PairEngine::collect)
       .def("end_sweep", &PairEngine::end_sweep)
       .def_property_readonly("sweeps", &PairEngine::sweeps)
       .def("set_levels", [](PairEngine& e, Address levels) { e.set_levels(at<void>(levels)); })

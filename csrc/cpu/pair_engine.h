@@ -3,21 +3,22 @@
 #pragma once
 
 #include <algorithm>
+#include <stdexcept>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "../engine/pair_folds.h"
 #include "../engine/pair_row.h"
-#include "../runtime/parallel.h"
+#include "column_blocks.h"
 #include "pair_extremes.h"
+#include "pair_gradients.h"
 #include "pair_means.h"
 #include "pair_neighbours.h"
 #include "pair_positives.h"
 #include "pair_products.h"
 #include "pair_runs.h"
 #include "pairwise.h"
-#include "positive_gradients.h"
 #include "row_tasks.h"
 #include "scores.h"
 
@@ -36,7 +37,7 @@ template <typename T, typename Spec>
 class SpecPairEngine final : public PairEngine {
  public:
   SpecPairEngine(const Spec& spec, const PairLayout& layout, double fixed_level)
-      : spec_(spec), g_(layout), scores_(layout), positives_(layout), neighbours_(layout) {
+      : spec_(spec), g_(layout), scores_(layout), positives_(layout), neighbours_(layout), gradients_(g_, scores_) {
     const T* rule = static_cast<const T*>(layout.rule);
     if (rule != nullptr) {
       negatives_.low = rule + 2 * g_.n;
@@ -68,29 +69,9 @@ class SpecPairEngine final : public PairEngine {
 
   void fold_extreme(void* tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t j_mirror, bool largest,
                     void* value, int64_t* index, void* mirror_value, int64_t* mirror_index) override {
-    T* best = static_cast<T*>(value);
     const PairExtremes<T> extremes(negatives_, mirror_->negatives_, largest);
-    const int64_t rows = i1 - i0, blocks = blocks_of(j0, j1);
-    std::vector<T> row_best(blocks * rows, minus_infinity<T>());
-    std::vector<int64_t> row_index(blocks * rows, -1);
-    over_blocks(j0, j1, [&](int64_t block, int64_t b0, int64_t b1) {
-      for (int64_t i = i0; i < i1; ++i) {
-        T* s = static_cast<T*>(tile) + (i - i0) * ld - j0;
-        scores_.from_products(s, i, b0, b1);
-        T& top = row_best[block * rows + i - i0];
-        int64_t& where = row_index[block * rows + i - i0];
-        const Segments segments(g_.start[i], g_.end[i], b0, b1, j_mirror);
-        for (int p = 0; p < segments.count; ++p) {
-          const Segment& seg = segments.part[p];
-          extremes.row(s, i, seg, top, where);
-          if (seg.mirror) extremes.columns(s, i, seg, static_cast<T*>(mirror_value), mirror_index);
-        }
-      }
-    });
-    for (int64_t block = 0; block < blocks; ++block)
-      for (int64_t r = 0; r < rows; ++r)
-        if (row_index[block * rows + r] >= 0)
-          extremes.take(row_best[block * rows + r], row_index[block * rows + r], best[i0 + r], index[i0 + r]);
+    const Tile at{static_cast<T*>(tile), ld, i0, i1, j0, j1, j_mirror};
+    extremes.tile(at, g_, scores_, {static_cast<T*>(value), index}, {static_cast<T*>(mirror_value), mirror_index});
   }
 
   void positive_extreme(bool largest, void* value, int64_t* index) override {
@@ -148,8 +129,16 @@ class SpecPairEngine final : public PairEngine {
           for (int64_t i = 0; i < g_.n; ++i) back_[b][i] = weighed(neg[i], back_[b][i]);
       over_rows([&](int64_t i) { positives_.weigh(i, pos[i]); });
       if constexpr (Spec::kMeans) weigh_means(pos, neg);
-      row_sum_.assign(g_.n, T(0));
-      col_sum_.assign(g_.itself ? 0 : g_.m, T(0));
+      if (!collected_) gradients_.clear();
+    }
+  }
+
+  void collect() override {
+    if constexpr (kFolds<Spec>) {
+      if (Spec::kMeans || Spec::Fold::kBack != 1) throw std::logic_error("the slopes of this loss have no common weight");
+      back_[0].assign(g_.n, T(1));
+      gradients_.clear();
+      collected_ = true;
     }
   }
 
@@ -160,16 +149,17 @@ class SpecPairEngine final : public PairEngine {
     } else {
       const auto f = spec_.fold();
       const PairRuns<T> runs(negatives_, mirror_->negatives_);
+      const Tile t{static_cast<T*>(tile), ld, i0, i1, j0, j1, j_mirror};
       const int64_t rows = i1 - i0, blocks = blocks_of(j0, j1);
       partial_.assign(blocks * rows, T(0));
       std::vector<char> live(blocks, 0);
-      over_blocks(j0, j1, [&](int64_t block, int64_t b0, int64_t b1) {
+      over_blocks(j0, j1, g_.threads, [&](int64_t block, int64_t b0, int64_t b1) {
         T h[kBlock];
         T largest = 0;
-        T* sums = g_.itself ? row_sum_.data() : col_sum_.data();
+        T* sums = gradients_.column_sums();
         const int64_t from = g_.itself ? std::clamp(j_mirror, b0, b1) : b0;
         for (int64_t i = i0; i < i1; ++i) {
-          T* s = static_cast<T*>(tile) + (i - i0) * ld - j0;
+          T* s = t.row(i);
           if (!scored) scores_.from_products(s, i, b0, b1);
           const Segments segments(g_.start[i], g_.end[i], b0, b1, b1);
           for (int p = 0; p < segments.count; ++p) {
@@ -184,34 +174,26 @@ class SpecPairEngine final : public PairEngine {
       });
       if (g_.distance != Distance::kDot)
         for (int64_t block = 0; block < blocks; ++block)
-          for (int64_t r = 0; r < rows; ++r) row_sum_[i0 + r] += partial_[block * rows + r];
+          for (int64_t r = 0; r < rows; ++r) gradients_.add_row_sum(i0 + r, partial_[block * rows + r]);
       return std::any_of(live.begin(), live.end(), [](char c) { return c != 0; });
     }
   }
 
   void finish_gradients(void* dx_out, void* dy_out) override {
     if constexpr (kFolds<Spec>) {
-      T* dx = static_cast<T*>(dx_out);
-      T* dy = static_cast<T*>(dy_out);
-      const PositiveGradients pairs(g_, scores_, [&](int64_t i, int64_t k) { return positives_.factor(i, k); });
+      T *dx = static_cast<T*>(dx_out), *dy = static_cast<T*>(dy_out);
+      const T* weights = collected_ ? back_[0].data() : nullptr;
       if (dx != nullptr)
         over_rows([&](int64_t i) {
-          add_own(g_.distance, row_sum_[i], scores_.row(i), g_.d, dx + i * g_.d);
-          pairs.add_row(i, dx + i * g_.d);
+          gradients_.finish_row(i, positives_, weights == nullptr ? nullptr : weights + i, dx + i * g_.d);
         });
-      if (dy != nullptr)
-        over(g_.m, [&](int64_t j) {
-          add_own(g_.distance, col_sum_[j], scores_.column(j), g_.d, dy + j * g_.d);
-          pairs.add_column(j, dy + j * g_.d);
-        });
+      // Columns have collected from all rows: these weigh alike.
+      if (dy != nullptr) over(g_.m, [&](int64_t j) { gradients_.finish_column(j, positives_, weights, dy + j * g_.d); });
     }
   }
 
  private:
-  struct Tile {
-    T* at;
-    int64_t ld, i0, i1, j0, j1, j_mirror;
-  };
+  using Tile = PairTile<T>;
 
   // ---- shapes of work
 
@@ -223,16 +205,6 @@ class SpecPairEngine final : public PairEngine {
   template <typename F>
   void over_rows(F&& body) const {
     over(g_.n, body);
-  }
-
-  static int64_t blocks_of(int64_t first, int64_t last) { return (last - first + kBlock - 1) / kBlock; }
-
-  template <typename F>
-  void over_blocks(int64_t j0, int64_t j1, F&& body) const {
-    parallel_for(blocks_of(j0, j1), g_.threads, [&](int64_t block) {
-      const int64_t b0 = j0 + block * kBlock;
-      body(block, b0, std::min(j1, b0 + kBlock));
-    });
   }
 
   // ---- rows
@@ -249,9 +221,9 @@ class SpecPairEngine final : public PairEngine {
     const PairRuns<T> runs(negatives_, mirror_->negatives_);
     const int64_t rows = t.i1 - t.i0, blocks = blocks_of(t.j0, t.j1);
     partial_.assign(3 * blocks * rows, T(0));
-    over_blocks(t.j0, t.j1, [&](int64_t block, int64_t b0, int64_t b1) {
+    over_blocks(t.j0, t.j1, g_.threads, [&](int64_t block, int64_t b0, int64_t b1) {
       for (int64_t i = t.i0; i < t.i1; ++i) {
-        T* s = t.at + (i - t.i0) * t.ld - t.j0;
+        T* s = t.row(i);
         if (!scored) scores_.from_products(s, i, b0, b1);
         T* sums = partial_.data() + 3 * (block * rows + i - t.i0);
         const Segments segments(g_.start[i], g_.end[i], b0, b1, t.j_mirror);
@@ -303,9 +275,11 @@ class SpecPairEngine final : public PairEngine {
   PairMeans<T> means_;
   SpecPairEngine* mirror_ = this;  // whose rows the columns are, where these are anchors as well
   RowSettings<T> negatives_;
-  std::vector<T> state_[3];                     // the negatives' sums of each row
-  std::vector<T> back_[2];                      // the numbers of each row in the coefficients, later weighed
-  std::vector<T> row_sum_, col_sum_, partial_;  // sums of a distance's coefficients
+  PairGradients<T> gradients_;
+  bool collected_ = false;   // the products were taken before the rows had weights
+  std::vector<T> state_[3];  // the negatives' sums of each row
+  std::vector<T> back_[2];   // the numbers of each row in the coefficients, later weighed
+  std::vector<T> partial_;   // a block's sums of each row of a tile
 };
 
 }  // namespace

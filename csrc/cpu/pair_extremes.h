@@ -2,9 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "../engine/pair_row.h"
+#include "column_blocks.h"
 #include "pair_runs.h"
+#include "scores.h"
 
 namespace pml_fast {
 namespace PML_FAST_ISA {
@@ -16,6 +19,44 @@ class PairExtremes {
   PairExtremes(const RowSettings<T>& rows, const RowSettings<T>& columns, bool largest)
       : rows_(rows), columns_(columns), sign_(largest ? T(1) : T(-1)) {}
 
+  // Best score and its index, of rows or columns.
+  struct Best {
+    T* score;
+    int64_t* index;
+  };
+
+  // Turns a tile of inner products into scores; its rows take their extremes, and the columns that mirror theirs.
+  void tile(const PairTile<T>& t, const PairLayout& g, const Scores<T>& scores, Best of_rows, Best of_columns) const {
+    const int64_t rows = t.i1 - t.i0, blocks = blocks_of(t.j0, t.j1);
+    std::vector<T> row_best(blocks * rows, minus_infinity<T>());
+    std::vector<int64_t> row_index(blocks * rows, -1);
+    over_blocks(t.j0, t.j1, g.threads, [&](int64_t block, int64_t b0, int64_t b1) {
+      for (int64_t i = t.i0; i < t.i1; ++i) {
+        T* s = t.row(i);
+        scores.from_products(s, i, b0, b1);
+        T& top = row_best[block * rows + i - t.i0];
+        int64_t& where = row_index[block * rows + i - t.i0];
+        const Segments segments(g.start[i], g.end[i], b0, b1, t.j_mirror);
+        for (int p = 0; p < segments.count; ++p) {
+          const Segment& seg = segments.part[p];
+          row(s, i, seg, top, where);
+          if (seg.mirror) columns(s, i, seg, of_columns.score, of_columns.index);
+        }
+      }
+    });
+    for (int64_t block = 0; block < blocks; ++block)
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t k = block * rows + r, i = t.i0 + r;
+        if (row_index[k] >= 0) take(row_best[k], row_index[k], of_rows.score[i], of_rows.index[i]);
+      }
+  }
+
+  void take_positives(const Positives<T>& pos, int64_t first, T& best, int64_t& index) const {
+    for (int64_t k = 0; k < pos.count; ++k)
+      if (pos.keeps(k)) take(sign_ * pos.s[k], first + k, best, index);
+  }
+
+ private:
   // `value` is sign * score, `best` a score.
   void take(T value, int64_t column, T& best, int64_t& index) const {
     const T top = index < 0 ? minus_infinity<T>() : sign_ * best;
@@ -23,11 +64,6 @@ class PairExtremes {
       best = sign_ * value;
       index = column;
     }
-  }
-
-  void take_positives(const Positives<T>& pos, int64_t first, T& best, int64_t& index) const {
-    for (int64_t k = 0; k < pos.count; ++k)
-      if (pos.keeps(k)) take(sign_ * pos.s[k], first + k, best, index);
   }
 
   // `top` is sign * score of the column `where`.
@@ -63,7 +99,6 @@ class PairExtremes {
     }
   }
 
- private:
   RowSettings<T> rows_, columns_;
   T sign_;
 };

@@ -17,6 +17,16 @@
 namespace pml_fast {
 namespace PML_FAST_ISA {
 
+// Inner products, then scores, of rows i0..i1 with columns j0..j1; columns from j_mirror on serve their own rows as well.
+template <typename T>
+struct PairTile {
+  T* at;
+  int64_t ld, i0, i1, j0, j1, j_mirror;
+
+  // What is indexed by the column.
+  T* row(int64_t i) const { return at + (i - i0) * ld - j0; }
+};
+
 // `mirror` says that the columns fold into their own rows as well.
 struct Segment {
   int64_t first, last;

@@ -19,8 +19,8 @@ std::unique_ptr<PairEngine> make(const std::string& spec, const std::vector<doub
   if (spec == "ntxent") return build(NTXent<T>(params, sign, limits));
   if (spec == "multi_similarity") return build(MultiSimilarity<T>(params, sign, limits));
   if (spec == "circle") return build(Circle<T>(params, sign, limits));
-  if (spec == "contrastive") return build(Contrastive<T>(params, sign, limits));
-  if (spec == "margin") return build(Margin<T>(params, sign, limits));
+  if (spec == "contrastive") return build(PairHinge<T>(params.at(0), params.at(1), 0, sign, limits));
+  if (spec == "margin") return build(PairHinge<T>(params.at(1), params.at(1), params.at(0), sign, limits));
   if (spec == "threshold_consistent") return build(ThresholdConsistent<T>(params, sign, limits));
   if (spec == "tuplet_margin") return build(TupletMargin<T>(params, sign, limits));
   if (spec == "nca") return build(NCA<T>(params, sign, limits));

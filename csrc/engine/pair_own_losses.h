@@ -9,47 +9,27 @@
 namespace pml_fast {
 namespace PML_FAST_ISA {
 
-// relu(slope (s - at - level) + offset) a positive pair, and what the negatives' fold summed.
+// relu(direction (s - at - level) + offset) a pair, each side with a boundary `at` of its own. A row's level is added to both.
 template <typename T>
-void finish_hinges(const Positives<T>& pos, const NegativeState<T>& neg, const Limits& limits, T slope, T at, T offset,
-                   Row<T>& row) {
-  for (int64_t k = 0; k < pos.count; ++k) {
-    if (!pos.keeps(k)) continue;
-    const T loss = relu(slope * (pos.s[k] - at - neg.level) + offset);
-    if (!inside(limits, loss)) continue;
-    row.value[0] += loss;
-    row.count[0] += T(1);
-    pos.q[k] = loss <= T(0) ? T(0) : slope;
-  }
-  row.value[1] = neg.sum[0];
-  row.count[1] = neg.sum[1];
-  row.back[0] = T(1);
-}
-
-template <typename T>
-struct Contrastive : TwoTerms {
+struct PairHinge : TwoTerms {
   using Fold = HingeFold<T>;
-  T pos_margin, neg_margin, sign;
+  T pos_at, neg_at, offset, sign;
   Limits pos_limits, neg_limits;
-  Contrastive(const std::vector<double>& p, double sgn, const std::vector<Limits>& l)
-      : pos_margin(T(p.at(0))), neg_margin(T(p.at(1))), sign(T(sgn)), pos_limits(l.at(0)), neg_limits(l.at(1)) {}
-  Fold fold() const { return {sign, neg_margin, T(0), T(neg_limits.low), T(neg_limits.high)}; }
+  PairHinge(double positive, double negative, double margin, double sgn, const std::vector<Limits>& l)
+      : pos_at(T(positive)), neg_at(T(negative)), offset(T(margin)), sign(T(sgn)), pos_limits(l.at(0)), neg_limits(l.at(1)) {}
+  Fold fold() const { return {sign, neg_at, offset, T(neg_limits.low), T(neg_limits.high)}; }
   void finish(const Positives<T>& pos, const NegativeState<T>& neg, Row<T>& row) const {
-    finish_hinges(pos, neg, pos_limits, -sign, pos_margin, T(0), row);
-  }
-};
-
-// A row's level is what is added to beta for it.
-template <typename T>
-struct Margin : TwoTerms {
-  using Fold = HingeFold<T>;
-  T margin, beta, sign;
-  Limits pos_limits, neg_limits;
-  Margin(const std::vector<double>& p, double sgn, const std::vector<Limits>& l)
-      : margin(T(p.at(0))), beta(T(p.at(1))), sign(T(sgn)), pos_limits(l.at(0)), neg_limits(l.at(1)) {}
-  Fold fold() const { return {sign, beta, margin, T(neg_limits.low), T(neg_limits.high)}; }
-  void finish(const Positives<T>& pos, const NegativeState<T>& neg, Row<T>& row) const {
-    finish_hinges(pos, neg, pos_limits, -sign, beta, margin, row);
+    for (int64_t k = 0; k < pos.count; ++k) {
+      if (!pos.keeps(k)) continue;
+      const T loss = relu(-sign * (pos.s[k] - pos_at - neg.level) + offset);
+      if (!inside(pos_limits, loss)) continue;
+      row.value[0] += loss;
+      row.count[0] += T(1);
+      pos.q[k] = loss <= T(0) ? T(0) : -sign;
+    }
+    row.value[1] = neg.sum[0];
+    row.count[1] = neg.sum[1];
+    row.back[0] = T(1);
   }
 };
 

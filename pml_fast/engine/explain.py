@@ -15,13 +15,13 @@ from pml_fast.engine.call_size import CallSize
 from pml_fast.engine.candidates import Problem, candidates_for, problem_of
 from pml_fast.engine.cost import Cost, Size
 from pml_fast.engine.explanation import Candidate, Explanation, dtype_name
-from pml_fast.engine.fold import Fold
+from pml_fast.engine.fold import Fold, evenly
 from pml_fast.engine.listed_sums import UNORDERED
 from pml_fast.engine.plan import MATERIALISED, Call, Plan
 from pml_fast.engine.score import compute_type
 from pml_fast.engine.settings import current, float32_precision, math_precision
 from pml_fast.engine.spec import PairSpec, TripletSpec
-from pml_fast.engine.triplet_ops import TERM, UNIFORM
+from pml_fast.engine.triplet_ops import TERM
 
 if TYPE_CHECKING:
     from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction
@@ -159,7 +159,7 @@ class Explainer:
                 backend, size, spec, score, encoded, self.x.device, weighted, self.call.itself, plan.bidirectional
             )
         )
-        uniform = all(fold.kind in UNIFORM for fold in folds)
+        uniform = plan.folds is not None and evenly(folds, self._terms())
         with math_precision():
             found = cost.estimate(
                 plan.engine, backend, size, spec, score, uniform=uniform, small_step=one_call, bidirectional=plan.bidirectional

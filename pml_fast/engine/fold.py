@@ -72,6 +72,11 @@ class Fold:
             return 0.0, INF
         return (self.low, self.high) if self.kind == "threshold" else (-INF, INF)
 
+    def even(self, term: Term) -> bool:
+        """Whether every row of a term weighs the same: the gradient is then one factor times that of the plain sum."""
+        # Of losses that are rows a threshold leaves out some.
+        return self.kind in ("mean", "sum") or (self.kind == "threshold" and term.kind != "element")
+
     @property
     def weighs(self) -> bool:
         """Whether this fold (or its inner one) weighs classes."""
@@ -85,6 +90,11 @@ class Fold:
             check_classes(labels, len(self.weights))
             return self.weights.to(device=labels.device, dtype=dtype)[labels]
         return self.inner.row_weights(labels, dtype) if self.inner is not None else None
+
+
+def evenly(folds: Sequence[Fold], terms: Sequence[Term]) -> bool:
+    """Whether the rows of each term weigh the same, where they have no weights of their own."""
+    return all(fold.even(term) for fold, term in zip(folds, terms, strict=False))
 
 
 def check_classes(classes: Tensor, num_weights: int) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from pml_fast.engine import dispatch
 from pml_fast.engine.bidirectional import softmax_spec
 from pml_fast.engine.cpu import small
-from pml_fast.engine.fold import Fold, reduce_terms
+from pml_fast.engine.fold import Fold, evenly, reduce_terms
 from pml_fast.engine.operator import (
     Rows,
     both,
@@ -137,7 +137,7 @@ def _logit_loss(
         limits = [fold.pair_limits() for fold in by_row]
         problem = PairProblem(
             maths, logit_score(sc, trained is not None), seen_x.x, seen_y.x, x_labels, y_labels, itself, None, limits,
-            bidirectional=bidirectional,
+            bidirectional=bidirectional, uniform=row_weights is None and evenly(by_row, maths.terms),
         )  # fmt: skip
         if bidirectional:
             softmax_spec(problem)

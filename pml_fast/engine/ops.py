@@ -16,7 +16,7 @@ from torch import Tensor
 import pml_fast.engine.specs  # noqa: F401  (fills the registry the operators look specs up in)
 from pml_fast.engine import dispatch
 from pml_fast.engine.cpu import small
-from pml_fast.engine.fold import Fold, reduce_terms
+from pml_fast.engine.fold import Fold, evenly, reduce_terms
 from pml_fast.engine.operator import (
     SETS,
     Rows,
@@ -84,6 +84,7 @@ def _pairwise_loss(
         rows, cols = both(x, y, itself, sc)
         limits = [fold.pair_limits() for fold in reductions]
         problem = _pair_problem(rows, cols, x_labels, y_labels, rule, spec, params, sc, itself, limits)
+        problem.uniform = row_weights is None and evenly(reductions, problem.spec.terms)
         backend = dispatch.select(problem)
         problem = prepared(problem, backend, rows, cols)
         state = backend.pair_rows(problem, need_x, need_y)

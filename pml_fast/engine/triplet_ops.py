@@ -32,8 +32,6 @@ from pml_fast.engine.settings import math_precision
 from pml_fast.engine.spec import Term, TripletSpec
 
 TERM = Term("loss", "triplet")
-# Folds under which every anchor weighs the same: their gradient is one factor times that of the plain sum.
-UNIFORM = ("mean", "sum", "threshold")
 
 
 def _triplet_loss(
@@ -52,7 +50,7 @@ def _triplet_loss(
         problem = TripletProblem(spec, sc, rows.x, cols.x, x_labels, y_labels, itself, rule, reduction.pair_limits())
         backend = dispatch.select(problem)
         problem = prepared(problem, backend, rows, cols)
-        uniform, need = reduction.kind in UNIFORM, need_x or need_y
+        uniform, need = reduction.even(TERM), need_x or need_y
         sums, dx, dy = backend.triplet_rows(problem, need_x, need_y, uniform and need)
         own = None if row_weights is None else row_weights.to(sums.dtype)
         # An anchor without a triplet has no loss, whatever its row holds.

@@ -9,7 +9,7 @@ import torch
 from pml_fast.engine.bins import HistogramSpec
 from pml_fast.engine.cost.parts import Cost, Size, Spec, cost_of, half
 from pml_fast.engine.cpu.histogram import histogram_tiles
-from pml_fast.engine.cpu.levels import SWEEPS, fixed_level
+from pml_fast.engine.cpu.levels import SWEEPS, fixed_level, one_sweep
 from pml_fast.engine.cpu.pairwise import kept_bytes
 from pml_fast.engine.cpu.rows import Tile, tiles
 from pml_fast.engine.cpu.strip import COMPILED_ROWS, strip_height
@@ -35,7 +35,7 @@ def small_step(size: Size, _: Score) -> Cost:
     return cost_of(size, size.gemm, (1 + sides) * size.gemm, 1, memory)
 
 
-def pairwise(size: Size, spec: Spec, score: Score, _: bool) -> Cost:
+def pairwise(size: Size, spec: Spec, score: Score, uniform: bool) -> Cost:
     assert isinstance(spec, PairSpec)
     if spec.name in COMPILED_ROWS:
         return _rows(size)
@@ -44,9 +44,10 @@ def pairwise(size: Size, spec: Spec, score: Score, _: bool) -> Cost:
     # A sweep for the largest logits, which small enough norms spare.
     shifts = first * math.isnan(fixed_level(spec.name, spec.params(), score, compute_type(size.dtype)))
     room = kept_bytes(torch.empty(1, dtype=compute_type(size.dtype)).expand(size.n, size.d))
+    at_once = one_sweep(spec.name, score, size.shared or size.need_y, uniform)
     kept = 0
     for tile in sweep:
-        if kept * size.item + _area(tile) * size.item <= room:
+        if not at_once and kept * size.item + _area(tile) * size.item <= room:
             kept += _area(tile)
     mirrored = sum((tile.i1 - tile.i0) * (tile.j1 - tile.mirror) for tile in sweep) if size.shared else 0
     products = size.need_x * (first + mirrored) + (0 if size.shared else size.need_y * first)
@@ -54,12 +55,12 @@ def pairwise(size: Size, spec: Spec, score: Score, _: bool) -> Cost:
     forward = 2 * size.d * (shifts + sweeps * first + size.pairs)
     need = size.need_x or size.need_y
     # Kept scores serve every later sweep.
-    again = first - sweeps * kept + products
-    step = forward + 2 * size.d * (again * need + size.pairs * size.gradients)
+    again = 0 if at_once else first - sweeps * kept
+    step = forward + 2 * size.d * ((again + products) * need + size.pairs * size.gradients)
     table = size.item * (size.pairs + 16 * size.n) + 8 * 7 * (size.n + size.m)
     buffers = size.item * (kept * need + max(map(_area, sweep), default=0))
     memory = _sorted_bytes(size) + table + buffers
-    return cost_of(size, forward, step, sweeps + bool(shifts) + need, memory)
+    return cost_of(size, forward, step, sweeps + bool(shifts) + (need and not at_once), memory)
 
 
 def _rows(size: Size) -> Cost:

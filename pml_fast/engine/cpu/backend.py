@@ -65,7 +65,7 @@ class CpuBackend:
             return strip.pair_rows(problem, need_x, need_y)
         keep = need_x or need_y
         sweep = Sweep(problem, problem.spec.name, problem.spec.params(), problem.rule)
-        sweep.forward(keep)
+        sweep.forward(need_x, need_y)
         return sweep.finish(keep)
 
     def pair_grads(

@@ -78,6 +78,22 @@ LOGITS: dict[str, Maker] = {
 COMPILED = tuple(LOGITS)
 # How often all tiles are folded: the others finish a row, and what it takes of its positives' rows, after one sweep.
 SWEEPS = {"intra_pair_variance": 2}
+# A negative's slope takes nothing of what its row has summed.
+_OF_THE_PAIR = ("contrastive", "margin", "threshold_consistent", "siglip")
+# It takes two numbers of its row, not one as a factor.
+_OF_TWO_NUMBERS = ("intra_pair_variance", "ranked_list")
+
+
+def one_sweep(spec: str, score: Score, columns_too: bool, uniform: bool) -> bool:
+    """Whether the gradient's products can be taken in the first sweep, before the rows are finished.
+
+    A row's own gradient is weighed afterwards, by one number a row. One that others have a part in (``columns_too``: the
+    columns', or that of rows that are columns) is so only where all rows have the same number.
+    """
+    if columns_too:
+        return uniform and spec in _OF_THE_PAIR
+    # Rows of any length could carry exponentials that are not yet divided by their sum out of range.
+    return spec in _OF_THE_PAIR or (score.bounded and spec not in _OF_TWO_NUMBERS)
 
 
 def logit(spec: str, params: list[float], score: Score) -> Logit | None:

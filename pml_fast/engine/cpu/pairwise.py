@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pml_fast.engine.cpu.levels import fixed_level, logit, row_levels
+from pml_fast.engine.cpu.levels import fixed_level, logit, one_sweep, row_levels
 from pml_fast.engine.cpu.rows import TILE_BYTES, SortedRows, Tile, extension, tiles
 from pml_fast.engine.problem import ExtremeProblem, PairProblem, PairRows
 
@@ -47,6 +47,8 @@ class Sweep:
         if self.columns is not None:
             self.engine.mirror_into(self.columns)
         self.kept: dict[tuple[int, int], Tensor] = {}
+        # The gradients of sorted rows and columns, where the first sweep collects them.
+        self.collected: tuple[Tensor | None, Tensor | None] | None = None
 
     @property
     def both_roles(self) -> bool:
@@ -57,8 +59,9 @@ class Sweep:
         """The tiles of this problem."""
         return tiles(self.n, self.m, self.shared, self.x.element_size(), self.columns is not None)
 
-    def forward(self, keep: bool) -> None:
-        """Fold every tile into the engine's state; keep what fits of the scores when a gradient will follow."""
+    def forward(self, need_x: bool = False, need_y: bool = False) -> None:
+        """Fold every tile into the engine's state. Where gradients will follow, take their products at once or, if these need
+        the finished rows, keep what fits of the scores."""
         problem = self.problem
         if isinstance(problem, PairProblem) and problem.levels is not None:
             given = problem.levels.to(self.x.dtype).index_select(0, self.rows.layout.row_order)
@@ -68,6 +71,27 @@ class Sweep:
         self.engine.score_positives()
         if self.columns is not None:
             self.columns.score_positives()
+        if (need_x or need_y) and self._in_one_sweep(need_y):
+            self._collect(need_x, need_y)
+        else:
+            self._fold(keep=need_x or need_y)
+
+    def _in_one_sweep(self, need_y: bool) -> bool:
+        problem = self.problem
+        assert isinstance(problem, PairProblem)
+        return one_sweep(problem.spec.name, problem.score, self.both_roles or need_y, problem.uniform)
+
+    def _collect(self, need_x: bool, need_y: bool) -> None:
+        """Fold the tiles and take the gradients' products of each while it is in cache, with rows that weigh 1."""
+        self.collected = self._zeros(need_x, need_y)
+        self.engine.collect()
+        for tile in self.tiles():
+            s = self.rows.products(tile)
+            self._fold_tile(tile, s, False)
+            self._add_gradients(tile, s, True, *self.collected)
+        self.engine.end_sweep()
+
+    def _fold(self, keep: bool) -> None:
         room = kept_bytes(self.x) if keep else 0
         for _ in range(self.engine.sweeps):
             for tile in self.tiles():
@@ -75,8 +99,11 @@ class Sweep:
                 scored = s is not None
                 if s is None:
                     s, room = self._scores_of(tile, room)
-                self.engine.fold(s.data_ptr(), s.stride(0), tile.i0, tile.i1, tile.j0, tile.j1, tile.mirror, scored)
+                self._fold_tile(tile, s, scored)
             self.engine.end_sweep()
+
+    def _fold_tile(self, tile: Tile, s: Tensor, scored: bool) -> None:
+        self.engine.fold(s.data_ptr(), s.stride(0), tile.i0, tile.i1, tile.j0, tile.j1, tile.mirror, scored)
 
     def _scores_of(self, tile: Tile, room: int) -> tuple[Tensor, int]:
         """Inner products of a tile, kept where there is room, and the room that is left."""
@@ -146,30 +173,42 @@ class Sweep:
     def gradients(
         self, w: Tensor, need_x: bool, need_y: bool, w_columns: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """The second sweep."""
+        """The second sweep, or what the first one collected, weighed."""
         self._weigh(self.engine, w, self.layout.row_order)
         if w_columns is not None:
             self._weigh(self.columns, w_columns, self.layout.col_order)
-        dx = torch.zeros_like(self.x) if need_x else None
-        dy = torch.zeros_like(self.y) if need_y and not self.shared else None
-        for tile in self.tiles():
-            s = self.kept.pop((tile.i0, tile.j0), None)
-            scored = s is not None
-            s = self.rows.products(tile) if s is None else s
-            live = self.engine.coefficients(
-                s.data_ptr(), s.stride(0), tile.i0, tile.i1, tile.j0, tile.j1, tile.mirror, scored, self.both_roles
-            )
-            if live:
-                self._add_products(tile, s, dx, dy)
+        dx, dy = self._swept(need_x, need_y) if self.collected is None else self.collected
         by_x, by_y = (0 if grad is None else grad.data_ptr() for grad in (dx, dy))
         self.engine.finish_gradients(by_x, by_y)
         if self.columns is not None:
             self.columns.finish_gradients(by_y, by_x)
         return self.rows.unsorted(dx, dy)
 
+    def _swept(self, need_x: bool, need_y: bool) -> tuple[Tensor | None, Tensor | None]:
+        dx, dy = self._zeros(need_x, need_y)
+        for tile in self.tiles():
+            s = self.kept.pop((tile.i0, tile.j0), None)
+            scored = s is not None
+            self._add_gradients(tile, self.rows.products(tile) if s is None else s, scored, dx, dy)
+        return dx, dy
+
+    def _zeros(self, need_x: bool, need_y: bool) -> tuple[Tensor | None, Tensor | None]:
+        return (
+            torch.zeros_like(self.x) if need_x else None,
+            torch.zeros_like(self.y) if need_y and not self.shared else None,
+        )
+
     def _weigh(self, engine: Any, w: Tensor, order: Tensor) -> None:
         own = w.to(self.x.dtype).index_select(1, order)
         engine.set_weights(own.data_ptr())
+
+    def _add_gradients(self, tile: Tile, s: Tensor, scored: bool, dx: Tensor | None, dy: Tensor | None) -> None:
+        """Turn a tile into dL/d(inner product), and add its products."""
+        live = self.engine.coefficients(
+            s.data_ptr(), s.stride(0), tile.i0, tile.i1, tile.j0, tile.j1, tile.mirror, scored, self.both_roles
+        )
+        if live:
+            self._add_products(tile, s, dx, dy)
 
     def _add_products(self, tile: Tile, h: Tensor, dx: Tensor | None, dy: Tensor | None) -> None:
         rows, cols = slice(tile.i0, tile.i1), slice(tile.j0, tile.j1)
