@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "../engine/math.h"
@@ -54,6 +55,42 @@ T exp_sum(const T* z, int64_t count, T shift) {
 #pragma omp simd reduction(+ : sum)
   for (int64_t j = 0; j < count; ++j) sum += exp_of(z[j] - shift);
   return sum;
+}
+
+// Calls body(k), with a constant of the type where k is 2, 3 or 4.
+template <typename F>
+void with_few(int64_t k, F&& body) {
+  switch (k) {
+    case 2:
+      return body(std::integral_constant<int64_t, 2>{});
+    case 3:
+      return body(std::integral_constant<int64_t, 3>{});
+    case 4:
+      return body(std::integral_constant<int64_t, 4>{});
+    default:
+      return body(k);
+  }
+}
+
+// Numbers of n classes with k centres each, class by class, to centre by centre. Where k is known a compiler turns them in
+// registers.
+template <typename T>
+void by_center(const T* from, int64_t k, int64_t n, T* to) {
+  const auto turn = [&](auto centers) {
+    for (int64_t j = 0; j < n; ++j)
+      for (int64_t q = 0; q < centers; ++q) to[q * n + j] = from[j * centers + q];
+  };
+  with_few(k, turn);
+}
+
+// And back.
+template <typename T>
+void by_class(const T* from, int64_t k, int64_t n, T* to) {
+  const auto turn = [&](auto centers) {
+    for (int64_t j = 0; j < n; ++j)
+      for (int64_t q = 0; q < centers; ++q) to[j * centers + q] = from[q * n + j];
+  };
+  with_few(k, turn);
 }
 
 // The scores of one row and a chunk of classes, and the way back from the pooled ones.
@@ -120,8 +157,8 @@ class Chunk {
       T* share = share_.data() + q * n;
 #pragma omp simd
       for (int64_t j = 0; j < n; ++j) share[j] = share[j] * inverse[j] * (T(1) + sharpness_ * (s[j] - pooled[j])) * c[j];
-      for (int64_t j = 0; j < n; ++j) scores_[j * k + q] = share[j];
     }
+    by_class(share_.data(), k, n, scores_.data());
     return scores_.data();
   }
 
@@ -165,10 +202,10 @@ class Chunk {
   void pool_soft() {
     const int64_t k = maths_.centers, n = count();
     T *top = top_.data(), *sum = inverse_.data(), *mean = pooled_.data();
+    by_center(scores_.data(), k, n, turned_.data());
     std::fill_n(top, n, -kInf<T>);
     for (int64_t q = 0; q < k; ++q) {
-      T* s = turned_.data() + q * n;
-      for (int64_t j = 0; j < n; ++j) s[j] = scores_[j * k + q];
+      const T* s = turned_.data() + q * n;
 #pragma omp simd
       for (int64_t j = 0; j < n; ++j) top[j] = s[j] * sharpness_ > top[j] ? s[j] * sharpness_ : top[j];
     }
