@@ -55,5 +55,6 @@ PYBIND11_MODULE(_C, m) {
   pml_fast::bind_knn(m);
   pml_fast::bind_classes(m);
   pml_fast::bind_histogram(m);
+  pml_fast::bind_label_sets(m);
   m.def("threads_from", &pml_fast::parallel_runtime, "What runs the threads: 'openmp' (the one torch loaded) or 'serial'.");
 }

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pml_fast import _extension, distances, explain, losses, reducers
+from pml_fast import _extension, distances, explain, losses, reducers, use
 from pml_fast.engine import grad_sum, recompute
 from pml_fast.engine import label_sets as sets_of_labels
 from pml_fast.losses import multi_supcon_loss
@@ -165,11 +165,18 @@ def label_sets(n: int, seed: int = 0) -> Tensor:
     return sets
 
 
+class OwnMean(reducers.DoNothingReducer):
+    """A reducer that must see every loss."""
+
+    def forward(self, loss_dict: Any, embeddings: Tensor, labels: Tensor) -> Any:
+        return super().forward(loss_dict, embeddings, labels)["loss"]["losses"].mean()
+
+
 @pytest.mark.parametrize("kept", [0, recompute.KEPT_ELEMENTS])
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize("itself", [True, False])
 def test_multi_supcon_is_its_definition(threshold: float, itself: bool, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With positives listed or in strips, and a single strip computed again or kept."""
+    """With positives listed or in strips, a single strip computed again or kept; and reduced inside the operator or not."""
     monkeypatch.setattr(multi_supcon_loss, "KEPT_ELEMENTS", kept)
     if kept:
         monkeypatch.setattr(grad_sum, "STRIP_ELEMENTS", 1 << 20)
@@ -177,8 +184,12 @@ def test_multi_supcon_is_its_definition(threshold: float, itself: bool, kept: in
     y, ref_sets = (x, sets) if itself else (rows(15), label_sets(15, 1))
     loss = losses.MultiSupConLoss(0.2, threshold, reducer=reducers.MeanReducer())
     want = dense_multi(loss, x, y, sets, ref_sets, itself).mean()
-    got = loss(x, sets) if itself else loss(x, sets, ref_emb=y, ref_labels=ref_sets)
-    same_with_gradients(got, want, *((x,) if itself else (x, y)))
+    for folded in (True, False):
+        loss.reducer = reducers.MeanReducer() if folded else OwnMean()
+        for backend in ("auto", "chunked"):
+            with use(backend=backend):
+                got = loss(x, sets) if itself else loss(x, sets, ref_emb=y, ref_labels=ref_sets)
+            same_with_gradients(got, want, *((x,) if itself else (x, y)))
 
 
 def test_explain_takes_label_sets(lists_of_few: None) -> None:
@@ -197,9 +208,9 @@ def test_positives_by_shared_labels_are_those_of_all_similarities(itself: bool, 
     others = sets if itself else (torch.rand(41, 9) < 0.25).double()
     sets[3] = 0
     others[5] = 0
-    sets, others = (sets_of_labels.with_empty_sets(part.bool()) for part in (sets, others))
-    found = sets_of_labels.alike_pairs(sets, others, threshold, itself, torch.float64)
-    sets, others = sets.double(), others.double()
+    masks = sets.bool()
+    found = sets_of_labels.alike_pairs(masks, masks if itself else others.bool(), threshold, itself, torch.float64)
+    sets, others = (sets_of_labels.with_empty_sets(part.bool()).double() for part in (sets, others))
     common, size, other_size = sets @ others.T, sets.sum(dim=1, keepdim=True), others.sum(dim=1)
     weight = sets_of_labels.jaccard(common, size, other_size)
     alike = weight >= threshold
@@ -344,9 +355,14 @@ def test_plans_and_explanations_tell_how_they_run(monkeypatch: pytest.MonkeyPatc
         assert (plan.mode, plan.engine) == ("fused", "pairwise")
         assert any("factor and a feature of the rows" in note for note in plan.notes)
     assert losses.CLIPLoss(reducer=reducers.DoNothingReducer()).plan(call).mode == "partly fused"
-    assert losses.MultiSupConLoss().plan(call).engine == "strips"
+    # A list of so few pairs is worth its while where one call takes it.
+    one_call = _extension.load() is not None
+    assert losses.MultiSupConLoss().plan(call).engine == ("pairwise" if one_call else "strips")
+    assert losses.MultiSupConLoss(reducer=reducers.DoNothingReducer()).plan(call).engine == "strips"
     monkeypatch.setattr(multi_supcon_loss, "KEPT_ELEMENTS", 0)
     plan = losses.MultiSupConLoss().plan(call)
+    assert (plan.mode, plan.engine) == ("fused", "pairwise")
+    plan = losses.MultiSupConLoss(reducer=reducers.DoNothingReducer()).plan(call)
     assert (plan.mode, plan.engine) == ("partly fused", "pairwise")
     assert losses.MultiSupConLoss(threshold=0).plan(call).engine == "strips"
     labels = torch.arange(8) // 2

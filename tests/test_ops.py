@@ -151,6 +151,9 @@ def op_calls(itself: bool, score: Score) -> Iterator[tuple[str, tuple[Any, ...]]
         listed = (i, j, j.roll(1), keep, own, [0.1, smooth], s, itself, MEAN)
         yield "listed_triplet_loss", (x, y, *listed, True, True)
         yield "listed_triplet_loss", (a, b, *listed, False, False)
+    for reduced, need in ((Fold("threshold", low=0.0), True), (Fold("per_anchor", inner=Fold()), False)):
+        targets = (j, i, torch.rand(14), 0.5, s, itself, reduced.encode())
+        yield "soft_target_loss", (x, y, *targets, need, True) if need else (a, b, *targets, False, False)
     yield "listed_scores", (x, y, i, j, s)
     yield "listed_grads", (a, b, i, j, s, torch.rand(14), True, False)
     yield "strip_base", (x, y, s)
@@ -192,10 +195,10 @@ def test_schema_fake_and_autograd_of_every_operator(itself: bool, score: Score, 
     assert seen == registered
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["pairwise_loss", "logit_loss", "pairwise_rows", "triplet_loss", "listed_scores", "histogram_loss", "class_scores"],
-)
+DYNAMIC = ["pairwise_loss", "logit_loss", "pairwise_rows", "triplet_loss", "listed_scores", "histogram_loss", "class_scores"]
+
+
+@pytest.mark.parametrize("name", [*DYNAMIC, "soft_target_loss"])
 @pytest.mark.parametrize("itself", [True, False])
 def test_operators_under_aot_autograd_with_dynamic_shapes(name: str, itself: bool) -> None:
     args = next(args for found, args in op_calls(itself, COSINE) if found == name)

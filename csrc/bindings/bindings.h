@@ -58,5 +58,6 @@ void bind_strip(pybind11::module_& m);
 void bind_knn(pybind11::module_& m);
 void bind_classes(pybind11::module_& m);
 void bind_histogram(pybind11::module_& m);
+void bind_label_sets(pybind11::module_& m);
 
 }  // namespace pml_fast

@@ -105,6 +105,24 @@ struct SmallTriplets {
 PML_FAST_FOR_EACH_ISA(bool small_listed_triplets(const SmallPairs& pairs, const SmallTriplets& list, void* loss, void* dx,
                                                  bool is_double);)
 
+// The targets of a softmax over a row's columns (y null for the batch itself, without the row), listed in the order of the
+// rows.
+struct SmallTargets {
+  const void* y;  // [M, D]
+  int64_t m;
+  const int64_t *row, *column;
+  const void* target;  // [count]
+  int64_t count;
+  double scale;  // of the scores
+  SmallTerm term;
+  Limits limits;
+};
+
+// Cross-entropies sum_k target[k] (log sum_j exp(scale score[j]) - scale score[k]) of the rows, reduced to loss[1], and dx [N,
+// D] and dy [M, D] where they are not null.
+PML_FAST_FOR_EACH_ISA(SmallResult small_soft_targets(const SmallBatch& batch, const SmallTargets& targets, void* loss, void* dx,
+                                                     void* dy, bool is_double);)
+
 // dx [N, D] of sum(grad[k] * score[k]).
 PML_FAST_FOR_EACH_ISA(void small_pair_gradients(const SmallPairs& pairs, const void* grad, void* dx, bool is_double);)
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 #include "../runtime/layout.h"
@@ -12,8 +13,8 @@
 namespace pml_fast {
 namespace PML_FAST_ISA {
 
-// Rows in the order of their classes as they are compared, and their gradient: divided by their norms where that is asked for,
-// times a factor, with a further feature where one is given.
+// Rows in the order of their classes (without labels: in their own) as they are compared, and their gradient: divided by their
+// norms where that is asked for, times a factor, with a further feature where one is given.
 template <typename T>
 struct SortedSet {
   SortedSet(const void* x, const int64_t* labels, int64_t n, int64_t d, bool normalize, T factor = T(1),
@@ -26,7 +27,10 @@ struct SortedSet {
         order(n),
         rows(n * width),
         norm(n, T(1)) {
-    class_order(labels, n, order.data());
+    if (labels == nullptr)
+      std::iota(order.begin(), order.end(), int64_t{0});
+    else
+      class_order(labels, n, order.data());
     for (int64_t i = 0; i < n; ++i) {
       const T* from = static_cast<const T*>(x) + order[i] * d;
       T* to = row(i);

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from pml_fast.distances import CosineSimilarity
 from pml_fast.engine import listed
+from pml_fast.engine.cpu import small_targets
 from pml_fast.engine.fold import Fold, reduce_rows
 from pml_fast.engine.label_sets import AlikePairs, alike_pairs, jaccard, with_empty_sets
 from pml_fast.engine.lazy import LazyIndices
-from pml_fast.engine.plan import MATERIALISED, PARTLY, Call, Plan, overridden, reduction_of
+from pml_fast.engine.plan import FUSED, MATERIALISED, PARTLY, Call, Plan, overridden, reduction_of
 from pml_fast.engine.recompute import KEPT_ELEMENTS, over_rows, strip_scores, unit
 from pml_fast.engine.score import Score, compute_type
-from pml_fast.engine.spec import Term
+from pml_fast.engine.soft_targets import TERM, own_labels, soft_target_loss
 from pml_fast.engine.specs import LogSumExp
 from pml_fast.engine.views import ListedSide
 from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction, LossDict, prepare_call
@@ -68,7 +69,8 @@ class MultiSupConLoss(BaseMetricLossFunction):
             return Plan(MATERIALISED, "dense", notes=[note])
         if call.indices is not None:
             return Plan(PARTLY, "indexed", None, self.distance.engine_score(), notes=["only the listed pairs are compared"])
-        if not self._lists(len(call.embeddings) * len(call.ref_emb)):
+        fold = self._fold()
+        if not self._lists(call, fold):
             notes = [
                 "a strip of scores and label similarities at a time, computed again in the backward",
                 "one loss a row is reduced in torch",
@@ -78,9 +80,11 @@ class MultiSupConLoss(BaseMetricLossFunction):
             "the log-sum-exp of every row comes out of the sweep",
             "positives are listed by the labels they share, which waits for the device; where too many do, strips of label "
             "similarities take the place of both",
-            "one loss a row is reduced in torch",
         ]
-        return Plan(PARTLY, "pairwise", LogSumExp(self.temperature), self.distance.engine_score(), notes=notes)
+        spec, score = LogSumExp(self.temperature), self.distance.engine_score()
+        if fold is None:
+            return Plan(PARTLY, "pairwise", spec, score, notes=[*notes, "one loss a row is reduced in torch"])
+        return Plan(FUSED, "pairwise", spec, score, [fold], notes=[*notes, "one loss a row is reduced in the operator"])
 
     def forward(
         self,
@@ -101,23 +105,24 @@ class MultiSupConLoss(BaseMetricLossFunction):
         """
         self.reset_stats()
         call = self.read_call(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        loss_dict = self.compute_loss(call.embeddings, call.labels, call.indices, call.ref_emb, call.ref_labels)
         fold = self._fold()
         if fold is not None:
-            losses = loss_dict["loss"]["losses"]
-            loss = reduce_rows(fold, Term("loss", "element"), losses, torch.ones_like(losses), None)[0]
-            return loss + self.embedding_regularization_loss(embeddings)["losses"]
+            loss = self._folded(call, fold)
+            if self.embedding_regularizer is not None:
+                loss = loss + self.embedding_regularization_loss(embeddings)["losses"]
+            return loss
+        loss_dict = self.compute_loss(call.embeddings, call.labels, call.indices, call.ref_emb, call.ref_labels)
         self.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)
         return self.reducer(loss_dict, embeddings, call.labels)
 
     def read_call(self, embeddings: Tensor, labels: Any, indices_tuple: Any, ref_emb: Tensor | None, ref_labels: Any) -> Call:
-        """The checked inputs; labels as a mask ``[N, C + 1]``, of which the last column marks empty sets."""
+        """The checked inputs; label sets as masks ``[N, C]``."""
         itself = ref_emb is None or (ref_emb is embeddings and (ref_labels is None or ref_labels is labels))
         call = prepare_call(embeddings, None, indices_tuple, None if itself else ref_emb, None)
         call.labels = sets = self._sets("labels", labels, call.embeddings)
         call.ref_labels = others = sets if itself else self._sets("ref_labels", ref_labels, call.ref_emb)
         if sets.shape[1] != others.shape[1]:
-            raise ValueError(f"ref_labels must have the labels' {sets.shape[1] - 1} classes, got {others.shape[1] - 1}")
+            raise ValueError(f"ref_labels must have the labels' {sets.shape[1]} classes, got {others.shape[1]}")
         return call
 
     def _fold(self) -> Fold | None:
@@ -128,7 +133,7 @@ class MultiSupConLoss(BaseMetricLossFunction):
         return folds[0] if folds else None
 
     def _sets(self, name: str, labels: Any, embeddings: Tensor) -> Tensor:
-        """Label sets as a mask ``[N, C + 1]``."""
+        """Label sets as a mask ``[N, C]``."""
         n = len(embeddings)
         if torch.is_tensor(labels):
             if labels.ndim != 2 or len(labels) != n:
@@ -138,10 +143,11 @@ class MultiSupConLoss(BaseMetricLossFunction):
                 )
             if self.num_classes is not None and labels.shape[1] != self.num_classes:
                 raise ValueError(f"{name} must have num_classes={self.num_classes} columns, got {labels.shape[1]}")
-            return with_empty_sets(labels.to(embeddings.device) != 0)
+            labels = labels.to(embeddings.device)
+            return labels if labels.dtype == torch.bool else labels != 0
         if not isinstance(labels, Sequence):
             raise TypeError(f"{name} must be a tensor of shape ({n}, num_classes) or a list of class numbers, got {labels!r}")
-        return with_empty_sets(self._from_lists(name, labels, n).to(embeddings.device))
+        return self._from_lists(name, labels, n).to(embeddings.device)
 
     def _from_lists(self, name: str, labels: Sequence[Any], n: int) -> Tensor:
         if self.num_classes is None:
@@ -160,54 +166,78 @@ class MultiSupConLoss(BaseMetricLossFunction):
         self, embeddings: Tensor, labels: Tensor | None, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor | None
     ) -> LossDict:
         """One loss a row."""
-        assert labels is not None and ref_labels is not None
         itself = ref_emb is embeddings and ref_labels is labels
-        score, wide = self.distance.engine_score(), compute_type(embeddings.dtype)
-        if indices_tuple is not None:
-            losses = self._listed_losses(score, Call(embeddings, labels, indices_tuple, ref_emb, ref_labels, itself))
-        elif score is None:
-            score = Score(inverted=self.distance.is_inverted)
-            matrix = self.distance(embeddings, ref_emb).to(wide)
-            losses = self._dense_losses(score, matrix, 0, labels.to(wide), ref_labels.to(wide), itself, self.temperature)
-        elif (
-            self._lists(len(embeddings) * len(ref_emb))
-            and (alike := alike_pairs(labels, ref_labels, self.threshold, itself, wide)) is not None
-        ):
-            losses = self._alike_losses(score, Call(embeddings, labels, None, ref_emb, ref_labels, itself), alike)
-        else:
-            rows, columns = self.distance.engine_rows(embeddings, ref_emb)
-            x = unit(score, rows)
-            y = x if columns is rows else unit(score, columns)
-            wanted, sets = score, labels.to(wide)
-            others = sets if itself else ref_labels.to(wide)
-
-            def strip(first: int, last: int, x: Tensor, y: Tensor, temperature: Tensor) -> Tensor:
-                scores = strip_scores(wanted, x[first:last], y)
-                return self._dense_losses(wanted, scores, first, sets[first:last], others, itself, temperature)
-
-            temperature = torch.as_tensor(self.temperature, dtype=x.dtype, device=x.device)
-            losses = over_rows(strip, len(x), len(y), x, y, temperature)
+        call = Call(embeddings, labels, indices_tuple, ref_emb, ref_labels, itself)
+        losses = self._row_losses(call, self._alike(call, None))
         index = torch.arange(len(embeddings), device=embeddings.device)
         return {"loss": {"losses": losses, "indices": index, "reduction_type": "element"}}
 
-    def _lists(self, pairs: int) -> bool:
-        """Whether positives are listed: not of so few pairs that a strip is quicker, and not in a traced graph, which cannot
-        read their number; a trained temperature has its gradient from the strips."""
-        return (
-            pairs > KEPT_ELEMENTS
-            and not torch.compiler.is_compiling()
-            and self.threshold > 0
-            and not isinstance(self.temperature, Tensor)
-        )
+    def _folded(self, call: Call, fold: Fold) -> Tensor:
+        """The reduced loss."""
+        alike = self._alike(call, fold)
+        score = self.distance.engine_score()
+        if alike is not None and score is not None:
+            # What each row's targets sum to is known before the sweep.
+            target = alike.weight / self._counts(alike, len(call.embeddings))[alike.row]
+            rows = self.distance.engine_rows(call.embeddings, call.ref_emb)
+            return soft_target_loss(*rows, alike.row, alike.column, target, self.temperature, score, call.itself, fold)
+        losses = self._row_losses(call, None)
+        return reduce_rows(fold, TERM, losses, torch.ones_like(losses), None)[0]
+
+    def _alike(self, call: Call, fold: Fold | None) -> AlikePairs | None:
+        """The positives, where they are listed."""
+        assert call.labels is not None and call.ref_labels is not None
+        if call.indices is not None or self.distance.engine_score() is None or not self._lists(call, fold):
+            return None
+        wide = compute_type(call.embeddings.dtype)
+        return alike_pairs(call.labels, call.ref_labels, self.threshold, call.itself, wide)
+
+    def _lists(self, call: Call, fold: Fold | None) -> bool:
+        """Whether positives are listed: not of so few pairs that a strip is quicker, unless one call then does it all, and not
+        in a traced graph, which cannot read their number; a trained temperature has its gradient from the strips."""
+        if torch.compiler.is_compiling() or self.threshold == 0 or isinstance(self.temperature, Tensor):
+            return False
+        x, y, score = call.embeddings, None if call.itself else call.ref_emb, self.distance.engine_score()
+        if len(x) * len(call.ref_emb) > KEPT_ELEMENTS:
+            return True
+        return fold is not None and score is not None and small_targets.takes(x, y, score, fold)
+
+    def _row_losses(self, call: Call, alike: AlikePairs | None) -> Tensor:
+        """One loss a row; ``alike`` are all positives, ``None`` where strips find them."""
+        score, wide = self.distance.engine_score(), compute_type(call.embeddings.dtype)
+        if call.indices is not None:
+            return self._listed_losses(score, call)
+        if alike is not None and score is not None:
+            return self._alike_losses(score, call, alike)
+        assert call.labels is not None and call.ref_labels is not None
+        sets = with_empty_sets(call.labels).to(wide)
+        others = sets if call.itself else with_empty_sets(call.ref_labels).to(wide)
+        if score is None:
+            score = Score(inverted=self.distance.is_inverted)
+            matrix = self.distance(call.embeddings, call.ref_emb).to(wide)
+            return self._dense_losses(score, matrix, 0, sets, others, call.itself, self.temperature)
+        rows, columns = self.distance.engine_rows(call.embeddings, call.ref_emb)
+        x = unit(score, rows)
+        y = x if columns is rows else unit(score, columns)
+        wanted = score
+
+        def strip(first: int, last: int, x: Tensor, y: Tensor, temperature: Tensor) -> Tensor:
+            scores = strip_scores(wanted, x[first:last], y)
+            return self._dense_losses(wanted, scores, first, sets[first:last], others, call.itself, temperature)
+
+        temperature = torch.as_tensor(self.temperature, dtype=x.dtype, device=x.device)
+        return over_rows(strip, len(x), len(y), x, y, temperature)
+
+    def _counts(self, alike: AlikePairs, n: int) -> Tensor:
+        """How many positives each row has."""
+        return torch.bincount(alike.row, minlength=n)
 
     def _alike_losses(self, score: Score, call: Call, alike: AlikePairs) -> Tensor:
         """One loss a row, given all its positives."""
         x, y = self.distance.engine_rows(call.embeddings, call.ref_emb)
         n = len(x)
-        # No two rows have the same label, so that a row's positives, which take longer, are none.
-        own = torch.arange(n, device=x.device)
-        others = own if call.itself else torch.full_like(own[:1], n).expand(len(y)).contiguous()
-        apart = Call(call.embeddings, own, None, call.ref_emb, others, call.itself)
+        labels, others = own_labels(n, len(y), call.itself, x.device)
+        apart = Call(call.embeddings, labels, None, call.ref_emb, others, call.itself)
         log_all = pair_row_losses(LogSumExp(self.temperature), score, None, apart, x, y)[0]
         pos = ListedSide(listed.engine_scorer(x, y, score)(alike.row, alike.column), alike.row, n)
         total = pos.sum(alike.weight * (pos.spread(log_all) - pos.s * (score.sign / self.temperature)))
@@ -245,7 +275,7 @@ class MultiSupConLoss(BaseMetricLossFunction):
         else:
             scorer = listed.engine_scorer(*self.distance.engine_rows(call.embeddings, call.ref_emb), score)
         view = listed.listed_view(lists, scorer, len(call.embeddings), call.itself)
-        sets, others = call.labels[lists.a1], call.ref_labels[lists.p]
+        sets, others = (with_empty_sets(part[k]) for part, k in ((call.labels, lists.a1), (call.ref_labels, lists.p)))
         weight = jaccard(*(part.sum(dim=1, dtype=view.pos.s.dtype) for part in (sets & others, sets, others)))
         pos, scale = view.pos, score.sign / self.temperature
         count = pos.count()

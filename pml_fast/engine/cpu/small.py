@@ -26,7 +26,7 @@ from pml_fast.engine.spec import pair_spec
 LARGEST = 512
 
 # What a compiled pair loss says of itself.
-_REFUSED, _NOTHING = 0, 1
+REFUSED, NOTHING = 0, 1
 # Triplets beyond which a list is worth more than one thread.
 MOST_LISTED = 1 << 14
 
@@ -135,10 +135,10 @@ def pair_loss(
         how.bidirectional, trained, total.data_ptr(), terms.data_ptr(), dx.data_ptr(), dy.data_ptr(),
         by_log_scale.data_ptr(), by_bias.data_ptr(), wide == torch.float64,
     )  # fmt: skip
-    if result == _REFUSED:
+    if result == REFUSED:
         return None
     grads = dx, dy, by_log_scale, by_bias
-    if result == _NOTHING:
+    if result == NOTHING:
         for grad in grads:
             grad.masked_fill_(~grad.isfinite(), 0.0)
     if x.dtype != wide:
