@@ -64,12 +64,15 @@ def _relative(found: np.ndarray, exact: np.ndarray) -> float:
 class Strip:
     """Cosines [R, N] of R anchors with the whole batch and the masks of their positives and negatives.
 
-    Losses that count their terms above zero count those above edge.
+    Losses that count their terms above zero count those above edge. anchors [R] are rows of the batch, whose embeddings [N, D]
+    have no gradient.
     """
 
     scores: Tensor
     positive: Tensor
     negative: Tensor
+    anchors: Tensor
+    embeddings: Tensor
     edge: float = 0.0
 
     def distances(self) -> Tensor:
@@ -115,7 +118,7 @@ def _multi_similarity_mined(strip: Strip) -> Terms:
     strongest = torch.where(strip.negative, scores, -INFINITY).amax(dim=1, keepdim=True)
     kept_positive = strip.positive & (scores - 0.1 < strongest)
     kept_negative = strip.negative & (scores + 0.1 > weakest)
-    return _multi_similarity(Strip(strip.scores, kept_positive, kept_negative))
+    return _multi_similarity(replace(strip, positive=kept_positive, negative=kept_negative))
 
 
 def _circle(strip: Strip) -> Terms:
@@ -153,6 +156,17 @@ def _triplet_all(strip: Strip) -> Terms:
     return [(sums.sum(), active.sum())]
 
 
+def _angular_mined(strip: Strip) -> Terms:
+    """The triplets whose angle at the negative exceeds 20 degrees; distances as torch's pairwise_distance takes them."""
+    distances, rows, eps = strip.distances(), strip.embeddings, 1e-6
+    anchor, positive = strip.positive.nonzero(as_tuple=True)
+    own, other = rows[strip.anchors[anchor]], rows[positive]
+    height = torch.cdist((own + other) / 2 - eps, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    angle = torch.atan((own - other + eps).norm(dim=1, keepdim=True) / (2 * height))
+    mined = strip.negative[anchor] & (angle > math.radians(20))
+    return [_positive_terms((distances[anchor, positive].unsqueeze(1) - distances[anchor] + 0.05)[mined], strip.edge)]
+
+
 FORMULAS: dict[str, Callable[[Strip], Terms]] = {
     "supcon": _supcon,
     "ntxent": _ntxent,
@@ -162,6 +176,9 @@ FORMULAS: dict[str, Callable[[Strip], Terms]] = {
     "contrastive": _contrastive,
     "batch_hard_triplet": _batch_hard_triplet,
     "triplet_all": _triplet_all,
+    # The miner leaves out triplets that are right by more than its margin of 0.2, which the loss, with 0.05, does not count.
+    "triplet_margin_mined": _triplet_all,
+    "angular_mined": _angular_mined,
 }
 
 
@@ -174,7 +191,7 @@ def answer(operation: str, embeddings: Tensor, labels: Tensor, edge: float = 0.0
     counts: list[int] = []
     gradients: list[Tensor] = []
     for rows in _strips(labels):
-        for i, (total, count) in enumerate(FORMULAS[operation](replace(_strip(fixed, labels, rows), edge=edge))):
+        for i, (total, count) in enumerate(FORMULAS[operation](replace(_strip(fixed, labels, rows, leaf.detach()), edge=edge))):
             if i == len(sums):
                 sums, counts, gradients = [*sums, 0.0], [*counts, 0], [*gradients, torch.zeros_like(fixed)]
             sums[i] += float(total.detach())
@@ -216,7 +233,7 @@ def supcon_sampled(embeddings: Tensor, labels: Tensor, temperature: float = 0.1)
     positive_sums = (unit * (class_sums[labels] - unit)).sum(dim=1) / temperature
     row_losses = log_sums - positive_sums / positives
     chosen = torch.linspace(0, n - 1, min(SAMPLED_ROWS, n), device=unit.device).long()
-    strip = _strip(unit, labels, chosen)
+    strip = _strip(unit, labels, chosen, embeddings.detach().double())
     scores = strip.scores / temperature
     other = strip.positive | strip.negative
     weight = torch.where(other, torch.exp(scores - log_sums[chosen, None]) + torch.exp(scores - log_sums), 0.0)
@@ -233,7 +250,7 @@ def _strips(labels: Tensor) -> list[Tensor]:
     return list(torch.arange(n, device=labels.device).split(max(1, STRIP_ELEMENTS // n)))
 
 
-def _strip(unit: Tensor, labels: Tensor, rows: Tensor) -> Strip:
+def _strip(unit: Tensor, labels: Tensor, rows: Tensor, embeddings: Tensor) -> Strip:
     same = labels[rows, None] == labels
     itself = rows[:, None] == torch.arange(len(labels), device=rows.device)
-    return Strip(unit[rows] @ unit.T, same & ~itself, ~same)
+    return Strip(unit[rows] @ unit.T, same & ~itself, ~same, rows, embeddings)

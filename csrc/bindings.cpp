@@ -52,6 +52,7 @@ PYBIND11_MODULE(_C, m) {
   pml_fast::bind_small(m);
   pml_fast::bind_row_functions(m);
   pml_fast::bind_strip(m);
+  pml_fast::bind_score_strip(m);
   pml_fast::bind_knn(m);
   pml_fast::bind_classes(m);
   pml_fast::bind_histogram(m);

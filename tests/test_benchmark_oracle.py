@@ -79,6 +79,15 @@ def test_both_libraries_give_the_same_float64_answer(operation: str) -> None:
     assert gradient < 1e-7
 
 
+@pytest.mark.parametrize("operation", ["angular_mined", "triplet_margin_mined"])
+def test_formulas_of_mined_triplets_are_the_peers(operation: str) -> None:
+    case = Case(operation, 48, 4)
+    theirs, own = library_oracle.answer(case, case.inputs(1), library_oracle.PML), run_oracle(case, replace(SETUP, seed=1))
+    value, gradient = theirs.errors(own.value, own.gradient)
+    assert value < 1e-9
+    assert gradient < 1e-7
+
+
 def test_gradients_of_parameters_are_compared() -> None:
     case = tiny("arcface")
     truth, probe = run_oracle(case, SETUP, library_oracle.PML), run_probe(case, "pml_fast/auto", SETUP)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pml_fast import distances, miners
 from pml_fast.engine import grad_sum
-from pml_fast.miners import uniform_histogram_miner
 from pml_fast.utils.index_types import PairIndices, TripletIndices
 
 PEER = pytorch_metric_learning.miners
@@ -228,5 +227,4 @@ def test_the_draw_does_not_depend_on_the_strips(name: str, m: int | None, monkey
     want = getattr(miners, name)(seed=1)(*data)
     for size in (1, 100, 200):
         monkeypatch.setattr(grad_sum, "STRIP_ELEMENTS", size)
-        monkeypatch.setattr(uniform_histogram_miner, "STRIP_ELEMENTS", size)
         assert same(getattr(miners, name)(seed=1)(*data), want)

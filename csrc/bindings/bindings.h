@@ -55,6 +55,7 @@ void bind_indexed(pybind11::module_& m);
 void bind_small(pybind11::module_& m);
 void bind_row_functions(pybind11::module_& m);
 void bind_strip(pybind11::module_& m);
+void bind_score_strip(pybind11::module_& m);
 void bind_knn(pybind11::module_& m);
 void bind_classes(pybind11::module_& m);
 void bind_histogram(pybind11::module_& m);

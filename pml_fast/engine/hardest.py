@@ -7,92 +7,23 @@ one more finds the ties and the neighbours of the threshold. Nothing waits for t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from pml_fast.engine.cpu import small
-from pml_fast.engine.grad_sum import strips
-from pml_fast.engine.materialise import prepared_rows
+from pml_fast.engine.cpu import score_strips, small
 from pml_fast.engine.operator import define
-from pml_fast.engine.problem import same_labels
+from pml_fast.engine.pair_set import PairSet, ScoreStrip
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.settings import math_precision
-from pml_fast.engine.strips import powered, strip_base
 from pml_fast.utils.index_types import PairIndices
 
 DIGIT_BITS = 16
 DIGITS = 1 << DIGIT_BITS
 INT64 = torch.iinfo(torch.int64)
-
-
-@dataclass
-class Strip:
-    """Rows ``first ..`` against columns ``column ..``: hardness and mask ``[2, n, m]`` of positives and of negatives."""
-
-    first: int
-    column: int
-    hardness: Tensor
-    there: Tensor
-
-
-@dataclass
-class PairSet:
-    """All pairs of a batch, in strips.
-
-    A batch against itself under a symmetric score is seen from one side of the diagonal only: a pair and its mirror image
-    then tie exactly, however a product rounds.
-    """
-
-    x: Tensor
-    y: Tensor
-    labels: Tensor
-    ref_labels: Tensor
-    score: Score
-    itself: bool
-
-    @property
-    def mirrored(self) -> bool:
-        """Whether a strip holds one of each two pairs that mirror each other."""
-        return self.itself and self.score.symmetric
-
-    @property
-    def wide(self) -> torch.dtype:
-        """The type of scores."""
-        return compute_type(self.x.dtype)
-
-    def strips(self) -> Iterator[Strip]:
-        """The strips, computed as they are asked for."""
-        x, y = prepared_rows((self.x, self.y), self.score)
-        for first, last in strips(x.shape[0], y.shape[0]):
-            column = first if self.mirrored else 0
-            s = powered(self.score, strip_base(self.score, x[first:last], y[column:]))
-            same = same_labels(self.labels[first:last], self.ref_labels[column:])
-            there = torch.stack([same, ~same])
-            if self.mirrored:
-                there = there.triu(1)
-            elif self.itself:
-                own = torch.arange(first, last, device=s.device).unsqueeze(1) == torch.arange(s.shape[1], device=s.device)
-                there = there & ~own
-            # Adding 0 makes one zero of the two.
-            signed = self.score.sign * s + 0.0
-            yield Strip(first, column, torch.stack([0.0 - signed, signed]), there)
-
-    def repeatable(self) -> Iterable[Strip]:
-        """The strips for several sweeps: a single one is kept, more are computed again."""
-        ranges = strips(self.x.shape[0], self.y.shape[0])
-        single = next(ranges, None) is None or next(ranges, None) is None
-        return list(self.strips()) if single else _Again(self)
-
-
-@dataclass
-class _Again:
-    pairs: PairSet
-
-    def __iter__(self) -> Iterator[Strip]:
-        return self.pairs.strips()
 
 
 # ---- the threshold -----------------------------------------------------------------------------------------------------------
@@ -113,22 +44,63 @@ def _value(key: Tensor, dtype: torch.dtype) -> Tensor:
     return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(torch.int32).view(torch.float32)
 
 
-def _count_digits(strip: Strip, key: Tensor, shift: int, prefix: Tensor | None) -> Tensor:
-    """``[2, DIGITS]``: how many pairs of each side have each value of the digit at ``shift`` behind ``prefix [2]``."""
-    counted = strip.there & ~torch.isnan(strip.hardness)
-    digit = key >> shift
-    if prefix is None:
-        # The topmost digit carries the sign.
-        digit = digit + DIGITS // 2
-    else:
-        counted = counted & ((digit >> DIGIT_BITS) == prefix.view(2, 1, 1))
-        digit = digit & (DIGITS - 1)
-    # One bin too many takes what is not counted; the sides lie one behind the other.
-    side = torch.tensor([0, DIGITS + 1], device=key.device).view(2, 1, 1)
-    digit = torch.where(counted, digit, DIGITS) + side
-    counts = torch.zeros(2 * (DIGITS + 1), dtype=torch.int64, device=key.device)
-    counts.scatter_add_(0, digit.flatten(), torch.ones(1, dtype=torch.int64, device=key.device).expand(digit.numel()))
-    return counts.view(2, -1)[:, :DIGITS]
+class Folds(Protocol):
+    """What a sweep takes out of a strip; the tensors handed over are added to, or moved."""
+
+    def count_digits(self, strip: ScoreStrip, shift: int, prefix: Tensor | None, counts: Tensor, total: Tensor) -> None:
+        """``counts [2, DIGITS]``: how many pairs of each side have each value of the digit at ``shift`` behind ``prefix [2]``;
+        ``total [2]``: how many pairs there are."""
+        ...
+
+    def find_neighbours(self, strip: ScoreStrip, key: Tensor, ties: Tensor, below: Tensor, above: Tensor) -> None:
+        """Each row's pairs ``ties [2, N]`` that tie with ``key [2]``; the next easier and the next harder key ``[2]``."""
+        ...
+
+
+class TorchFolds:
+    """The folds on any device."""
+
+    def __init__(self, pairs: PairSet) -> None:
+        self.pairs = pairs
+
+    def _hardness(self, strip: ScoreStrip) -> Tensor:
+        """``[2, n, m]``: how hard each pair is as a positive and as a negative one."""
+        # Adding 0 makes one zero of the two.
+        signed = self.pairs.score.sign * strip.scores + 0.0
+        return torch.stack([0.0 - signed, signed])
+
+    def count_digits(self, strip: ScoreStrip, shift: int, prefix: Tensor | None, counts: Tensor, total: Tensor) -> None:
+        for part in strip.parts():
+            there, hardness = self.pairs.sides(part), self._hardness(part)
+            total += there.sum(dim=(1, 2))
+            counted = there & ~torch.isnan(hardness)
+            digit = _ordered(hardness) >> shift
+            if prefix is None:
+                # The topmost digit carries the sign.
+                digit = digit + DIGITS // 2
+            else:
+                counted &= (digit >> DIGIT_BITS) == prefix.view(2, 1, 1)
+                digit = digit & (DIGITS - 1)
+            # One bin too many takes what is not counted; the sides lie one behind the other.
+            side = torch.tensor([0, DIGITS + 1], device=digit.device).view(2, 1, 1)
+            place = (torch.where(counted, digit, DIGITS) + side).flatten()
+            own = torch.zeros(2 * (DIGITS + 1), dtype=torch.int64, device=digit.device)
+            own.scatter_add_(0, place, torch.ones(1, dtype=torch.int64, device=digit.device).expand(len(place)))
+            counts += own.view(2, -1)[:, :DIGITS]
+
+    def find_neighbours(self, strip: ScoreStrip, key: Tensor, ties: Tensor, below: Tensor, above: Tensor) -> None:
+        at = key.view(2, 1, 1)
+        for part in strip.parts():
+            hardness = self._hardness(part)
+            there = self.pairs.sides(part) & ~torch.isnan(hardness)
+            keys = _ordered(hardness)
+            tied = there & (keys == at)
+            ties[:, part.first : part.first + keys.shape[1]] += tied.sum(dim=2)
+            if self.pairs.mirrored:
+                ties[:, part.column :] += tied.sum(dim=1)
+            if keys.shape[2] > 0:
+                below.copy_(torch.maximum(below, torch.where(there & (keys < at), keys, INT64.min).amax(dim=(1, 2))))
+                above.copy_(torch.minimum(above, torch.where(there & (keys > at), keys, INT64.max).amin(dim=(1, 2))))
 
 
 @dataclass
@@ -139,7 +111,7 @@ class Threshold:
     ties: Tensor
 
 
-def _find_threshold(pairs: PairSet, sweeps: Iterable[Strip], share: float) -> Threshold:
+def _find_threshold(pairs: PairSet, folds: Folds, sweeps: Iterable[ScoreStrip], share: float) -> Threshold:
     device, wide = pairs.x.device, pairs.wide
     times = 2 if pairs.mirrored else 1
     prefix, left = None, torch.zeros(2, dtype=torch.int64, device=device)
@@ -147,11 +119,11 @@ def _find_threshold(pairs: PairSet, sweeps: Iterable[Strip], share: float) -> Th
         counts = torch.zeros(2, DIGITS, dtype=torch.int64, device=device)
         total = torch.zeros(2, dtype=torch.int64, device=device)
         for strip in sweeps:
-            counts += times * _count_digits(strip, _ordered(strip.hardness), shift, prefix)
-            total += times * strip.there.sum(dim=(1, 2))
+            folds.count_digits(strip, shift, prefix, counts, total)
+        counts *= times
         if prefix is None:
             # NaN is never mined; it counts among the pairs that the share is of.
-            left = torch.minimum(torch.ceil(total.double() * share).to(torch.int64), counts.sum(dim=1))
+            left = torch.minimum(torch.ceil((times * total).double() * share).to(torch.int64), counts.sum(dim=1))
         # Number of pairs with this digit or a higher one.
         from_here = counts.flip(1).cumsum(1).flip(1)
         digit = (from_here >= left.unsqueeze(1)).sum(dim=1) - 1
@@ -162,21 +134,12 @@ def _find_threshold(pairs: PairSet, sweeps: Iterable[Strip], share: float) -> Th
     return Threshold(prefix, left)
 
 
-def _neighbours(pairs: PairSet, sweeps: Iterable[Strip], key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _neighbours(pairs: PairSet, folds: Folds, sweeps: Iterable[ScoreStrip], key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Each row's pairs that tie with the threshold ``[2, N]``; the next easier and the next harder key ``[2]``."""
     ties = torch.zeros(2, pairs.x.shape[0], dtype=torch.int64, device=key.device)
     below, above = torch.full_like(key, INT64.min), torch.full_like(key, INT64.max)
-    at = key.view(2, 1, 1)
     for strip in sweeps:
-        there = strip.there & ~torch.isnan(strip.hardness)
-        keys = _ordered(strip.hardness)
-        tied = there & (keys == at)
-        ties[:, strip.first : strip.first + keys.shape[1]] += tied.sum(dim=2)
-        if pairs.mirrored:
-            ties[:, strip.column :] += tied.sum(dim=1)
-        if keys.shape[2] > 0:
-            below = torch.maximum(below, torch.where(there & (keys < at), keys, INT64.min).amax(dim=(1, 2)))
-            above = torch.minimum(above, torch.where(there & (keys > at), keys, INT64.max).amin(dim=(1, 2)))
+        folds.find_neighbours(strip, key, ties, below, above)
     return ties, below, above
 
 
@@ -197,8 +160,9 @@ def _hardest_rule(
         return small.hardest(x, x_labels, pairs.score, share)
     with math_precision():
         sweeps = pairs.repeatable()
-        threshold = _find_threshold(pairs, sweeps, share)
-        ties, below, above = _neighbours(pairs, sweeps, threshold.key)
+        folds: Folds = score_strips.CompiledFolds(pairs) if score_strips.applies(pairs) else TorchFolds(pairs)
+        threshold = _find_threshold(pairs, folds, sweeps, share)
+        ties, below, above = _neighbours(pairs, folds, sweeps, threshold.key)
     wide = pairs.wide
     at = _value(threshold.key, wide)
     any_below, any_above = below != INT64.min, above != INT64.max
@@ -267,8 +231,8 @@ def _found(pairs: PairSet, rule: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Anchors, others and hardness of the positives and of the negatives inside the rule, in no order."""
     parts: list[list[tuple[Tensor, Tensor, Tensor]]] = [[], []]
     with math_precision():
-        for strip in pairs.strips():
-            s = pairs.score.sign * strip.hardness[1]
+        for strip in (part for whole in pairs.strips() for part in whole.parts()):
+            s, there = strip.scores + 0.0, pairs.sides(strip)
             rows, cols = slice(strip.first, strip.first + s.shape[0]), slice(strip.column, None)
             for side in (0, 1):
                 low, high = rule[2 * side], rule[2 * side + 1]
@@ -276,8 +240,9 @@ def _found(pairs: PairSet, rule: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
                 if pairs.mirrored:
                     seen.append(((s >= low[cols]) & (s <= high[cols]), True))
                 for inside, mirror in seen:
-                    i, j = torch.nonzero(inside & strip.there[side], as_tuple=True)
-                    hardness = strip.hardness[side][i, j]
+                    i, j = torch.nonzero(inside & there[side], as_tuple=True)
+                    # Hard positives have small scores, signed as similarities are, hard negatives large ones.
+                    hardness = (pairs.score.sign if side == 1 else -pairs.score.sign) * s[i, j]
                     i, j = i + strip.first, j + strip.column
                     parts[side].append((j, i, hardness) if mirror else (i, j, hardness))
     none = torch.empty(0, dtype=torch.int64, device=pairs.x.device)

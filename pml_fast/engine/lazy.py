@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pml_fast.engine.hardest import PairSet, hardest_pairs
+from pml_fast.engine.hardest import hardest_pairs
 from pml_fast.engine.materialise import rule_pairs, selected_triplets
+from pml_fast.engine.pair_set import PairSet
 from pml_fast.engine.score import Score
 from pml_fast.utils.index_types import PairIndices, TripletIndices
 

@@ -31,7 +31,7 @@ def strip_squares(x: Tensor, y: Tensor, exact: bool) -> Tensor:
     norms = x.square().sum(dim=1, keepdim=True) + y.square().sum(dim=1)
     square = torch.addmm(norms, x, y.T, alpha=-2.0).clamp_(min=0)
     if exact:
-        i, j = torch.nonzero(square < NEAR * norms, as_tuple=True)
+        i, j = torch.nonzero(square < norms.mul_(NEAR), as_tuple=True)
         for part_i, part_j in zip(i.split(65536), j.split(65536), strict=True):
             square[part_i, part_j] = (x[part_i] - y[part_j]).square().sum(dim=1)
     return square

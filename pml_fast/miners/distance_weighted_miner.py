@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from pml_fast.distances import LpDistance
+from pml_fast.engine.grad_sum import STRIP_ELEMENTS
 from pml_fast.engine.materialise import masked_strips
+from pml_fast.engine.pair_set import PART
 from pml_fast.engine.settings import math_precision
 from pml_fast.miners.base_miner import Mining
 from pml_fast.miners.drawn_miner import DrawnMiner, uniform
@@ -60,12 +62,17 @@ class DistanceWeightedMiner(DrawnMiner):
             for first, last, d, _, neg in masked_strips(
                 mining.labels, mining.ref_labels, mining.rows, mining.score, mining.source.itself
             ):
-                ends = torch.searchsorted(anchor, torch.tensor([first, last], device=anchor.device)).tolist()
-                mine = slice(*ends)
-                if ends[0] == ends[1]:
-                    continue
-                cumulative = self._weights(d.double(), neg, dim).cumsum(dim=1)
-                result[mine] = _invert(cumulative, anchor[mine] - first, u[mine])
+                # Weights are float64, and take a dozen temporaries: a few rows of the strip at a time.
+                step = max(1, STRIP_ELEMENTS // PART // max(d.shape[1], 1))
+                for start in range(first, last, step):
+                    rows = slice(start - first, start - first + step)
+                    bounds = torch.tensor([start, min(last, start + step)], device=anchor.device)
+                    ends = torch.searchsorted(anchor, bounds).tolist()
+                    mine = slice(*ends)
+                    if ends[0] == ends[1]:
+                        continue
+                    cumulative = self._weights(d[rows].double(), neg[rows], dim).cumsum(dim=1)
+                    result[mine] = _invert(cumulative, anchor[mine] - start, u[mine])
         return result
 
     def _weights(self, d: Tensor, neg: Tensor, dim: int) -> Tensor:
