@@ -152,7 +152,7 @@ def op_calls(itself: bool, score: Score) -> Iterator[tuple[str, tuple[Any, ...]]
         yield "listed_triplet_loss", (x, y, *listed, True, True)
         yield "listed_triplet_loss", (a, b, *listed, False, False)
     for reduced, need in ((Fold("threshold", low=0.0), True), (Fold("per_anchor", inner=Fold()), False)):
-        targets = (j, i, torch.rand(14), 0.5, s, itself, reduced.encode())
+        targets = (j, i, torch.rand(14), 0.5, s, itself, itself and need, reduced.encode())
         yield "soft_target_loss", (x, y, *targets, need, True) if need else (a, b, *targets, False, False)
     yield "listed_scores", (x, y, i, j, s)
     yield "listed_grads", (a, b, i, j, s, torch.rand(14), True, False)

@@ -33,13 +33,17 @@ FOLDS = {
 TEMPERATURE = 0.4
 
 
-def drawn(n: int, m: int, itself: bool, d: int = 7) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+# What the columns are to the rows: a row of theirs is a column of its own, is none, or they are others.
+SETS = {"with itself": (True, True), "others": (True, False), "two sets": (False, False)}
+
+
+def drawn(n: int, m: int, itself: bool, own: bool = False, d: int = 7) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Rows, columns, and targets of most rows."""
     x = torch.randn(n, d, dtype=torch.float64).requires_grad_()
     y = x if itself else torch.randn(m, d, dtype=torch.float64).requires_grad_()
     mask = torch.rand(n, len(y)) < 0.2
     mask[n // 2] = False
-    if itself:
+    if itself and not own:
         mask.fill_diagonal_(False)
     row, column = mask.nonzero(as_tuple=True)
     return x, y, row, column, torch.rand(len(row), dtype=torch.float64)
@@ -50,21 +54,26 @@ def scores_of(score: Score, x: Tensor, y: Tensor) -> Tensor:
         x, y = (torch.nn.functional.normalize(part, dim=1) for part in (x, y))
     if score.kind == "dot":
         return x @ y.T
-    # The root of 0 has no gradient; rows here differ.
+    # The root of 0 has no gradient, nor has a row's distance from itself.
     difference = (x[:, None] - y[None]).abs()
-    apart = difference + (difference.sum(dim=2, keepdim=True) == 0)
-    return (apart**score.p).sum(dim=2) ** (score.power / score.p)
+    same = (difference == 0).all(dim=2)
+    distance = ((difference + same.unsqueeze(2)) ** score.p).sum(dim=2) ** (score.power / score.p)
+    return distance.masked_fill(same, 0.0)
 
 
-def row_losses(x: Tensor, y: Tensor, row: Tensor, column: Tensor, target: Tensor, score: Score, itself: bool) -> Tensor:
+def row_losses(
+    x: Tensor, y: Tensor, row: Tensor, column: Tensor, target: Tensor, score: Score, itself: bool, own: bool
+) -> Tensor:
     logits = score.sign / TEMPERATURE * scores_of(score, x, y)
-    seen = logits.masked_fill(torch.eye(len(x), dtype=torch.bool), float("-inf")) if itself else logits
+    seen = logits.masked_fill(torch.eye(len(x), dtype=torch.bool), float("-inf")) if itself and not own else logits
     log_all = torch.logsumexp(seen, dim=1)
     return torch.zeros(len(x), dtype=x.dtype).index_add(0, row, target * (log_all[row] - logits[row, column]))
 
 
-def plain(x: Tensor, y: Tensor, row: Tensor, column: Tensor, target: Tensor, score: Score, itself: bool, fold: Fold) -> Tensor:
-    losses = row_losses(x, y, row, column, target, score, itself)
+def plain(
+    x: Tensor, y: Tensor, row: Tensor, column: Tensor, target: Tensor, score: Score, itself: bool, fold: Fold, own: bool = False
+) -> Tensor:
+    losses = row_losses(x, y, row, column, target, score, itself, own)
     if fold.kind == "threshold":
         losses = losses[(losses > fold.low) & (losses < fold.high)]
     return losses.sum() if fold.kind == "sum" or (fold.inner and fold.inner.kind == "sum") else losses.mean()
@@ -79,30 +88,33 @@ def agree(got: Tensor, want: Tensor, *leaves: Tensor) -> None:
 
 
 @pytest.mark.parametrize("way", ["auto", "tiles", "chunked"])
-@pytest.mark.parametrize("itself", [True, False])
+@pytest.mark.parametrize("sets", SETS)
 @pytest.mark.parametrize("fold", [*FOLDS, "between"])
 @pytest.mark.parametrize("score", SCORES)
-def test_it_is_its_definition(score: str, fold: str, itself: bool, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_its_definition(score: str, fold: str, sets: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one call, or a sweep of either backend."""
     if way == "tiles":
         monkeypatch.setattr(small, "LARGEST", 0)
-    inputs = drawn(37, 26, itself)
+    itself, own = SETS[sets]
+    inputs = drawn(37, 26, itself, own)
     # Limits that leave out some of the losses at either end.
-    ends = row_losses(*inputs, SCORES[score], itself).detach().quantile(torch.tensor([0.3, 0.8], dtype=torch.float64)).tolist()
-    given = SCORES[score], itself, Fold("threshold", *ends) if fold == "between" else FOLDS[fold]
+    losses = row_losses(*inputs, SCORES[score], itself, own).detach()
+    ends = losses.quantile(torch.tensor([0.3, 0.8], dtype=torch.float64)).tolist()
+    given = SCORES[score], itself, Fold("threshold", *ends) if fold == "between" else FOLDS[fold], own
     with use(backend="chunked" if way == "chunked" else "auto"):
         got = soft_target_loss(*inputs, TEMPERATURE, *given)
     agree(got, plain(*inputs, *given), *inputs[: 1 if itself else 2])
 
 
 @pytest.mark.skipif(_extension.load() is None, reason="the extension is not built")
-@pytest.mark.parametrize("itself", [True, False])
+@pytest.mark.parametrize("sets", SETS)
 @pytest.mark.parametrize("score", ["cosine", "dot", "l2", "unit l2", "l2 squared"])
-def test_a_small_batch_takes_one_call(score: str, itself: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_batch_takes_one_call(score: str, sets: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On more than one thread, and with columns in several blocks."""
     monkeypatch.setattr(soft_targets, "both", None)
-    inputs = drawn(300, 270, itself, 110)
-    given = SCORES[score], itself, Fold()
+    itself, own = SETS[sets]
+    inputs = drawn(300, 270, itself, own, 110)
+    given = SCORES[score], itself, Fold(), own
     agree(soft_target_loss(*inputs, TEMPERATURE, *given), plain(*inputs, *given), *inputs[: 1 if itself else 2])
 
 

@@ -73,13 +73,13 @@ void hardest(Address x, Address labels, int64_t n, int64_t d, const std::string&
   PML_FAST_DISPATCH(small_hardest(batch, share, at<void>(rule), at<int64_t>(cut), is_double));
 }
 
-int soft_targets(Address x, int64_t n, int64_t d, Address y, int64_t m, const std::string& distance, bool normalize,
+int soft_targets(Address x, int64_t n, int64_t d, Address y, int64_t m, bool own, const std::string& distance, bool normalize,
                  int threads, Address row, Address column, Address target, int64_t count, double scale, const std::string& fold,
                  std::pair<double, double> limits, Address loss, Address dx, Address dy, bool is_double) {
   const SmallBatch batch{at<void>(x), nullptr, nullptr, n,   d,   distance_named(distance),
                          normalize,   false,   dx != 0, 1.0, 0.0, threads};
-  const SmallTargets targets{at<void>(y), m,     at<int64_t>(row), at<int64_t>(column),        at<void>(target),
-                             count,       scale, {fold, true},     open_intervals({limits})[0]};
+  const SmallTargets targets{at<void>(y),      m,     own,   at<int64_t>(row), at<int64_t>(column),
+                             at<void>(target), count, scale, {fold, true},     open_intervals({limits})[0]};
   py::gil_scoped_release release;
   return static_cast<int>(
       PML_FAST_DISPATCH(small_soft_targets(batch, targets, at<void>(loss), at<void>(dx), at<void>(dy), is_double)));

@@ -105,11 +105,11 @@ struct SmallTriplets {
 PML_FAST_FOR_EACH_ISA(bool small_listed_triplets(const SmallPairs& pairs, const SmallTriplets& list, void* loss, void* dx,
                                                  bool is_double);)
 
-// The targets of a softmax over a row's columns (y null for the batch itself, without the row), listed in the order of the
-// rows.
+// The targets of a softmax over a row's columns (y null for the batch itself), listed in the order of the rows.
 struct SmallTargets {
   const void* y;  // [M, D]
   int64_t m;
+  bool own;  // of the batch itself: each row is a column of its own
   const int64_t *row, *column;
   const void* target;  // [count]
   int64_t count;

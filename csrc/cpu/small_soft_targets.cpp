@@ -25,6 +25,7 @@ class SoftTargets {
   SoftTargets(const SmallBatch& batch, const SmallTargets& list)
       : t_(list),
         itself_(list.y == nullptr),
+        others_(itself_ && !list.own),
         n_(batch.n),
         m_(itself_ ? batch.n : list.m),
         d_(batch.d),
@@ -86,13 +87,13 @@ class SoftTargets {
  private:
   SortedSet<T>& columns() { return itself_ ? x_ : *y_; }
 
-  // The row's loss and, kept, the logarithm of its sum. A row is no column of its own.
+  // The row's loss and, kept, the logarithm of its sum.
   T cross_entropy(int64_t i, const T* s) {
     const T scale = scale_, least = minus_infinity<T>();
     T top = least, sum = T(0);
     const auto over_others = [&](auto&& part) {
-      part(0, itself_ ? i : m_);
-      if (itself_) part(i + 1, m_);
+      part(0, others_ ? i : m_);
+      if (others_) part(i + 1, m_);
     };
     over_others([&](int64_t from, int64_t to) {
       T most = least;
@@ -125,7 +126,7 @@ class SoftTargets {
     const T scale = scale_, log_all = log_all_[i];
 #pragma omp simd
     for (int64_t j = 0; j < m_; ++j) s[j] = share * exp_of(scale * s[j] - log_all);
-    if (itself_) s[i] = T(0);
+    if (others_) s[i] = T(0);
     for (int64_t k = first_[i]; k < first_[i + 1]; ++k) s[t_.column[k]] -= w * target_[k];
     if (distance_ == Distance::kDot) return T(0);
     T own = T(0);
@@ -144,7 +145,7 @@ class SoftTargets {
   }
 
   const SmallTargets& t_;
-  bool itself_;
+  bool itself_, others_;  // one set; a row is no column of its own
   int64_t n_, m_, d_;
   Distance distance_;
   int threads_;

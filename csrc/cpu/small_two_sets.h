@@ -10,7 +10,6 @@
 
 #include "small_fold.h"
 #include "sorted_set.h"
-#include "symmetric.h"
 
 namespace pml_fast {
 namespace PML_FAST_ISA {
@@ -53,25 +52,6 @@ struct Anchors {
   std::unique_ptr<PairEngine> engine;
 };
 
-// The gradient of both roles of a set that is rows and columns, left in x: one product with the coefficients and their
-// transpose, where two sets take two.
-template <typename T>
-void merged_gradient(PairEngine& engine, const T* tile, SortedSet<T>& x, SortedSet<T>& y, bool live, int threads) {
-  const int64_t n = x.n, d = x.width;
-  std::vector<int64_t> in_x(n), place(n);
-  for (int64_t i = 0; i < n; ++i) in_x[x.order[i]] = i;
-  for (int64_t j = 0; j < n; ++j) place[j] = in_x[y.order[j]];
-  const std::unique_ptr<T[]> sum(new T[n * n]);
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t j = 0; j < n; ++j) sum[i * n + place[j]] = tile[i * n + j];
-  add_transpose(sum.get(), n, threads);
-  T* grad = x.gradient({sum.get(), n, 1}, x, live, threads);
-  std::vector<T> columns(n * d, T(0));
-  engine.finish_gradients(grad, columns.data());
-  for (int64_t j = 0; j < n; ++j)
-    for (int64_t k = 0; k < d; ++k) grad[place[j] * d + k] += columns[j * d + k];
-}
-
 template <typename T>
 bool run_two_sets(const SmallBatch& batch, const SmallLoss& loss, T* terms_out, const SmallOutputs& out) {
   const int64_t n = batch.n, m = loss.m;
@@ -101,13 +81,6 @@ bool run_two_sets(const SmallBatch& batch, const SmallLoss& loss, T* terms_out, 
   rows.engine->set_weights(rows.weights.data());
   if (loss.bidirectional) columns.engine->set_weights(columns.weights.data());
   const bool live = rows.engine->coefficients(tile.get(), m, 0, n, 0, m, m, true, loss.bidirectional);
-  const bool one_set = loss.y == batch.x && n == m && loss.scale == 1 && !loss.biased && !loss.bidirectional;
-  if (one_set && by_log_scale == nullptr && dx != nullptr && dy != nullptr) {
-    merged_gradient(*rows.engine, tile.get(), x, y, live, threads);
-    x.write_gradient(dx);
-    std::fill_n(dy, n * batch.d, T(0));
-    return true;
-  }
   T* x_grad = need_x ? x.gradient({tile.get(), m, 1}, y, live, threads) : nullptr;
   T* y_grad = dy == nullptr ? nullptr : y.gradient({tile.get(), 1, m}, x, live, threads);
   rows.engine->finish_gradients(x_grad, y_grad);

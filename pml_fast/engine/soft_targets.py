@@ -67,63 +67,71 @@ class _Targets:
 
 
 def _soft_target_loss(
-    x: Tensor, y: Tensor, row: Tensor, column: Tensor, target: Tensor, temperature: float, score: str, itself: bool, fold: str,
-    need_x: bool, need_y: bool,
+    x: Tensor, y: Tensor, row: Tensor, column: Tensor, target: Tensor, temperature: float, score: str, itself: bool, own: bool,
+    fold: str, need_x: bool, need_y: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     sc, reduction = Score.decode(score), Fold.decode(fold)
     scale = sc.sign / temperature
     if small_targets.takes(x, None if itself else y, sc, reduction):
         other = None if itself else small_targets.Side(y, need_y)
-        targets = small_targets.Targets(row, column, target, scale)
+        targets = small_targets.Targets(row, column, target, scale, own)
         done = small_targets.soft_target_loss(x, other, targets, sc, reduction, need_x)
         if done is not None:
             return done
     with math_precision():
         rows, cols = both(x, y, itself, sc)
-        listed = _Targets(sc, rows, cols, row, column)
-        s = listed.scores()
+        # A row's score with itself is listed behind the targets, and takes its part in the sum from there.
+        itself_too = torch.arange(len(x) if own else 0, device=x.device)
+        listed = _Targets(sc, rows, cols, torch.cat([row, itself_too]), torch.cat([column, itself_too]))
+        s, own_logits = listed.scores().split([len(row), len(itself_too)])
+        own_logits = own_logits * scale
         labels = own_labels(len(x), len(y), itself, x.device)
         limits = [Fold().pair_limits()]
         problem = PairProblem(LogSumExp(temperature), sc, rows.x, cols.x, *labels, itself, None, limits)
         backend = dispatch.select(problem)
         problem = prepared(problem, backend, rows, cols)
         state = backend.pair_rows(problem, need_x, need_y)
-        nothing = torch.zeros_like(state.rows[0, 0])
-        values = add_at(nothing, row, target * (state.rows[0, 0][row] - scale * s))
+        others = state.rows[0, 0]
+        log_all = torch.logaddexp(others, own_logits) if own else others
+        values = add_at(torch.zeros_like(others), row, target * (log_all[row] - scale * s))
         loss, w = reduce_rows(reduction, TERM, values, torch.ones_like(values), None)
         dx = dy = None
         if need_x or need_y:
             w_all = w * add_at(torch.zeros_like(values), row, target)
+            by_listed = -scale * target * w[row]
+            if own:
+                share = torch.exp(own_logits - log_all)
+                by_listed, w_all = torch.cat([by_listed, scale * w_all * share]), w_all * torch.exp(others - log_all)
             dx, dy = backend.pair_grads(problem, state, w_all.unsqueeze(0), need_x, need_y)
             del state
-            listed.add_gradients(-scale * target * w[row], dx, dy)
+            listed.add_gradients(by_listed, dx, dy)
         on_host = getattr(backend, "on_host", False)
         return loss, settled(loss, rows.back(dx), on_host), settled(loss, cols.back(dy), on_host)
 
 
 def _soft_target_loss_fake(
-    x: Tensor, y: Tensor, row: Tensor, column: Tensor, target: Tensor, temperature: float, score: str, itself: bool, fold: str,
-    need_x: bool, need_y: bool,
+    x: Tensor, y: Tensor, row: Tensor, column: Tensor, target: Tensor, temperature: float, score: str, itself: bool, own: bool,
+    fold: str, need_x: bool, need_y: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     loss = x.new_empty((), dtype=compute_type(x.dtype))
     return loss, grad_like(x, need_x), grad_like(y, need_y and not shared(itself, score))
 
 
 def _context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, score, itself, _, need_x, need_y = inputs[5:]
+    _, score, itself, _, _, need_x, need_y = inputs[5:]
     ctx.needed = need_x, need_y and not shared(itself, score)
     ctx.save_for_backward(*output[1:])
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
-    return (*((None, None) if grad_loss is None else scaled(ctx, grad_loss)), *(None,) * 9)
+    return (*((None, None) if grad_loss is None else scaled(ctx, grad_loss)), *(None,) * 10)
 
 
 define(
     "soft_target_loss",
-    "(Tensor x, Tensor y, Tensor row, Tensor column, Tensor target, float temperature, str score, bool itself, str fold, "
-    "bool need_x, bool need_y) -> (Tensor, Tensor, Tensor)",
+    "(Tensor x, Tensor y, Tensor row, Tensor column, Tensor target, float temperature, str score, bool itself, bool own, "
+    "str fold, bool need_x, bool need_y) -> (Tensor, Tensor, Tensor)",
     _soft_target_loss,
     _soft_target_loss_fake,
 )
@@ -140,15 +148,17 @@ def soft_target_loss(
     score: Score,
     itself: bool,
     fold: Fold,
+    own: bool = False,
 ) -> Tensor:
     """``sum_k target_k (log sum_j exp(s_ij / t) - s_ik / t)`` of each row, reduced.
 
     ``row`` (in order), ``column`` and ``target`` are ``[K]``; targets have no gradient. A row without targets has a loss of 0.
-    The rows ``x [N, D]`` and columns ``y [M, D]`` are one set where ``itself``, and then no row is a column of its own.
+    The rows ``x [N, D]`` and columns ``y [M, D]`` are one set where ``itself``; then no row is a column of its own, unless
+    ``own`` says that each is.
     """
     need = torch.is_grad_enabled()
     loss, *_ = torch.ops.pml_fast.soft_target_loss(
-        x, y, row, column, target, temperature, score.encode(), itself, fold.encode(), need and x.requires_grad,
+        x, y, row, column, target, temperature, score.encode(), itself, own, fold.encode(), need and x.requires_grad,
         need and y.requires_grad,
     )  # fmt: skip
     return loss

@@ -8,21 +8,14 @@ import torch
 from torch import Tensor
 
 from pml_fast.distances import CosineSimilarity
-from pml_fast.engine.fold import reduce_rows
 from pml_fast.engine.label_ranks import label_ranks
-from pml_fast.engine.listed import engine_scorer
-from pml_fast.engine.plan import PARTLY, Call, Plan, reduction_of
-from pml_fast.engine.score import Score
-from pml_fast.engine.spec import Term
+from pml_fast.engine.plan import FUSED, Call, Plan
+from pml_fast.engine.score import compute_type
+from pml_fast.engine.soft_targets import soft_target_loss
 from pml_fast.engine.specs import LogSumExp, SupCon
 from pml_fast.losses.row_softmax import RowSoftmaxLoss, Softmax
-from pml_fast.losses.spec_pair_loss import pair_row_losses
 from pml_fast.reducers import BaseReducer, MeanReducer
 from pml_fast.utils import common_functions as c_f
-
-TERM = Term("loss", "element")
-# Rows from which on a sweep that reads each score once for both of its rows is worth a list of the targets.
-LARGE = 512
 
 
 class InstanceLoss(RowSoftmaxLoss):
@@ -59,33 +52,24 @@ class InstanceLoss(RowSoftmaxLoss):
     def plan(self, call: Call) -> Plan:
         _check(call)
         plan = super().plan(call)
-        if not plan.folds or not isinstance(plan.spec, SupCon) or len(call.embeddings) < LARGE:
+        if not plan.folds or not isinstance(plan.spec, SupCon) or plan.folds[0].weighs:
             return plan
         notes = [
-            "the log-sum-exp over the other rows comes out of the sweep, in which a score serves both of its rows",
-            "targets and each row's score with itself are listed; one loss a row is reduced in torch",
+            "a score serves both of its rows; targets and, where the batch is large, each row's score with itself are listed",
+            "losses are reduced inside the operator; no pair is named",
         ]
-        return Plan(PARTLY, "pairwise", LogSumExp(plan.spec.temperature), plan.score, notes=notes)
+        return Plan(FUSED, "pairwise", LogSumExp(plan.spec.temperature), plan.score, plan.folds, notes=notes)
 
     def run_plan(self, plan: Plan, call: Call) -> Tensor | None:
-        if not isinstance(plan.spec, LogSumExp) or plan.score is None:
+        if not isinstance(plan.spec, LogSumExp) or plan.score is None or not plan.folds:
             return super().run_plan(plan, call)
-        folds = reduction_of(self.reducer, ["loss"]).folds
-        assert folds is not None
-        losses = self._listed_targets(plan.spec, plan.score, call)
-        weights = folds[0].row_weights(call.labels, losses.dtype)
-        return reduce_rows(folds[0], TERM, losses, torch.ones_like(losses), weights)[0]
-
-    def _listed_targets(self, spec: LogSumExp, score: Score, call: Call) -> Tensor:
-        """One loss a row."""
         assert call.labels is not None
         x, _ = self.distance.engine_rows(call.embeddings, call.ref_emb)
-        # Every row is a class of its own, so that all others are its negatives.
-        own = torch.arange(len(x), device=x.device)
-        others = pair_row_losses(spec, score, None, Call(call.embeddings, own, None, call.embeddings, own, True), x, x)[0]
-        scores = engine_scorer(x, x, score)(torch.cat([own, own]), torch.cat([own, label_ranks(call.labels)]))
-        itself, target = (scores * (score.sign / spec.temperature)).split(len(x))
-        return torch.logaddexp(others, itself) - target
+        rank = label_ranks(call.labels)
+        one = torch.ones(len(x), dtype=compute_type(x.dtype), device=x.device)
+        return soft_target_loss(
+            x, x, torch.arange(len(x), device=x.device), rank, one, plan.spec.temperature, plan.score, True, plan.folds[0], True
+        )  # fmt: skip
 
     def words(self) -> str:
         return "every row against every row, itself among them"

@@ -122,8 +122,7 @@ def pair_loss(
     other = other_labels = None
     trained: tuple[float, ...] = ()
     if columns is not None:
-        # One tensor as both sets stays one.
-        other, other_labels, _ = _inputs(rows if columns.y is x else columns.y, columns.labels, None)
+        other, other_labels, _ = _inputs(columns.y, columns.labels, None)
         trained = columns.trained
         dy = torch.empty_like(other) if columns.need else dy
         by_log_scale = rows.new_empty(()) if columns.need_scale else by_log_scale

@@ -26,12 +26,14 @@ class Side:
 
 @dataclass(frozen=True)
 class Targets:
-    """Targets of a softmax over scores times ``scale``: ``row`` (in order), ``column`` and ``target``, ``[K]``."""
+    """Targets of a softmax over scores times ``scale``: ``row`` (in order), ``column`` and ``target``, ``[K]``. Of one set
+    each row is a column of its ``own``, or none."""
 
     row: Tensor
     column: Tensor
     target: Tensor
     scale: float
+    own: bool
 
 
 def takes(x: Tensor, y: Tensor | None, score: Score, fold: Fold) -> bool:
@@ -53,7 +55,7 @@ def soft_target_loss(
     dy = torch.empty_like(columns) if columns is not None and other is not None and other.need else rows.new_empty(0)
     to, m = (0, 0) if columns is None else (columns.data_ptr(), len(columns))
     result = extension().small_soft_targets(
-        rows.data_ptr(), *rows.shape, to, m, distance_name(score), score.normalize, torch.get_num_threads(), row.data_ptr(),
+        rows.data_ptr(), *rows.shape, to, m, targets.own, distance_name(score), score.normalize, torch.get_num_threads(), row.data_ptr(),
         column.data_ptr(), target.data_ptr(), len(row), targets.scale, fold.kind, fold.pair_limits(), loss.data_ptr(),
         dx.data_ptr(), dy.data_ptr(), rows.dtype == torch.float64,
     )  # fmt: skip
