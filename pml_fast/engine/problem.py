@@ -42,6 +42,7 @@ class PairProblem(Compared):
     ``levels`` ``[N]`` are what each row adds to the parameter that the spec names as its ``level``.
     ``bidirectional`` says that the columns, another set, are anchors as well: each has the spec's loss over the rows. The spec
     is then a :class:`pml_fast.engine.spec.SoftmaxSpec`, and there is no rule.
+    ``beside`` is how many bytes the caller holds through the sweeps: that much less is kept from one for the next.
     """
 
     spec: PairSpec
@@ -57,6 +58,7 @@ class PairProblem(Compared):
     y_norm: Tensor | None = None
     levels: Tensor | None = None
     bidirectional: bool = False
+    beside: int = 0
 
     @property
     def forth(self) -> PairProblem:

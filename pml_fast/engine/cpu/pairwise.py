@@ -68,7 +68,8 @@ class Sweep:
         self.engine.score_positives()
         if self.columns is not None:
             self.columns.score_positives()
-        room = kept_bytes(self.x) if keep else 0
+        beside = problem.beside if isinstance(problem, PairProblem) else 0
+        room = kept_bytes(self.x, beside) if keep else 0
         for _ in range(self.engine.sweeps):
             for tile in self.tiles():
                 s = self.kept.get((tile.i0, tile.j0))
@@ -181,6 +182,7 @@ class Sweep:
             dy[cols].addmm_(h.t(), self.x[rows])
 
 
-def kept_bytes(x: Tensor) -> int:
-    """How many bytes of scores a step over the sorted rows ``x`` may keep."""
-    return max(0, min(KEPT_BYTES, ALLOWANCE - TILE_BYTES - LIBRARY_BYTES - TABLE_BYTES * len(x) - x.numel() * x.element_size()))
+def kept_bytes(x: Tensor, beside: int = 0) -> int:
+    """How many bytes of scores a step over the sorted rows ``x`` may keep where its caller holds some bytes ``beside``."""
+    held = TILE_BYTES + LIBRARY_BYTES + TABLE_BYTES * len(x) + x.numel() * x.element_size() + beside
+    return max(0, min(KEPT_BYTES, ALLOWANCE - held))
