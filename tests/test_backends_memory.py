@@ -48,9 +48,10 @@ STEPS = {
     },
     "RankedListLoss": ("RankedListLoss(0.4, 5)", "loss(x, labels)"),
     "CLIPLoss": ("CLIPLoss()", "loss(x, ref_emb=x.detach().clone())"),
-    # Strips of label similarities, and positives listed by the labels that they share.
+    # Strips of label similarities, and positives listed by the labels that they share: of masks, for numbers would be 16 MiB of
+    # input that is held until the loss returns.
     "MultiSupConLoss": ("MultiSupConLoss(threshold=0)", "loss(x, torch.nn.functional.one_hot(labels % 16))"),
-    "listed_positives": ("MultiSupConLoss()", "loss(x, torch.nn.functional.one_hot(labels % 256))"),
+    "listed_positives": ("MultiSupConLoss()", "loss(x, torch.nn.functional.one_hot(labels % 256).bool())"),
     "two_sets": ("SigLIPLoss()", "loss(x, ref_emb=x.detach().clone())"),
     "mined": ("MultiSimilarityLoss()", "loss(x, labels, miners.MultiSimilarityMiner()(x, labels))"),
     "batch_hard": ("TripletMarginLoss()", "loss(x, labels, miners.BatchHardMiner()(x, labels))"),

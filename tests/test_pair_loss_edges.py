@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pml_fast import _extension, distances, explain, losses, miners, reducers, use
 from pml_fast.engine import grad_sum
-from pml_fast.losses import instance_loss
+from pml_fast.engine.cpu import small
 from pml_fast.losses.base_metric_loss_function import prepare_call
 
 LOSSES: dict[str, Callable[..., Any]] = {
@@ -313,32 +313,39 @@ def test_every_loss_is_explained(name: str) -> None:
         assert said.error is None and said.notes and said.mode in str(said)
 
 
-@pytest.mark.parametrize("backend", ["auto", "chunked", "reference"])
+class OwnMatrix(distances.CosineSimilarity):
+    """Its matrix is materialised."""
+
+    def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
+        return super().compute_mat(query_emb, ref_emb)
+
+
+@pytest.mark.parametrize("way", ["auto", "tiles", "chunked", "reference"])
 @pytest.mark.parametrize("edge", ["random", *(name for name in EDGES if name not in ("empty", "one_row"))])
-def test_a_large_instance_batch_has_the_loss_of_a_small_one(edge: str, backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The log-sum-exp over the other rows and listed targets, against one softmax over all rows."""
+def test_an_instance_batch_is_one_softmax_over_all_rows(edge: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log-sum-exp over the other rows, each row's score with itself and listed targets, against the whole matrix."""
     x, labels = batch(31, classes=9) if edge == "random" else (EDGES[edge][0].double(), EDGES[edge][1])
+    backend: Any = "auto" if way == "tiles" else way
+    if way == "tiles":
+        monkeypatch.setattr(small, "LARGEST", 0)
     weights = torch.linspace(0.5, 2.0, 12)
     reductions = [
         reducers.MeanReducer(), reducers.SumReducer(), reducers.ThresholdReducer(low=0.2), reducers.AvgNonZeroReducer(),
         reducers.ClassWeightedReducer(weights), reducers.PerAnchorReducer(), reducers.DoNothingReducer(),
     ]  # fmt: skip
     for reducer in reductions:
-        loss, found = losses.InstanceLoss(gamma=7, reducer=reducer), []
-        for large in (2, 1000):
-            monkeypatch.setattr(instance_loss, "LARGE", large)
+        found = []
+        for distance in (distances.CosineSimilarity(), OwnMatrix()):
             leaf = x.detach().clone().requires_grad_()
             with use(backend=backend):
-                value = loss(leaf, labels)
+                value = losses.InstanceLoss(gamma=7, reducer=reducer, distance=distance)(leaf, labels)
             if isinstance(value, dict):
                 value = value["loss"]["losses"].sum()
             found.append((value.detach(), torch.autograd.grad(value, leaf)[0]))
         for got, want in zip(*found, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
-    said = explain(losses.InstanceLoss(), x, labels)
-    assert said.mode == "fused"
-    monkeypatch.setattr(instance_loss, "LARGE", 2)
-    assert explain(losses.InstanceLoss(), x, labels).mode == "partly fused"
+    assert explain(losses.InstanceLoss(), x, labels).mode == "fused"
+    assert explain(losses.InstanceLoss(distance=OwnMatrix()), x, labels).mode != "fused"
 
 
 @pytest.mark.parametrize("name", ["n_pairs", "instance"])

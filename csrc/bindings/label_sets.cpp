@@ -2,7 +2,6 @@
 
 #include <pybind11/pybind11.h>
 
-#include <algorithm>
 #include <memory>
 
 #include "bindings.h"
@@ -19,21 +18,17 @@ std::unique_ptr<AlikePairs> find(Address sets, int64_t n, Address others, int64_
 }
 
 void write(const AlikePairs& pairs, Address row, Address column, Address weight, bool is_double) {
-  std::copy(pairs.row.begin(), pairs.row.end(), at<int64_t>(row));
-  std::copy(pairs.column.begin(), pairs.column.end(), at<int64_t>(column));
   if (is_double)
-    std::copy(pairs.weight.begin(), pairs.weight.end(), at<double>(weight));
+    pairs.write(at<int64_t>(row), at<int64_t>(column), at<double>(weight));
   else
-    std::transform(pairs.weight.begin(), pairs.weight.end(), at<float>(weight), [](double w) { return static_cast<float>(w); });
+    pairs.write(at<int64_t>(row), at<int64_t>(column), at<float>(weight));
 }
 
 }  // namespace
 
 void bind_label_sets(py::module_& m) {
   using Release = py::call_guard<py::gil_scoped_release>;
-  py::class_<AlikePairs>(m, "AlikePairs")
-      .def("__len__", [](const AlikePairs& pairs) { return pairs.row.size(); })
-      .def("write", &write);
+  py::class_<AlikePairs>(m, "AlikePairs").def("__len__", &AlikePairs::count).def("write", &write);
   m.def("alike_pairs", &find, Release());
 }
 

@@ -87,7 +87,8 @@ class Search {
         threshold_(rounded(options.threshold)),
         common_(columns.offset.size() - 1, 0) {}
 
-  void add_partners(int64_t i, AlikePairs& out) {
+  void add_partners(int64_t i, AlikePairs::Part& out) {
+    const size_t before = out.column.size();
     met_.clear();
     for (const int32_t* label = rows_.begin(i); label != rows_.end(i); ++label)
       for (const int32_t* j = members_.begin(*label); j != members_.end(*label); ++j)
@@ -100,10 +101,10 @@ class Search {
       const int64_t all = rows_.size(i) + columns_.size(j) - shared;
       const double weight = rounded(static_cast<double>(shared) / static_cast<double>(all));
       if (!(weight >= threshold_)) continue;
-      out.row.push_back(i);
       out.column.push_back(j);
       out.weight.push_back(weight);
     }
+    out.partners.push_back(static_cast<int64_t>(out.column.size() - before));
   }
 
  private:
@@ -116,12 +117,26 @@ class Search {
   std::vector<int32_t> common_, met_;
 };
 
-template <typename V>
-void append(std::vector<V>& to, const std::vector<V>& from) {
-  to.insert(to.end(), from.begin(), from.end());
+}  // namespace
+
+int64_t AlikePairs::count() const {
+  int64_t total = 0;
+  for (const Part& part : parts) total += static_cast<int64_t>(part.column.size());
+  return total;
 }
 
-}  // namespace
+template <typename T>
+void AlikePairs::write(int64_t* row, int64_t* column, T* weight) const {
+  int64_t i = 0;
+  for (const Part& part : parts) {
+    for (const int64_t partners : part.partners) row = std::fill_n(row, partners, i++);
+    column = std::copy(part.column.begin(), part.column.end(), column);
+    weight = std::transform(part.weight.begin(), part.weight.end(), weight, [](double w) { return static_cast<T>(w); });
+  }
+}
+
+template void AlikePairs::write(int64_t*, int64_t*, float*) const;
+template void AlikePairs::write(int64_t*, int64_t*, double*) const;
 
 std::unique_ptr<AlikePairs> alike_pairs(const LabelSets& rows, const LabelSets& columns, const AlikeOptions& options,
                                         int threads) {
@@ -135,18 +150,13 @@ std::unique_ptr<AlikePairs> alike_pairs(const LabelSets& rows, const LabelSets& 
   if (shared > options.most_shared) return nullptr;
   // Few tasks: each has counters of all columns.
   const int64_t each = std::max(kRows, (rows.n + 8 * threads - 1) / (8 * threads));
-  std::vector<AlikePairs> parts((rows.n + each - 1) / each);
+  auto found = std::make_unique<AlikePairs>();
+  found->parts.resize((rows.n + each - 1) / each);
   for_rows(rows.n, each, threads, [&](int64_t task, int64_t first, int64_t last) {
     Search search(own, partners, members, options);
-    for (int64_t i = first; i < last; ++i) search.add_partners(i, parts[task]);
+    for (int64_t i = first; i < last; ++i) search.add_partners(i, found->parts[task]);
   });
-  auto all = std::make_unique<AlikePairs>();
-  for (const AlikePairs& part : parts) {
-    append(all->row, part.row);
-    append(all->column, part.column);
-    append(all->weight, part.weight);
-  }
-  return all;
+  return found;
 }
 
 }  // namespace pml_fast

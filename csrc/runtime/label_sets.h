@@ -14,9 +14,21 @@ struct LabelSets {
 };
 
 // Pairs in the order of their rows, then of their columns, and the Jaccard similarities of their sets.
-struct AlikePairs {
-  std::vector<int64_t> row, column;
-  std::vector<double> weight;
+class AlikePairs {
+ public:
+  int64_t count() const;
+
+  // row [count], column [count], weight [count].
+  template <typename T>
+  void write(int64_t* row, int64_t* column, T* weight) const;
+
+  // The pairs of some rows that follow on those of the part before.
+  struct Part {
+    std::vector<int64_t> partners;  // how many each row has
+    std::vector<int32_t> column;
+    std::vector<double> weight;
+  };
+  std::vector<Part> parts;
 };
 
 struct AlikeOptions {

@@ -43,6 +43,7 @@ class PairProblem(Compared):
     ``bidirectional`` says that the columns, another set, are anchors as well: each has the spec's loss over the rows. The spec
     is then a :class:`pml_fast.engine.spec.SoftmaxSpec`, and there is no rule.
     ``uniform`` says that the rows of a term will all weigh the same.
+    ``beside`` is how many bytes the caller holds through the sweeps: that much less is kept from one for the next.
     """
 
     spec: PairSpec
@@ -59,6 +60,7 @@ class PairProblem(Compared):
     levels: Tensor | None = None
     bidirectional: bool = False
     uniform: bool = False
+    beside: int = 0
 
     @property
     def forth(self) -> PairProblem:

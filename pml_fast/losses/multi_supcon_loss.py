@@ -219,11 +219,12 @@ class MultiSupConLoss(BaseMetricLossFunction):
         rows, columns = self.distance.engine_rows(call.embeddings, call.ref_emb)
         x = unit(score, rows)
         y = x if columns is rows else unit(score, columns)
-        wanted = score
+        # The backward keeps what a strip reads, and no masks.
+        wanted, itself = score, call.itself
 
         def strip(first: int, last: int, x: Tensor, y: Tensor, temperature: Tensor) -> Tensor:
             scores = strip_scores(wanted, x[first:last], y)
-            return self._dense_losses(wanted, scores, first, sets[first:last], others, call.itself, temperature)
+            return self._dense_losses(wanted, scores, first, sets[first:last], others, itself, temperature)
 
         temperature = torch.as_tensor(self.temperature, dtype=x.dtype, device=x.device)
         return over_rows(strip, len(x), len(y), x, y, temperature)

@@ -92,7 +92,9 @@ class Sweep:
         self.engine.end_sweep()
 
     def _fold(self, keep: bool) -> None:
-        room = kept_bytes(self.x) if keep else 0
+        problem = self.problem
+        beside = problem.beside if isinstance(problem, PairProblem) else 0
+        room = kept_bytes(self.x, beside) if keep else 0
         for _ in range(self.engine.sweeps):
             for tile in self.tiles():
                 s = self.kept.get((tile.i0, tile.j0))
@@ -220,6 +222,7 @@ class Sweep:
             dy[cols].addmm_(h.t(), self.x[rows])
 
 
-def kept_bytes(x: Tensor) -> int:
-    """How many bytes of scores a step over the sorted rows ``x`` may keep."""
-    return max(0, min(KEPT_BYTES, ALLOWANCE - TILE_BYTES - LIBRARY_BYTES - TABLE_BYTES * len(x) - x.numel() * x.element_size()))
+def kept_bytes(x: Tensor, beside: int = 0) -> int:
+    """How many bytes of scores a step over the sorted rows ``x`` may keep where its caller holds some bytes ``beside``."""
+    held = TILE_BYTES + LIBRARY_BYTES + TABLE_BYTES * len(x) + x.numel() * x.element_size() + beside
+    return max(0, min(KEPT_BYTES, ALLOWANCE - held))
