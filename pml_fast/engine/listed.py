@@ -30,7 +30,7 @@ def engine_scorer(x: Tensor, y: Tensor, score: Score) -> Scorer:
     """Scores of listed pairs by the indexed engine."""
     text = score.encode()
     # A small set against itself takes one compiled call each way, without an operator.
-    direct = x is y and _is_direct(x, score)
+    direct = x is y and is_direct(x, score)
 
     def scores(i: Tensor, j: Tensor) -> Tensor:
         if i.shape[0] == 0:
@@ -49,7 +49,8 @@ def engine_scorer(x: Tensor, y: Tensor, score: Score) -> Scorer:
     return scores
 
 
-def _is_direct(x: Tensor, score: Score) -> bool:
+def is_direct(x: Tensor, score: Score) -> bool:
+    """Whether a set against itself takes compiled calls without an operator, which costs a small batch more than they do."""
     return are_plain(x) and small.applies(x) and small.has_kernel(score)
 
 
@@ -74,7 +75,7 @@ def closest_scores(x: Tensor, score: Score) -> Tensor:
     """The best score of each row of ``x [N, D]`` with another one ``[N]``; a row without any is compared with itself."""
     # Every row is a class of its own, so that all the others are its negatives.
     own, rows = torch.arange(x.shape[0], device=x.device), x.detach()
-    if _is_direct(x, score):
+    if is_direct(x, score):
         closest = small.closest(rows, score, own)
     else:
         _, closest = torch.ops.pml_fast.row_extremes(
@@ -145,6 +146,9 @@ def _term_rows(view: View, term: Term, given: Tensor | Some, fold: Fold) -> tupl
     kept = inside(loss.detach(), *fold.pair_limits())
     for mask in (side.keep, there):
         kept = kept if mask is None else kept & mask
+    if fold.kind in ("mean", "sum", "threshold"):
+        # All pairs weigh alike, whatever row they are of.
+        return torch.where(kept, loss, 0.0).sum().reshape(1), kept.sum().reshape(1).to(loss.dtype)
     counted = ListedSide(loss, side.row, side.n, kept)
     return counted.sum(loss), counted.count().to(loss.dtype)
 

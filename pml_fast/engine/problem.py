@@ -169,6 +169,16 @@ class ExtremeProblem(Compared):
     x_norm: Tensor | None = None
     y_norm: Tensor | None = None
 
+    @property
+    def rule(self) -> Tensor | None:
+        """The bounds as a rule ``[4, N]``, or ``None`` where there are none."""
+        if self.low is None and self.high is None:
+            return None
+        n, inf = self.x.shape[0], float("inf")
+        low = self.x.new_full((n,), -inf) if self.low is None else self.low
+        high = self.x.new_full((n,), inf) if self.high is None else self.high
+        return torch.stack([low, high, low, high])
+
 
 @dataclass
 class IndexedProblem:

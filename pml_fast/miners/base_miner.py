@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pml_fast.engine.cpu import small
 from pml_fast.engine.lazy import LazyIndices, Source
+from pml_fast.engine.listed import is_direct
+from pml_fast.engine.problem import ExtremeProblem
 from pml_fast.engine.score import Score
 from pml_fast.losses.base_metric_loss_function import prepare_call
 from pml_fast.losses.spec_pair_loss import engine_labels
@@ -93,6 +96,9 @@ class Mining:
     ) -> tuple[Tensor, Tensor]:
         """Value and index (-1 for none) of each row's largest or smallest score over its positives or negatives."""
         x, y = self.rows
+        if self.source.itself and is_direct(x, self.score):
+            own = self.labels, self.ref_labels, True, positive, largest, low, high
+            return small.extremes(ExtremeProblem(self.score, x, y, *own))
         value, index = torch.ops.pml_fast.row_extremes(
             x, y, self.labels, self.ref_labels, low, high, self.score.encode(), self.source.itself, positive, largest
         )

@@ -98,8 +98,8 @@ class CpuBackend:
 
     def extremes(self, problem: ExtremeProblem) -> tuple[Tensor, Tensor]:
         if small.takes(problem):
-            return small.extremes(problem, _extreme_rule(problem))
-        sweep = Sweep(problem, "", [], _extreme_rule(problem))
+            return small.extremes(problem)
+        sweep = Sweep(problem, "", [], problem.rule)
         order = sweep.layout.row_order
         if problem.positive:
             value = sweep.x.new_full((sweep.n,), float("-inf") if problem.largest else float("inf"))
@@ -134,12 +134,3 @@ class CpuBackend:
         self, score: Score, x: Tensor, y: Tensor, i: Tensor, j: Tensor, grad: Tensor, need_x: bool, need_y: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         return listed_grads(score, x, y, i, j, grad, need_x, need_y)
-
-
-def _extreme_rule(problem: ExtremeProblem) -> Tensor | None:
-    if problem.low is None and problem.high is None:
-        return None
-    n, inf = problem.x.shape[0], float("inf")
-    low = problem.x.new_full((n,), -inf) if problem.low is None else problem.low
-    high = problem.x.new_full((n,), inf) if problem.high is None else problem.high
-    return torch.stack([low, high, low, high])

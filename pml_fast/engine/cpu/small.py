@@ -168,9 +168,9 @@ def triplet_loss(
     return loss, loss.reshape(1).clone(), dx.to(x.dtype), rows.new_empty(0, dtype=x.dtype)
 
 
-def extremes(problem: ExtremeProblem, rule: Tensor | None) -> tuple[Tensor, Tensor]:
+def extremes(problem: ExtremeProblem) -> tuple[Tensor, Tensor]:
     """Value and index of each row's extreme score; ``problem`` is one that :func:`takes`."""
-    rows, labels, rule = _inputs(problem.x, problem.x_labels, rule)
+    rows, labels, rule = _inputs(problem.x, problem.x_labels, problem.rule)
     value, index = rows.new_empty(len(rows)), labels.new_empty(len(rows))
     extension().small_extreme(
         rows.data_ptr(), labels.data_ptr(), 0 if rule is None else rule.data_ptr(), rows.shape[0], rows.shape[1],
@@ -193,7 +193,7 @@ def hardest(x: Tensor, labels: Tensor, score: Score, share: float) -> tuple[Tens
 
 def closest(x: Tensor, score: Score, own: Tensor) -> Tensor:
     """The row that scores best with each row, another one (-1 for none); ``own`` is ``0 .. N - 1``."""
-    return extremes(ExtremeProblem(score, x, x, own, own, True, False, score.inverted, None, None), None)[1]
+    return extremes(ExtremeProblem(score, x, x, own, own, True, False, score.inverted, None, None))[1]
 
 
 def _pairs(x: Tensor, score: Score, i: Tensor, j: Tensor) -> Any:
