@@ -55,9 +55,9 @@ def soft_target_loss(
     dy = torch.empty_like(columns) if columns is not None and other is not None and other.need else rows.new_empty(0)
     to, m = (0, 0) if columns is None else (columns.data_ptr(), len(columns))
     result = extension().small_soft_targets(
-        rows.data_ptr(), *rows.shape, to, m, targets.own, distance_name(score), score.normalize, torch.get_num_threads(), row.data_ptr(),
-        column.data_ptr(), target.data_ptr(), len(row), targets.scale, fold.kind, fold.pair_limits(), loss.data_ptr(),
-        dx.data_ptr(), dy.data_ptr(), rows.dtype == torch.float64,
+        rows.data_ptr(), *rows.shape, to, m, targets.own, distance_name(score), score.normalize, torch.get_num_threads(),
+        row.data_ptr(), column.data_ptr(), target.data_ptr(), len(row), targets.scale, fold.kind, fold.pair_limits(),
+        loss.data_ptr(), dx.data_ptr(), dy.data_ptr(), rows.dtype == torch.float64,
     )  # fmt: skip
     if result == small.REFUSED:
         check_pairs(row, column, len(rows), len(rows if columns is None else columns))
