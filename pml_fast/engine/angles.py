@@ -11,7 +11,9 @@ from torch import Tensor
 
 from pml_fast.engine.grad_sum import STRIP_ELEMENTS, strips
 from pml_fast.engine.lazy import LazyIndices, Source, require_unchanged
+from pml_fast.engine.pair_set import PART
 from pml_fast.engine.problem import comparable_mask, same_labels
+from pml_fast.engine.recompute import KEPT_ELEMENTS
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.settings import math_precision
 from pml_fast.engine.strips import strip_base
@@ -25,7 +27,7 @@ PAIRWISE_EPS = 1e-6
 
 
 @dataclass
-class Block:
+class AngleBlock:
     """Some triplets and their angles in radians."""
 
     anchor: Tensor
@@ -46,13 +48,14 @@ class AngularTriplets(LazyIndices):
         super().__init__()
         self.source, self.between, self.threshold = source, between, threshold
 
-    def blocks(self) -> Iterator[Block]:
-        """All triplets, anchor by anchor."""
+    def all_blocks(self) -> Iterator[AngleBlock]:
+        """All triplets, anchor by anchor, whatever their angle."""
         source = self.source
         wide = compute_type(source.embeddings.dtype)
         x, y = source.embeddings.to(wide), source.ref_emb.to(wide)
-        # Without a kernel a block gathers D numbers a triplet.
-        size = STRIP_ELEMENTS // max(y.shape[0] * (1 if self.between is None else x.shape[1]), 1)
+        # Pairs of anchor and positive: their triplets take a dozen temporaries and, without a kernel, D numbers each.
+        each = PART if self.between is None else x.shape[1]
+        size = STRIP_ELEMENTS // max(y.shape[0] * each, 1)
         with math_precision():
             for first, last in strips(x.shape[0], y.shape[0]):
                 same = same_labels(source.labels[first:last], source.ref_labels)
@@ -60,7 +63,7 @@ class AngularTriplets(LazyIndices):
                 anchor, positive = torch.nonzero(pos, as_tuple=True)
                 for a, p in zip(anchor.split(max(1, size)), positive.split(max(1, size)), strict=True):
                     k, n = torch.nonzero(~same[a], as_tuple=True)
-                    yield Block(a[k] + first, p[k], n, self._angles(x[a + first], y[p], y, k, n))
+                    yield AngleBlock(a[k] + first, p[k], n, self._angles(x[a + first], y[p], y, k, n))
 
     def _angles(self, anchor: Tensor, pos: Tensor, y: Tensor, k: Tensor, n: Tensor) -> Tensor:
         """Angles of the pairs ``k`` with the negatives ``n``."""
@@ -72,14 +75,29 @@ class AngularTriplets(LazyIndices):
             across, height = self.between(anchor, pos), self.between(y[n], center[k])
         return torch.atan(across[k] / (2 * height))
 
-    def _make(self) -> TripletIndices:
+    def blocks(self) -> Iterator[TripletIndices] | None:
+        return None if self._made is not None or self._are_few() else self._kept()
+
+    def _are_few(self) -> bool:
+        source = self.source
+        if len(source.labels) * len(source.ref_labels) > KEPT_ELEMENTS:
+            return False
+        same = same_labels(source.labels, source.ref_labels)
+        positives = same.sum(dim=1) - int(source.itself)
+        return int((positives * (~same).sum(dim=1)).sum()) <= STRIP_ELEMENTS // PART
+
+    def _kept(self) -> Iterator[TripletIndices]:
         require_unchanged(self.source)
-        empty = torch.empty(0, dtype=torch.int64, device=self.source.labels.device)
-        parts: list[tuple[Tensor, Tensor, Tensor]] = [(empty, empty, empty)]
         with torch.no_grad():
-            for block in self.blocks():
+            for block in self.all_blocks():
                 kept = block.angle > self.threshold
-                parts.append((block.anchor[kept], block.pos[kept], block.neg[kept]))
+                anchor = block.anchor[kept]
+                if len(anchor) > 0:
+                    yield TripletIndices(anchor, block.pos[kept], block.neg[kept])
+
+    def _make(self) -> TripletIndices:
+        empty = torch.empty(0, dtype=torch.int64, device=self.source.labels.device)
+        parts = [(empty, empty, empty), *self._kept()]
         return TripletIndices(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
     def describe(self) -> str:

@@ -95,6 +95,11 @@ class LazyIndices(Sequence[Tensor]):
     def _make(self) -> PairIndices | TripletIndices:
         raise NotImplementedError
 
+    def blocks(self) -> Iterator[TripletIndices] | None:
+        """Triplets by ascending anchor, a bounded number at a time; ``None`` where they are not made that way, are there
+        already, or are so few that one list is quicker."""
+        return None
+
     def materialise(self) -> PairIndices | TripletIndices:
         """The index tensors, int64."""
         if self._made is None:

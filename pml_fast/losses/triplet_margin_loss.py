@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import pml_fast.engine.triplet_ops  # noqa: F401  (defines the operators)
 from pml_fast.engine import listed
 from pml_fast.engine.fold import Fold, inside, reduce_rows
 from pml_fast.engine.lazy import LazyIndices, RowChoice
+from pml_fast.engine.listed_blocks import triplet_loss_of_blocks
 from pml_fast.engine.listed_sums import add_at
 from pml_fast.engine.plan import (
     FUSED,
@@ -33,6 +35,7 @@ from pml_fast.reducers import AvgNonZeroReducer, BaseReducer
 from pml_fast.utils import common_functions as c_f
 from pml_fast.utils import loss_and_miner_utils as lmu
 from pml_fast.utils.checks import check_number
+from pml_fast.utils.index_types import TripletIndices
 
 TERM = Term("loss", "triplet")
 
@@ -120,7 +123,9 @@ class TripletMarginLoss(BaseMetricLossFunction):
             notes = [f"{self.triplets_per_anchor} random triplets an anchor: index tensors, only those are scored"]
             return Plan(PARTLY, "indexed", self.spec(), score, folds, notes=notes)
         if mined.lists is not None:
-            notes.append("only the listed triplets are scored; their losses are reduced in torch")
+            in_blocks = folds is not None and self._blocks(call, folds[0]) is not None
+            how = "mined, scored and reduced a block at a time" if in_blocks else "scored; their losses are reduced in torch"
+            notes.append(f"only the listed triplets are {how}")
             return Plan(PARTLY, "indexed", self.spec(), score, folds, notes=notes)
         if folds is None:
             notes.append(f"the loss of every triplet is materialised: {reduction.reason}")
@@ -155,6 +160,11 @@ class TripletMarginLoss(BaseMetricLossFunction):
 
     def _run_listed(self, plan: Plan, call: Call, x: Tensor, y: Tensor) -> Tensor:
         assert plan.folds is not None and plan.score is not None
+        blocks = self._blocks(call, plan.folds[0])
+        if blocks is not None:
+            return triplet_loss_of_blocks(
+                blocks, x, y, plan.score, plan.folds[0], float(self.margin), bool(self.smooth_loss)
+            )  # fmt: skip
         a, p, n, keep = self._triplets(call)
         if not self.swap and len(a) > 0 and len(y) > 0:
             return self._run_listed_at_once(plan, call, x, y, (a, p, n, keep))
@@ -168,6 +178,13 @@ class TripletMarginLoss(BaseMetricLossFunction):
         count = add_at(count, a, kept.to(loss.dtype))
         weights = fold.row_weights(call.labels, loss.dtype)
         return reduce_rows(fold, TERM, sums, count, weights)[0]
+
+    def _blocks(self, call: Call, fold: Fold) -> Iterator[TripletIndices] | None:
+        """Mined triplets that need not be held all at once; a traced graph cannot read how many a block has."""
+        indices = call.indices
+        if self.swap or not fold.even(TERM) or torch.compiler.is_compiling() or not isinstance(indices, LazyIndices):
+            return None
+        return indices.blocks()
 
     def _run_listed_at_once(
         self, plan: Plan, call: Call, x: Tensor, y: Tensor, triplets: tuple[Tensor, Tensor, Tensor, Tensor | None]

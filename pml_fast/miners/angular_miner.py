@@ -53,7 +53,7 @@ class AngularMiner(BaseMiner):
         mined = AngularTriplets(source, None if plain else self.distance.pairwise_distance, self.angle)
         if self.collect_stats:
             stats = AngleStats(self.angle)
-            for block in mined.blocks():
+            for block in mined.all_blocks():
                 stats.add(block.angle)
             for name, value in stats.named().items():
                 setattr(self, name, math.degrees(value))
