@@ -77,6 +77,14 @@ void bind_pairwise(py::module_& m) {
   using Release = py::call_guard<py::gil_scoped_release>;
   m.def("class_ranks", &class_ranks);
   m.def("layout", &layout);
+  py::class_<PositivePairs>(m, "PositivePairs")
+      .def(py::init([](Address row_labels, int64_t rows, Address col_labels, int64_t cols, bool itself) {
+        return PositivePairs(at<int64_t>(row_labels), rows, at<int64_t>(col_labels), cols, itself);
+      }))
+      .def("__len__", &PositivePairs::count)
+      .def("write", [](const PositivePairs& pairs, Address row, Address column, Address different) {
+        pairs.write(at<int64_t>(row), at<int64_t>(column), at<int64_t>(different));
+      });
   py::class_<PairLayout>(m, "PairLayout");
   m.def("problem", &problem);
   m.def("pair_engine", &make);

@@ -41,4 +41,30 @@ void class_runs(const int64_t* row_labels, const int64_t* row_order, int64_t row
   }
 }
 
+PositivePairs::PositivePairs(const int64_t* row_labels, int64_t rows, const int64_t* col_labels, int64_t cols, bool itself)
+    : itself_(itself), cols_(cols), count_(itself ? -rows : 0), order_(cols), start_(rows), end_(rows) {
+  class_order(col_labels, cols, order_.data());
+  std::vector<int64_t> own(itself ? 0 : rows), start(rows), end(rows);
+  if (!itself) class_order(row_labels, rows, own.data());
+  const int64_t* row_order = itself ? order_.data() : own.data();
+  class_runs(row_labels, row_order, rows, col_labels, order_.data(), cols, start.data(), end.data());
+  for (int64_t k = 0; k < rows; ++k) {
+    start_[row_order[k]] = start[k];
+    end_[row_order[k]] = end[k];
+    count_ += end[k] - start[k];
+  }
+}
+
+void PositivePairs::write(int64_t* row, int64_t* column, int64_t* different) const {
+  for (size_t i = 0; i < start_.size(); ++i) {
+    const auto own = static_cast<int64_t>(i);
+    different[i] = cols_ - (end_[i] - start_[i]);
+    for (int64_t k = start_[i]; k < end_[i]; ++k) {
+      if (itself_ && order_[k] == own) continue;
+      *row++ = own;
+      *column++ = order_[k];
+    }
+  }
+}
+
 }  // namespace pml_fast

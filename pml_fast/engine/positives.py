@@ -5,12 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pml_fast.engine.cpu import rows
+from pml_fast.engine.label_ranks import compiled_reads
+
 
 def positive_pairs(labels: Tensor, ref_labels: Tensor, itself: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Anchors and positives ``[K]`` of all positive pairs, in order, and how many rows of the reference set differ ``[N]``.
 
     The number of pairs depends on the data: reading it waits for the device.
     """
+    if compiled_reads(labels, ref_labels):
+        return rows.positive_pairs(labels, ref_labels, itself)
     ordered, order = torch.sort(ref_labels, stable=True)
     start = torch.searchsorted(ordered, labels.contiguous())
     size = torch.searchsorted(ordered, labels.contiguous(), right=True) - start
@@ -19,7 +24,7 @@ def positive_pairs(labels: Tensor, ref_labels: Tensor, itself: bool) -> tuple[Te
     within = torch.arange(len(anchor), device=labels.device) - before[anchor]
     positive = order[start[anchor] + within]
     if itself:
-        other = anchor != positive
+        other = torch.nonzero(anchor != positive).squeeze(1)
         anchor, positive = anchor[other], positive[other]
     return anchor, positive, len(ref_labels) - size
 

@@ -14,10 +14,11 @@ from pml_fast.distances import LpDistance
 from pml_fast.engine import grad_sum
 from pml_fast.engine.fold import Fold, inside, reduce_rows
 from pml_fast.engine.lazy import LazyIndices
-from pml_fast.engine.listed import engine_scorer
+from pml_fast.engine.listed_sums import add_at
+from pml_fast.engine.operator import refuse_double_backward
 from pml_fast.engine.plan import MATERIALISED, PARTLY, Call, Plan, overridden, reduction_of
 from pml_fast.engine.positives import positive_pairs
-from pml_fast.engine.recompute import KEPT_ELEMENTS, over_rows
+from pml_fast.engine.recompute import over_rows
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.spec import Term
 from pml_fast.engine.specs import MultiSimilarity
@@ -50,7 +51,7 @@ class Pairs:
         """Pairs in order, of which each has its mirror image among them where ``mirrored``."""
         if not mirrored:
             return Pairs(anchor, positive, anchor, positive)
-        first = anchor < positive
+        first = torch.nonzero(anchor < positive).squeeze(1)
         return Pairs(anchor, positive, anchor[first], positive[first])
 
     def of_every(self, values: Tensor) -> Tensor:
@@ -68,13 +69,8 @@ class Pairs:
         self, first: int, last: int, unit_x: Tensor, unit_y: Tensor, y: Tensor, slope: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Rows ``[last - first, D + 1]`` of these pairs and columns ``[M, D + 1]``, whose inner product is the exponent."""
-        i, j = self.left[first:last], self.right[first:last]
-        a, p = unit_x.index_select(0, i), unit_y.index_select(0, j)
-        # Their elementwise product keeps the rows of every pair for the backward, which only few are worth.
-        few = a.numel() <= KEPT_ELEMENTS
-        closeness = (a * p).sum(dim=1) if few else engine_scorer(unit_x, unit_y, PRODUCT)(i, j)
-        exponent = [4 * slope * (a + p), (2 * (1 + slope) * closeness).unsqueeze(1)]
-        return torch.cat(exponent, dim=1), torch.nn.functional.pad(y, (0, 1), value=-1.0)
+        rows = _PairRows.apply(unit_x, unit_y, self.left[first:last], self.right[first:last], slope)
+        return rows, torch.nn.functional.pad(y, (0, 1), value=-1.0)
 
     def rule(self, rows: Tensor) -> Tensor:
         """No positive pair of a row takes part: ``[4, K]``."""
@@ -84,6 +80,33 @@ class Pairs:
         """The comparison of these pairs, which have their anchors' labels, with all columns."""
         assert call.labels is not None
         return Call(call.embeddings, call.labels[self.left[first:last]], None, call.ref_emb, call.ref_labels, False)
+
+
+class _PairRows(torch.autograd.Function):
+    """A pair's part of the exponent: the sum of its unit rows times a factor, and their inner product, ``[K, D + 1]``.
+
+    The rows are gathered again for the backward: as many as there are pairs are not kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, i: Tensor, j: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(x, y, i, j, slope)
+        a, p = x.index_select(0, i), y.index_select(0, j)
+        closeness = (a * p).sum(dim=1, keepdim=True)
+        return torch.cat([a.add_(p).mul_(4 * slope), closeness.mul_(2 * (1 + slope))], dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_double_backward()
+        x, y, i, j, slope = ctx.saved_tensors
+        need_x, need_y, _, _, need_slope = ctx.needs_input_grad
+        a, p = x.index_select(0, i), y.index_select(0, j)
+        by_sum, by_product = grad[:, :-1], grad[:, -1:]
+        by_slope = (4 * (by_sum * (a + p)) + 2 * by_product * (a * p)).sum() if need_slope else None
+        by_sum, by_product = by_sum * (4 * slope), by_product * (2 * (1 + slope))
+        dx = add_at(torch.zeros_like(x), i, torch.addcmul(by_sum, by_product, p)) if need_x else None
+        dy = add_at(torch.zeros_like(y), j, torch.addcmul(by_sum, by_product, a)) if need_y else None
+        return dx, dy, None, None, by_slope
 
 
 _NEGATIVES_ONLY = torch.tensor([math.inf, -math.inf, -math.inf, math.inf])

@@ -51,6 +51,16 @@ def class_ranks(labels: Tensor) -> Tensor:
     return ranks
 
 
+def positive_pairs(labels: Tensor, ref_labels: Tensor, itself: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`pml_fast.engine.positives.positive_pairs`; labels are int64."""
+    labels, ref_labels = labels.contiguous(), ref_labels.contiguous()
+    found = extension().PositivePairs(labels.data_ptr(), len(labels), ref_labels.data_ptr(), len(ref_labels), itself)
+    anchor, positive = torch.empty(2, len(found), dtype=torch.int64).unbind()
+    different = torch.empty_like(labels)
+    found.write(anchor.data_ptr(), positive.data_ptr(), different.data_ptr())
+    return anchor, positive, different
+
+
 def class_layout(x_labels: Tensor, y_labels: Tensor, itself: bool) -> Layout:
     """Sort rows and columns by class."""
     x_labels, y_labels = x_labels.contiguous(), y_labels.contiguous()
