@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -76,9 +77,11 @@ class AngularTriplets(LazyIndices):
         return torch.atan(across[k] / (2 * height))
 
     def blocks(self) -> Iterator[TripletIndices] | None:
-        return None if self._made is not None or self._are_few() else self._kept()
+        return None if self._made is not None or self._are_few else self._kept()
 
+    @cached_property
     def _are_few(self) -> bool:
+        # A plan and the call that follows it both ask.
         source = self.source
         if len(source.labels) * len(source.ref_labels) > KEPT_ELEMENTS:
             return False

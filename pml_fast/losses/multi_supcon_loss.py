@@ -178,7 +178,7 @@ class MultiSupConLoss(BaseMetricLossFunction):
         score = self.distance.engine_score()
         if alike is not None and score is not None:
             # What each row's targets sum to is known before the sweep.
-            target = alike.weight / self._counts(alike, len(call.embeddings))[alike.row]
+            target = alike.weight / torch.bincount(alike.row, minlength=len(call.embeddings))[alike.row]
             rows = self.distance.engine_rows(call.embeddings, call.ref_emb)
             return soft_target_loss(*rows, alike.row, alike.column, target, self.temperature, score, call.itself, fold)
         losses = self._row_losses(call, None)
@@ -228,10 +228,6 @@ class MultiSupConLoss(BaseMetricLossFunction):
 
         temperature = torch.as_tensor(self.temperature, dtype=x.dtype, device=x.device)
         return over_rows(strip, len(x), len(y), x, y, temperature)
-
-    def _counts(self, alike: AlikePairs, n: int) -> Tensor:
-        """How many positives each row has."""
-        return torch.bincount(alike.row, minlength=n)
 
     def _alike_losses(self, score: Score, call: Call, alike: AlikePairs) -> Tensor:
         """One loss a row, given all its positives."""
