@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pml_fast.engine import grad_sum
 from pml_fast.engine.cpu import score_strips
+from pml_fast.engine.draws import uniform
 from pml_fast.engine.pair_set import PART, PairSet, ScoreStrip
 from pml_fast.engine.settings import math_precision
 from pml_fast.utils.index_types import PairIndices
@@ -152,8 +153,7 @@ def _draw(count: Tensor, per_bin: int, generator: torch.Generator, mirrored: boo
     ways = 2 if mirrored else 1
     which = torch.nonzero(count > 0).squeeze(1).repeat_interleave(per_bin)
     size = ways * count[which]
-    u = torch.rand(len(which), generator=generator, device=generator.device, dtype=torch.float64).to(count.device)
-    rank = torch.minimum((u * size).to(torch.int64), size - 1)
+    rank = torch.minimum((uniform(len(which), generator, count.device) * size).to(torch.int64), size - 1)
     # As many of each bin: sorting each bin's own is sorting all.
     rank = rank.view(-1, per_bin).sort(dim=1).values.flatten()
     return Draws.of(which, torch.div(rank, ways, rounding_mode="floor"), len(count)), rank % ways == 1

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from pml_fast.distances import LpDistance
+from pml_fast.engine.draws import uniform
 from pml_fast.engine.grad_sum import STRIP_ELEMENTS
 from pml_fast.engine.materialise import masked_strips
 from pml_fast.engine.pair_set import PART
 from pml_fast.engine.settings import math_precision
 from pml_fast.miners.base_miner import Mining
-from pml_fast.miners.drawn_miner import DrawnMiner, uniform
+from pml_fast.miners.drawn_miner import DrawnMiner
 from pml_fast.miners.settings import check_within
 from pml_fast.utils import common_functions as c_f
 from pml_fast.utils.index_types import TripletIndices

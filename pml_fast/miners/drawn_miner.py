@@ -37,8 +37,3 @@ class DrawnMiner(BaseMiner):
             self.generator = torch.Generator(device).manual_seed(self.seed)
             return self.generator
         return torch.Generator(device).manual_seed(int(torch.randint(1 << 62, ())))
-
-
-def uniform(size: int, generator: torch.Generator, device: torch.device) -> torch.Tensor:
-    """``[size]`` numbers in [0, 1), float64."""
-    return torch.rand(size, generator=generator, device=generator.device, dtype=torch.float64).to(device)
