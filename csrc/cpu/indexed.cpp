@@ -1,9 +1,9 @@
 #include "indexed.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "../runtime/parallel.h"
+#include "pairs_of_rows.h"
 #include "scores.h"
 
 namespace pml_fast {
@@ -33,17 +33,12 @@ void add(const PairList& list, const T* scores, const T* grad_scores, bool colum
   const T* own = static_cast<const T*>(columns ? list.y : list.x);
   const T* other = static_cast<const T*>(columns ? list.x : list.y);
   const int64_t *mine = columns ? list.j : list.i, *theirs = columns ? list.i : list.j;
-  // The pairs of each row, in the order of the list.
-  std::vector<int64_t> first(rows + 1, 0), place(list.count);
-  for (int64_t k = 0; k < list.count; ++k) ++first[mine[k] + 1];
-  for (int64_t r = 0; r < rows; ++r) first[r + 1] += first[r];
-  std::vector<int64_t> next(first.begin(), first.end() - 1);
-  for (int64_t k = 0; k < list.count; ++k) place[next[mine[k]]++] = k;
+  const PairsOfRows pairs(mine, list.count, rows);
   constexpr int64_t kRows = 64;
   parallel_for((rows + kRows - 1) / kRows, list.count * list.d < 32768 ? 1 : list.threads, [&](int64_t task) {
     for (int64_t r = task * kRows; r < std::min(rows, (task + 1) * kRows); ++r)
-      for (int64_t p = first[r]; p < first[r + 1]; ++p) {
-        const int64_t k = place[p];
+      for (int64_t p = pairs.first[r]; p < pairs.first[r + 1]; ++p) {
+        const int64_t k = pairs.place[p];
         const T c = over_difference(list.distance, grad_scores[k], scores[k]);
         add_pair(list.distance, c, own + r * list.d, other + theirs[k] * list.d, list.d, grad + r * list.d);
       }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "../engine/pair_row.h"
@@ -36,10 +37,12 @@ class PairExtremes {
         scores.from_products(s, i, b0, b1);
         T& top = row_best[block * rows + i - t.i0];
         int64_t& where = row_index[block * rows + i - t.i0];
+        // What the tiles before have found: nearly every block has nothing better.
+        const T found = of_rows.index[i] < 0 ? minus_infinity<T>() : sign_ * of_rows.score[i];
         const Segments segments(g.start[i], g.end[i], b0, b1, t.j_mirror);
         for (int p = 0; p < segments.count; ++p) {
           const Segment& seg = segments.part[p];
-          row(s, i, seg, top, where);
+          row(s, i, seg, found, top, where);
           if (seg.mirror) columns(s, i, seg, of_columns.score, of_columns.index);
         }
       }
@@ -66,36 +69,50 @@ class PairExtremes {
     }
   }
 
-  // `top` is sign * score of the column `where`.
-  void row(const T* s, int64_t i, const Segment& seg, T& top, int64_t& where) const {
+  // `top` is sign * score of the column `where`; what is below `found` is left out.
+  void row(const T* s, int64_t i, const Segment& seg, T found, T& top, int64_t& where) const {
     T local = minus_infinity<T>();
     const bool filter = rows_.low != nullptr;
     const T low = filter ? rows_.low[i] : T(0), high = filter ? rows_.high[i] : T(0), sign = sign_;
-    int kept = 0;
-#pragma omp simd reduction(max : local) reduction(+ : kept)
+    int better = 0;
+#pragma omp simd reduction(max : local) reduction(+ : better)
     for (int64_t j = seg.first; j < seg.last; ++j) {
       const bool keep = !filter || (!(s[j] < low) & !(s[j] > high));
       const T v = keep ? sign * s[j] : minus_infinity<T>();
       local = v > local ? v : local;
-      kept += keep ? 1 : 0;
+      better += keep & !(v < found) ? 1 : 0;
     }
-    if (kept == 0 || (where >= 0 && !(local > top))) return;
-    for (int64_t j = seg.first; j < seg.last; ++j)
-      if (rows_.keeps(i, s[j]) && !(sign * s[j] < local)) {
-        top = sign * s[j];
-        where = j;
-        return;
-      }
+    if (better == 0 || (where >= 0 && !(local > top))) return;
+    // Of those that are as large, the first.
+    constexpr int32_t none = std::numeric_limits<int32_t>::max();
+    const int32_t count = static_cast<int32_t>(seg.last - seg.first);
+    const T* own = s + seg.first;
+    int32_t at = none;
+#pragma omp simd reduction(min : at)
+    for (int32_t k = 0; k < count; ++k) {
+      const bool keep = !filter || (!(own[k] < low) & !(own[k] > high));
+      const int32_t here = keep & !(sign * own[k] < local) ? k : none;
+      at = here < at ? here : at;
+    }
+    top = sign * own[at];
+    where = seg.first + at;
   }
 
+  // Ties keep the row that came first.
   void columns(const T* s, int64_t i, const Segment& seg, T* best, int64_t* index) const {
+    const T* low = columns_.low;
+    const T *high = columns_.high, sign = sign_;
+    int better = 0;
+    // One comparison rules out nearly every pair.
+#pragma omp simd reduction(+ : better)
+    for (int64_t j = seg.first; j < seg.last; ++j) better += (index[j] < 0) | (sign * s[j] > sign * best[j]) ? 1 : 0;
+    if (better == 0) return;
+#pragma omp simd
     for (int64_t j = seg.first; j < seg.last; ++j) {
-      const T v = sign_ * s[j];
-      // One comparison rules out nearly every pair; ties keep the row that came first.
-      if (index[j] >= 0 && !(v > sign_ * best[j])) continue;
-      if (!columns_.keeps(j, s[j])) continue;
-      best[j] = s[j];
-      index[j] = i;
+      const bool keep = low == nullptr || (!(s[j] < low[j]) & !(s[j] > high[j]));
+      const bool take = keep & ((index[j] < 0) | (sign * s[j] > sign * best[j]));
+      best[j] = take ? s[j] : best[j];
+      index[j] = take ? i : index[j];
     }
   }
 

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pml_fast.distances import LpDistance
+from pml_fast.distances import BaseDistance, LpDistance
 from pml_fast.engine import grad_sum
 from pml_fast.engine.fold import Fold, inside, reduce_rows
 from pml_fast.engine.lazy import LazyIndices
-from pml_fast.engine.listed_sums import add_at
-from pml_fast.engine.operator import refuse_double_backward
+from pml_fast.engine.pair_exponents import pair_exponents
 from pml_fast.engine.plan import MATERIALISED, PARTLY, Call, Plan, overridden, reduction_of
 from pml_fast.engine.positives import positive_pairs
 from pml_fast.engine.recompute import over_rows
@@ -66,11 +65,10 @@ class Pairs:
         return values[torch.searchsorted(known, wanted)]
 
     def prepared(
-        self, first: int, last: int, unit_x: Tensor, unit_y: Tensor, y: Tensor, slope: Tensor
+        self, first: int, last: int, call: Call, divide: bool, x: Tensor, y: Tensor, negatives: Tensor, slope: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Rows ``[last - first, D + 1]`` of these pairs and columns ``[M, D + 1]``, whose inner product is the exponent."""
-        rows = _PairRows.apply(unit_x, unit_y, self.left[first:last], self.right[first:last], slope)
-        return rows, torch.nn.functional.pad(y, (0, 1), value=-1.0)
+        return pair_exponents(x, y, negatives, slope, self.left[first:last], self.right[first:last], divide, call.itself)
 
     def rule(self, rows: Tensor) -> Tensor:
         """No positive pair of a row takes part: ``[4, K]``."""
@@ -80,33 +78,6 @@ class Pairs:
         """The comparison of these pairs, which have their anchors' labels, with all columns."""
         assert call.labels is not None
         return Call(call.embeddings, call.labels[self.left[first:last]], None, call.ref_emb, call.ref_labels, False)
-
-
-class _PairRows(torch.autograd.Function):
-    """A pair's part of the exponent: the sum of its unit rows times a factor, and their inner product, ``[K, D + 1]``.
-
-    The rows are gathered again for the backward: as many as there are pairs are not kept.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, i: Tensor, j: Tensor, slope: Tensor) -> Tensor:
-        ctx.save_for_backward(x, y, i, j, slope)
-        a, p = x.index_select(0, i), y.index_select(0, j)
-        closeness = (a * p).sum(dim=1, keepdim=True)
-        return torch.cat([a.add_(p).mul_(4 * slope), closeness.mul_(2 * (1 + slope))], dim=1)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_double_backward()
-        x, y, i, j, slope = ctx.saved_tensors
-        need_x, need_y, _, _, need_slope = ctx.needs_input_grad
-        a, p = x.index_select(0, i), y.index_select(0, j)
-        by_sum, by_product = grad[:, :-1], grad[:, -1:]
-        by_slope = (4 * (by_sum * (a + p)) + 2 * by_product * (a * p)).sum() if need_slope else None
-        by_sum, by_product = by_sum * (4 * slope), by_product * (2 * (1 + slope))
-        dx = add_at(torch.zeros_like(x), i, torch.addcmul(by_sum, by_product, p)) if need_x else None
-        dy = add_at(torch.zeros_like(y), j, torch.addcmul(by_sum, by_product, a)) if need_y else None
-        return dx, dy, None, None, by_slope
 
 
 _NEGATIVES_ONLY = torch.tensor([math.inf, -math.inf, -math.inf, math.inf])
@@ -155,7 +126,7 @@ class AngularLoss(BaseMetricLossFunction):
             return None
         if plan.folds is None or len(pairs.left) * (call.ref_emb.shape[1] + 1) > grad_sum.STRIP_ELEMENTS:
             return self._reduced_in_torch(folds[0], pairs, call)
-        rows, columns = pairs.prepared(0, len(pairs.left), *self._inputs(call))
+        rows, columns = pairs.prepared(0, len(pairs.left), call, self._divides(), *self._inputs(call))
         loss = fused_pair_loss(SPEC, PRODUCT, plan.folds, pairs.rule(rows), pairs.call(0, len(rows), call), rows, columns)
         # A pair stands for its mirror image, which a mean need not know.
         return 2 * loss if _mirrored(call) and plan.folds[0].kind == "sum" else loss
@@ -183,8 +154,10 @@ class AngularLoss(BaseMetricLossFunction):
     def _losses(self, pairs: Pairs, call: Call) -> Tensor:
         """The loss of each pair ``[K]``."""
 
+        divide = self._divides()
+
         def losses(first: int, last: int, *inputs: Tensor) -> Tensor:
-            rows, columns = pairs.prepared(first, last, *inputs)
+            rows, columns = pairs.prepared(first, last, call, divide, *inputs)
             return pair_row_losses(SPEC, PRODUCT, pairs.rule(rows), pairs.call(first, last, call), rows, columns)[0]
 
         return pairs.of_every(over_rows(losses, len(pairs.left), call.ref_emb.shape[1] + 1, *self._inputs(call)))
@@ -196,21 +169,27 @@ class AngularLoss(BaseMetricLossFunction):
         if len(anchor) == 0 or not some:
             return None
         if self.collect_stats:
-            unit_x, unit_y, y, _ = self._inputs(call)
-            self._set_stats(unit_x.detach(), unit_y.detach(), y.detach(), call.labels, call.ref_labels, anchor, positive)
+            x, y = call.embeddings.detach(), call.ref_emb.detach()
+            self._set_stats(x, y, call.labels, call.ref_labels, anchor, positive)
         return Pairs.of(anchor, positive, _mirrored(call))
 
-    def _inputs(self, call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What the losses are differentiated by: unit rows and columns, the columns as they are, and ``tan^2(alpha)``."""
-        x, y = (rows.to(compute_type(rows.dtype)) for rows in (call.embeddings, call.ref_emb))
-        unit_x = self.distance.normalize(x)
-        unit_y = unit_x if call.itself else self.distance.normalize(y)
-        return unit_x, unit_y, y, torch.tan(self.alpha).square().to(x)
+    def _divides(self) -> bool:
+        """Whether rows are divided by their norms together with what follows: a distance's own way of it comes before."""
+        return type(self.distance).normalize is BaseDistance.normalize
 
-    def _set_stats(
-        self, x: Tensor, y: Tensor, raw: Tensor, labels: Tensor, ref_labels: Tensor, anchor: Tensor, positive: Tensor
-    ) -> None:
+    def _inputs(self, call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the losses are differentiated by: anchors, positives, the columns as they are, and ``tan^2(alpha)``."""
+        x, y = (rows.to(compute_type(rows.dtype)) for rows in (call.embeddings, call.ref_emb))
+        anchors, positives = x, y
+        if not self._divides():
+            anchors = self.distance.normalize(x)
+            positives = anchors if call.itself else self.distance.normalize(y)
+        return anchors, positives, y, torch.tan(self.alpha).square().to(x)
+
+    def _set_stats(self, x: Tensor, y: Tensor, labels: Tensor, ref_labels: Tensor, anchor: Tensor, positive: Tensor) -> None:
         """The mean angle at the negative, over all triplets."""
+        raw = y.to(compute_type(y.dtype))
+        x, y = self.distance.normalize(x.to(raw)), self.distance.normalize(raw)
 
         def sums(first: int, last: int) -> Tensor:
             a, p = x[anchor[first:last]], y[positive[first:last]]

@@ -16,11 +16,15 @@ from pml_fast.engine.cpu.indexed import listed_grads, listed_scores
 from pml_fast.engine.cpu.knn import refuse_knn
 from pml_fast.engine.cpu.levels import COMPILED
 from pml_fast.engine.cpu.pairwise import Sweep
+from pml_fast.engine.cpu.rows import with_alike_columns
 from pml_fast.engine.cpu.strip import COMPILED_ROWS
 from pml_fast.engine.cpu.triplet import refuse_triplet, triplet_grads, triplet_rows
 from pml_fast.engine.knn.problem import NearestProblem, RankProblem, RankStrip
 from pml_fast.engine.problem import ExtremeProblem, HistogramProblem, HistogramSums, PairProblem, PairRows, TripletProblem
 from pml_fast.engine.score import Score
+
+# Numbers in the columns from which a search among positives first chooses the columns it can find.
+MANY_COLUMNS = 1 << 20
 
 
 class CpuBackend:
@@ -99,6 +103,13 @@ class CpuBackend:
     def extremes(self, problem: ExtremeProblem) -> tuple[Tensor, Tensor]:
         if small.takes(problem):
             return small.extremes(problem)
+        if problem.positive and not problem.shared and problem.y.numel() > MANY_COLUMNS:
+            problem, place = with_alike_columns(problem)
+            value, index = self._extremes(problem)
+            return value, torch.cat([place, place.new_tensor([-1])])[index]
+        return self._extremes(problem)
+
+    def _extremes(self, problem: ExtremeProblem) -> tuple[Tensor, Tensor]:
         sweep = Sweep(problem, "", [], problem.rule)
         order = sweep.layout.row_order
         if problem.positive:

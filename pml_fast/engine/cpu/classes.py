@@ -15,6 +15,7 @@ from pml_fast.engine.classes.blocks import class_ranges, kept_classes, row_range
 from pml_fast.engine.classes.problem import ClassGrads, ClassProblem, ClassScores, add_norm_grads, own_norms
 from pml_fast.engine.classes.spec import ClassSpec
 from pml_fast.engine.cpu.rows import extension
+from pml_fast.engine.cpu.scratch import Scratch
 from pml_fast.engine.score import NORM_EPS
 
 INF = float("inf")
@@ -53,7 +54,7 @@ class Sweep:
         self.lift = self.x[:, self.d].contiguous() if spec.lift == "square" else None
         self.maths = extension().class_maths(spec.pool, spec.fold, spec.centers, spec.scale, spec.sharpness)
         self.threads, self.is_double = torch.get_num_threads(), self.x.dtype == torch.float64
-        self._buffer = self.x.new_empty(0)
+        self._buffer: Scratch | None = None
 
     def by_class(self) -> bool:
         """Whether the fold is one of classes."""
@@ -65,9 +66,9 @@ class Sweep:
 
     def buffer(self, rows: int, columns: int) -> Tensor:
         """Room for a block that the next one overwrites."""
-        if self._buffer.numel() < rows * columns:
-            self._buffer = self.x.new_empty(rows * columns)
-        return self._buffer[: rows * columns].view(rows, columns)
+        if self._buffer is None or self._buffer.tensor.numel() < rows * columns:
+            self._buffer = Scratch((rows * columns,), self.x.dtype)
+        return self._buffer.tensor[: rows * columns].view(rows, columns)
 
 
 class WeightBlock:

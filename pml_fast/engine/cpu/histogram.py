@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pml_fast.engine.cpu.pairwise import kept_bytes
 from pml_fast.engine.cpu.rows import SortedRows, Tile, extension
+from pml_fast.engine.cpu.scratch import Scratch
 from pml_fast.engine.cpu.strip import strip_height
 from pml_fast.engine.problem import HistogramProblem, HistogramSums
 
@@ -48,7 +49,7 @@ class HistogramSweep:
         self.distances = problem.score.kind != "dot"
         self.halved = problem.itself and not spec.triplets
         self.shape = (3, spec.bins.count) if spec.triplets else (2, 2, spec.bins.count)
-        self.kept: dict[int, Tensor] = {}
+        self.kept: dict[int, Scratch] = {}
 
     def _tiles(self) -> Iterator[Tile]:
         return histogram_tiles(self.rows.n, self.rows.m, self.halved, self.rows.x.element_size())
@@ -61,7 +62,8 @@ class HistogramSweep:
             out = None
             if size <= room:
                 room -= size
-                out = self.kept[tile.i0] = self.rows.x.new_empty(tile.i1 - tile.i0, tile.j1 - tile.j0)
+                kept = self.kept[tile.i0] = Scratch((tile.i1 - tile.i0, tile.j1 - tile.j0), self.rows.x.dtype)
+                out = kept.tensor
             s = self.rows.products(tile, out)
             self.engine.fold(s.data_ptr(), s.stride(0), tile.i0, tile.i1, tile.j0)
         sums = torch.empty(self.shape, dtype=torch.float64)
@@ -78,10 +80,10 @@ class HistogramSweep:
         own = rows.x.new_zeros(rows.n)
         columns = rows.x.new_zeros(rows.m) if self.distances and dy is not None else None
         for tile in self._tiles():
-            s = self.kept.pop(tile.i0, None)
-            scored = s is not None
-            s = rows.products(tile) if s is None else s
-            if not self.engine.coefficients(s.data_ptr(), s.stride(0), tile.i0, tile.i1, tile.j0, scored, own.data_ptr()):
+            kept = self.kept.pop(tile.i0, None)
+            s = rows.products(tile) if kept is None else kept.tensor
+            place = tile.i0, tile.i1, tile.j0
+            if not self.engine.coefficients(s.data_ptr(), s.stride(0), *place, kept is not None, own.data_ptr()):
                 continue
             if dx is not None:
                 dx[tile.i0 : tile.i1].addmm_(s, rows.y[tile.j0 :])

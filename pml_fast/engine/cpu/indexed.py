@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pml_fast.engine.cpu.rows import distance_name, extension
+from pml_fast.engine.cpu.rows import distance_name, extension, is_chosen
+from pml_fast.engine.operator import are_plain
 from pml_fast.engine.score import Score
 
 
@@ -50,3 +52,51 @@ def listed_grads(
             )
         sides.append(out)
     return sides[0], sides[1]
+
+
+@dataclass(frozen=True)
+class Exponents:
+    """What :func:`pml_fast.engine.pair_exponents.pair_exponents` is about; without ``y`` the pairs are rows of ``x``."""
+
+    x: Tensor
+    y: Tensor | None
+    i: Tensor
+    j: Tensor
+    slope: float
+    normalize: bool
+
+    def compiled(self) -> tuple[Any, list[Tensor]]:
+        """As the kernels take them, and what has to live as long."""
+        x, i, j = self.x.contiguous(), self.i.contiguous(), self.j.contiguous()
+        y = x if self.y is None else self.y.contiguous()
+        list_ = extension().exponent_pairs(
+            x.data_ptr(), 0 if self.y is None else y.data_ptr(), i.data_ptr(), j.data_ptr(), len(i), len(x), len(y), x.shape[1],
+            self.normalize, self.slope, torch.get_num_threads(),
+        )  # fmt: skip
+        return list_, [x, y, i, j]
+
+
+def takes(*tensors: Tensor) -> bool:
+    """Whether the compiled kernels can read these tensors, and are what is to run on them."""
+    return is_chosen(tensors[0]) and are_plain(*tensors)
+
+
+def pair_exponents(pairs: Exponents) -> Tensor:
+    """The rows ``[K, D + 1]``."""
+    list_, _held = pairs.compiled()
+    out = pairs.x.new_empty(len(pairs.i), pairs.x.shape[1] + 1)
+    extension().pair_exponents(list_, out.data_ptr(), out.dtype == torch.float64)
+    return out
+
+
+def pair_exponent_grads(
+    pairs: Exponents, grad: Tensor, need_x: bool, need_y: bool
+) -> tuple[Tensor | None, Tensor | None, float]:
+    """Gradients by both sets and by the slope, given that by the rows."""
+    list_, _held = pairs.compiled()
+    grad = grad.contiguous()
+    dx = torch.empty_like(_held[0]) if need_x else None
+    dy = torch.empty_like(_held[1]) if need_y else None
+    by_x, by_y = (0 if part is None else part.data_ptr() for part in (dx, dy))
+    by_slope = extension().pair_exponent_gradients(list_, grad.data_ptr(), by_x, by_y, grad.dtype == torch.float64)
+    return dx, dy, by_slope

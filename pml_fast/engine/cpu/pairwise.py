@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pml_fast.engine.cpu.levels import fixed_level, logit, one_sweep, row_levels
 from pml_fast.engine.cpu.rows import TILE_BYTES, SortedRows, Tile, extension, tiles
+from pml_fast.engine.cpu.scratch import Scratch
 from pml_fast.engine.problem import ExtremeProblem, PairProblem, PairRows
 
 # Tiles of scores kept from the forward sweep for the gradient sweep that follows at once; together with the sorted rows and
@@ -46,7 +47,7 @@ class Sweep:
         self.columns = engine(self.rows.turned()) if isinstance(problem, PairProblem) and problem.bidirectional else None
         if self.columns is not None:
             self.engine.mirror_into(self.columns)
-        self.kept: dict[tuple[int, int], Tensor] = {}
+        self.kept: dict[tuple[int, int], Scratch] = {}
         # The gradients of sorted rows and columns, where the first sweep collects them.
         self.collected: tuple[Tensor | None, Tensor | None] | None = None
 
@@ -97,11 +98,9 @@ class Sweep:
         room = kept_bytes(self.x, beside) if keep else 0
         for _ in range(self.engine.sweeps):
             for tile in self.tiles():
-                s = self.kept.get((tile.i0, tile.j0))
-                scored = s is not None
-                if s is None:
-                    s, room = self._scores_of(tile, room)
-                self._fold_tile(tile, s, scored)
+                kept = self.kept.get((tile.i0, tile.j0))
+                s, room = self._scores_of(tile, room) if kept is None else (kept.tensor, room)
+                self._fold_tile(tile, s, kept is not None)
             self.engine.end_sweep()
 
     def _fold_tile(self, tile: Tile, s: Tensor, scored: bool) -> None:
@@ -113,8 +112,8 @@ class Sweep:
         size = shape[0] * shape[1] * self.x.element_size()
         if size > room:
             return self.rows.products(tile), room
-        self.kept[tile.i0, tile.j0] = self.x.new_empty(shape)
-        return self.rows.products(tile, self.kept[tile.i0, tile.j0]), room - size
+        kept = self.kept[tile.i0, tile.j0] = Scratch(shape, self.x.dtype)
+        return self.rows.products(tile, kept.tensor), room - size
 
     def _take_levels(self) -> None:
         """Give every row a level that its norm allows, or else its largest logit: the range is not known beforehand."""
@@ -189,9 +188,9 @@ class Sweep:
     def _swept(self, need_x: bool, need_y: bool) -> tuple[Tensor | None, Tensor | None]:
         dx, dy = self._zeros(need_x, need_y)
         for tile in self.tiles():
-            s = self.kept.pop((tile.i0, tile.j0), None)
-            scored = s is not None
-            self._add_gradients(tile, self.rows.products(tile) if s is None else s, scored, dx, dy)
+            kept = self.kept.pop((tile.i0, tile.j0), None)
+            s = self.rows.products(tile) if kept is None else kept.tensor
+            self._add_gradients(tile, s, kept is not None, dx, dy)
         return dx, dy
 
     def _zeros(self, need_x: bool, need_y: bool) -> tuple[Tensor | None, Tensor | None]:

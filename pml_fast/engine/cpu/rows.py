@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from pml_fast import _extension
+from pml_fast.engine.cpu.scratch import Scratch
 from pml_fast.engine.score import Score
+from pml_fast.engine.settings import current
 
 TILE_COLUMNS = 4096
 TILE_BYTES = 8 << 20
@@ -22,6 +24,11 @@ def extension() -> ModuleType:
     module = _extension.load()
     assert module is not None
     return module
+
+
+def is_chosen(x: Tensor) -> bool:
+    """Whether the compiled backend is there, and may run on this tensor under the settings in force."""
+    return x.device.type == "cpu" and current().backend in ("auto", "cpu") and _extension.load() is not None
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,17 @@ def class_layout(x_labels: Tensor, y_labels: Tensor, itself: bool) -> Layout:
         start.data_ptr(), end.data_ptr(), offset.data_ptr(), col_start.data_ptr(), col_end.data_ptr(),
     )  # fmt: skip
     return Layout(row_order, col_order, start, end, offset, col_start, col_end)
+
+
+def with_alike_columns(problem: Any) -> tuple[Any, Tensor]:
+    """The problem with those columns alone that share their label with a row, and which these are: all that positives need."""
+    layout = class_layout(problem.x_labels, problem.y_labels, False)
+    alike = torch.empty(len(problem.y), dtype=torch.bool)
+    alike[layout.col_order] = layout.col_start < layout.col_end
+    # In their own order: a set that begins with the batch still does.
+    place = torch.nonzero(alike).squeeze(1)
+    norm = None if problem.y_norm is None else problem.y_norm[place]
+    return replace(problem, y=problem.y[place], y_labels=problem.y_labels[place], y_norm=norm), place
 
 
 def own_columns(layout: Layout) -> Tensor:
@@ -130,7 +148,7 @@ class SortedRows:
         self.itself, self.distance = problem.itself, distance_name(problem.score)
         self.compiled = self._compiled(self.x, self.y, layout)
         self.is_double = self.x.dtype == torch.float64
-        self._buffer: Tensor | None = None
+        self._buffer: Scratch | None = None
 
     def _compiled(self, x: Tensor, y: Tensor, layout: Layout) -> Any:
         # The compiled side reads these tensors through their addresses: they live as long as this object.
@@ -151,9 +169,9 @@ class SortedRows:
         shape = (tile.i1 - tile.i0, tile.j1 - tile.j0)
         if out is None:
             size = shape[0] * shape[1]
-            if self._buffer is None or self._buffer.numel() < size:
-                self._buffer = self.x.new_empty(size)
-            out = self._buffer[:size].view(shape)
+            if self._buffer is None or self._buffer.tensor.numel() < size:
+                self._buffer = Scratch((size,), self.x.dtype)
+            out = self._buffer.tensor[:size].view(shape)
         return torch.mm(self.x[tile.i0 : tile.i1], self.y[tile.j0 : tile.j1].t(), out=out)
 
     def unsorted(self, dx: Tensor | None, dy: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

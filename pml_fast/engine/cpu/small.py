@@ -11,19 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pml_fast import _extension
 from pml_fast.engine.cpu.indexed import check_pairs
 from pml_fast.engine.cpu.levels import COMPILED, LOGIT_SPAN, Affine, fixed_level, logit
-from pml_fast.engine.cpu.rows import distance_name, extension
+from pml_fast.engine.cpu.rows import distance_name, extension, is_chosen
 from pml_fast.engine.cpu.triplet import EVERY, POSITIVE_ONLY
 from pml_fast.engine.fold import Fold
 from pml_fast.engine.problem import ExtremeProblem, Limits
 from pml_fast.engine.score import Score, compute_type
-from pml_fast.engine.settings import current
 from pml_fast.engine.spec import pair_spec
 
 # Above this, torch's matrix products on tiles are faster than one call.
-LARGEST = 512
+LARGEST = 768
 
 # What a compiled pair loss says of itself.
 REFUSED, NOTHING = 0, 1
@@ -252,9 +250,4 @@ def _inputs(x: Tensor, labels: Tensor, rule: Tensor | None) -> tuple[Tensor, Ten
 
 def applies(x: Tensor) -> bool:
     """Whether the one-call step is the best there is for this batch."""
-    return (
-        0 < x.shape[0] <= LARGEST
-        and x.device.type == "cpu"
-        and current().backend in ("auto", "cpu")
-        and _extension.load() is not None
-    )
+    return 0 < x.shape[0] <= LARGEST and is_chosen(x)
