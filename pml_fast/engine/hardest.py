@@ -156,7 +156,8 @@ def _hardest_rule(
     x: Tensor, y: Tensor, x_labels: Tensor, y_labels: Tensor, score: str, itself: bool, share: float
 ) -> tuple[Tensor, Tensor]:
     pairs = PairSet(x, y, x_labels, y_labels, Score.decode(score), itself)
-    if itself and small.applies(x) and small.has_kernel(pairs.score):
+    # Its one call computes every score twice, as those of two sets.
+    if itself and small.applies(x, x) and small.has_kernel(pairs.score):
         return small.hardest(x, x_labels, pairs.score, share)
     with math_precision():
         sweeps = pairs.repeatable()

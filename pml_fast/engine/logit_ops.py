@@ -84,7 +84,7 @@ def _small(
     need: Sequence[bool],
 ) -> Outputs | None:  # fmt: skip
     """The outputs, where the batch is small enough for one compiled call."""
-    if not (small.applies(x) and small.applies(y)):
+    if not small.applies(x, y):
         return None
     how = small.recipe(spec, tuple(params), score, tuple(folds), False, bidirectional, log_scale is not None)
     if how is None:

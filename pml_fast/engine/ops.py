@@ -55,7 +55,7 @@ def _small_pair_loss(
     need: bool, columns: small.Columns | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:  # fmt: skip
     """The outputs of ``pairwise_loss``, where its backend has a short cut for a batch as small as this."""
-    if small.applies(x) and (columns is None or small.applies(columns.y)):
+    if small.applies(x, None if columns is None else columns.y):
         how = small.recipe(spec, tuple(params), score, tuple(folds), columns is None)
         done = None if how is None else small.pair_loss(x, labels, rule, how, need, columns)
         if done is not None:

@@ -77,8 +77,8 @@ def one_call(
     key = spec.name, tuple(spec.params()), score.encode(), tuple(folds)
     batch = torch.empty(1, device=device, dtype=size.dtype).expand(size.n, size.d)
     if backend == "cpu":
-        both = small.applies(batch) and small.applies(batch[:1].expand(size.m, size.d))
-        return both and (size.shared or not itself) and small.recipe(*key, size.shared, bidirectional) is not None
+        applies = small.applies(batch, None if size.shared else batch[:1].expand(size.m, size.d))
+        return applies and (size.shared or not itself) and small.recipe(*key, size.shared, bidirectional) is not None
     half = size.dtype != torch.float32
     return backend == "triton" and size.shared and triton_small.applies(batch) and triton_small.recipe(*key, half) is not None
 

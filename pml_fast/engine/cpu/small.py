@@ -20,8 +20,8 @@ from pml_fast.engine.problem import ExtremeProblem, Limits
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.spec import pair_spec
 
-# Above this, torch's matrix products on tiles are faster than one call.
-LARGEST = 768
+# Rows of a set against itself, and with as many scores of two sets, above which matrix products on tiles are faster.
+LARGEST = 1024
 
 # What a compiled pair loss says of itself.
 REFUSED, NOTHING = 0, 1
@@ -240,7 +240,7 @@ def pair_gradients(x: Tensor, score: Score, i: Tensor, j: Tensor, grad: Tensor) 
 
 def takes(problem: ExtremeProblem) -> bool:
     """Whether a search is small, and of a batch against itself."""
-    return problem.shared and 0 < problem.x.shape[0] <= LARGEST
+    return problem.shared and applies(problem.x)
 
 
 def _inputs(x: Tensor, labels: Tensor, rule: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -248,6 +248,11 @@ def _inputs(x: Tensor, labels: Tensor, rule: Tensor | None) -> tuple[Tensor, Ten
     return x.to(wide).contiguous(), labels.contiguous(), None if rule is None else rule.to(wide).contiguous()
 
 
-def applies(x: Tensor) -> bool:
-    """Whether the one-call step is the best there is for this batch."""
-    return 0 < x.shape[0] <= LARGEST and is_chosen(x)
+def applies(x: Tensor, y: Tensor | None = None) -> bool:
+    """Whether the one-call step is the best there is for this batch against itself, or against another set.
+
+    A score of a set against itself serves two rows.
+    """
+    n = x.shape[0]
+    few = 0 < n <= LARGEST if y is None else 0 < 2 * n * y.shape[0] <= LARGEST**2
+    return few and is_chosen(x)

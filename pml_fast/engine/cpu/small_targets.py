@@ -39,7 +39,7 @@ class Targets:
 def takes(x: Tensor, y: Tensor | None, score: Score, fold: Fold) -> bool:
     """Whether :func:`soft_target_loss` has a kernel for rows ``[N, D]`` against others, or against themselves."""
     seen = score if y is None else replace(score, symmetric=True)
-    return small.has_kernel(seen) and fold.kind in FOLDS and small.applies(x) and (y is None or small.applies(y))
+    return small.has_kernel(seen) and fold.kind in FOLDS and small.applies(x, y)
 
 
 def soft_target_loss(
