@@ -22,8 +22,8 @@ void norms_of_chunk(const T* w, int64_t count, int64_t d, int64_t count_step, in
     }
     return;
   }
-  std::fill_n(norms, count, T(0));
-  Gather<T> sums(norms, 0, count);
+  std::vector<double> squares(count, 0.0);
+  Gather<T> sums(squares.data(), count);
   for (int64_t k = 0; k < d; ++k) {
     const T* row = w + k * d_step;
     T* part = sums.part();
@@ -35,7 +35,7 @@ void norms_of_chunk(const T* w, int64_t count, int64_t d, int64_t count_step, in
     sums.row_done();
   }
   sums.finish();
-  for (int64_t j = 0; j < count; ++j) norms[j] = std::sqrt(norms[j]);
+  for (int64_t j = 0; j < count; ++j) norms[j] = std::sqrt(T(squares[j]));
 }
 
 // body(first, count) for chunks of the weights, on several threads where there are many numbers.

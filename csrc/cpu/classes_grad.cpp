@@ -8,7 +8,10 @@ namespace pml_fast {
 namespace PML_FAST_ISA {
 namespace {
 
-// ---- the way back: a task owns some columns, over all rows ----
+// ---- the way back: a task owns some columns of a group of rows ----
+
+// Rows of a group: few enough for the thread that wrote their products to take up what is still in its cache.
+constexpr int64_t kGroup = 128;
 
 // What a log-sum-exp's logits are reduced by; what weighs nothing must not overflow, and without another class there is
 // nothing to share out.
@@ -36,18 +39,22 @@ void coefficients(const ClassMaths& maths, const ClassBlock& block, const ClassS
   const bool by_class = maths.fold == ClassFold::kClassLse;
   const T *fold = static_cast<const T*>(slopes.fold), *weight = static_cast<const T*>(slopes.weight);
   const T* own = static_cast<const T*>(slopes.own);
-  parallel_for((block.classes + width - 1) / width, threads_of(maths, block), [&](int64_t task) {
+  const int64_t all = block.classes * maths.centers, groups = (block.rows + kGroup - 1) / kGroup;
+  const int64_t chunks = (block.classes + width - 1) / width;
+  ColumnSumsOfGroups along_sums(along != nullptr, groups, all), lifted_sums(lifted != nullptr, groups, all);
+  parallel_for(groups * chunks, threads_of(maths, block), [&](int64_t task) {
+    const int64_t group = task / chunks, c0 = task % chunks * width;
     Chunk<T> chunk(maths, block);
-    chunk.at(task * width);
+    chunk.at(c0);
     const int64_t count = chunk.count(), columns = chunk.columns(), first = chunk.first_column();
     std::vector<T> c(count), shift(by_class ? count : 0), factor(by_class ? count : 0);
     for (int64_t j = 0; by_class && j < count; ++j) {
-      shift[j] = slope_shift(fold[task * width + j], weight[task * width + j]);
-      factor[j] = weight[task * width + j] * T(maths.scale);
+      shift[j] = slope_shift(fold[c0 + j], weight[c0 + j]);
+      factor[j] = weight[c0 + j] * T(maths.scale);
     }
-    Gather<T> alongs(along, first, columns), lifts(lifted, first, columns);
+    Gather<T> alongs(along_sums.at(group, first), columns), lifts(lifted_sums.at(group, first), columns);
     const T* inverse = chunk.inverse();
-    for (int64_t i = 0; i < block.rows; ++i) {
+    for (int64_t i = group * kGroup; i < std::min(block.rows, (group + 1) * kGroup); ++i) {
       const T* p = chunk.pooled(i);
       if (by_class) {
         const T scale = T(maths.scale), bias = chunk.bias(i);
@@ -88,6 +95,8 @@ void coefficients(const ClassMaths& maths, const ClassBlock& block, const ClassS
     alongs.finish();
     lifts.finish();
   });
+  along_sums.add_to(static_cast<T*>(along));
+  lifted_sums.add_to(static_cast<T*>(lifted));
 }
 
 }  // namespace

@@ -14,7 +14,7 @@ from pml_fast.engine.score import NORM_EPS
 from pml_fast.engine.strips import strip_base, strip_grads
 
 # Rows scored at a time: with more of them a strip would hold too few classes for a product to be fast.
-ROWS = 4096
+ROWS = 2048
 # Scores that the compiled backend keeps for the backward. glibc's malloc hands blocks of 32 MiB and more
 # (DEFAULT_MMAP_THRESHOLD_MAX) back to the kernel, which maps them anew at each step, page by page: a MiB less stays mapped.
 KEPT_BYTES = (32 << 20) - (1 << 20)
