@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pml_fast import distances, explain, losses, miners, reducers, use
 from pml_fast.engine import dispatch
+from pml_fast.engine.cpu import scratch
 from pml_fast.engine.explanation import scaled
 
 N, D = 3000, 8
@@ -109,6 +110,7 @@ def test_the_peak_memory_is_a_bound_and_no_wild_one(loss: Any, miner: Any, backe
     with use(backend=backend):
         costs = explain(loss, x, labels, indices_tuple=indices).costs
         assert costs is not None
+        scratch.release()
         measured = max(accumulate(memory_events(step(loss, x, labels, None, indices))))
     # The compiled kernels' own tables are counted by explain, not by torch's allocator.
     assert 0.9 * measured <= costs.memory_bytes <= 8 * measured + (2 << 20)

@@ -8,7 +8,7 @@ import torch
 import pml_fast
 import pml_fast.engine.ops
 from pml_fast import _extension
-from pml_fast.engine.cpu import backend as cpu_backend
+from pml_fast.engine.cpu import columns as cpu_columns
 from pml_fast.engine.cpu import rows as cpu_rows
 from pml_fast.engine.score import Score
 
@@ -44,7 +44,7 @@ def sets(kind, n=150, m=1000, classes=60):
 @pytest.mark.parametrize("kind", ["other", "larger", "batch"])
 @pytest.mark.parametrize("bounded", [False, True])
 def test_it_is_the_extreme(kind, score, positive, largest, bounded, small_tiles, monkeypatch):
-    monkeypatch.setattr(cpu_backend, "MANY_COLUMNS", 0)
+    monkeypatch.setattr(cpu_columns, "MANY_NUMBERS", 0)
     x, y, x_labels, y_labels, itself = sets(kind)
     sc = replace(SCORES[score], symmetric=kind != "larger")
     bounds = (None, None)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from pml_fast import _extension, explain, losses, reducers
 from pml_fast.engine import dispatch
+from pml_fast.engine.cpu import columns, small
 from pml_fast.engine.cpu import pairwise as cpu_pairwise
 from pml_fast.engine.cpu import rows as cpu_rows
-from pml_fast.engine.cpu import small
 from pml_fast.engine.cpu.levels import COMPILED
 from pml_fast.engine.fold import Fold, evenly
 from pml_fast.engine.problem import NO_LIMITS, PairProblem
@@ -98,12 +98,17 @@ def both_ways(problem: PairProblem, w: Tensor, need_x: bool, need_y: bool) -> No
             torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("streamed", [False, True], ids=["copied", "streamed"])
 @pytest.mark.parametrize("ruled", [False, True], ids=["all", "ruled"])
 @pytest.mark.parametrize("score", ["cosine", "l2", "l2_squared", "asymmetric"])
 @pytest.mark.parametrize("spec", COMPILED)
-def test_rows_against_columns_without_a_gradient(spec: str, score: str, ruled: bool, collected: list[str]) -> None:
+def test_rows_against_columns_without_a_gradient(
+    spec: str, score: str, ruled: bool, streamed: bool, collected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every row may weigh something else, and nothing."""
     problem = problem_of(spec, score, False, ruled)
+    if streamed:
+        monkeypatch.setattr(columns, "MANY_NUMBERS", 0)
     if dispatch.backend("cpu").refuse(problem) is not None:
         pytest.skip("no compiled epilogue for this score")
     both_ways(problem, weights(problem, even=False), True, False)

@@ -16,9 +16,9 @@ compiled = pytest.mark.skipif(_extension.load() is None, reason="the extension i
 
 @pytest.fixture(autouse=True)
 def nothing_held():
-    scratch._held.blocks.clear()
+    scratch.release()
     yield
-    scratch._held.blocks.clear()
+    scratch.release()
 
 
 def test_a_block_is_lent_again_once_nobody_has_it():

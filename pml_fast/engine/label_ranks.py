@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pml_fast import _extension
-from pml_fast.engine.cpu.rows import class_ranks
+from pml_fast.engine.cpu.layout import class_ranks
 from pml_fast.engine.operator import are_plain
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pml_fast.engine.cpu import rows
+from pml_fast.engine.cpu import layout
 from pml_fast.engine.label_ranks import compiled_reads
 
 
@@ -15,7 +15,7 @@ def positive_pairs(labels: Tensor, ref_labels: Tensor, itself: bool) -> tuple[Te
     The number of pairs depends on the data: reading it waits for the device.
     """
     if compiled_reads(labels, ref_labels):
-        return rows.positive_pairs(labels, ref_labels, itself)
+        return layout.positive_pairs(labels, ref_labels, itself)
     ordered, order = torch.sort(ref_labels, stable=True)
     start = torch.searchsorted(ordered, labels.contiguous())
     size = torch.searchsorted(ordered, labels.contiguous(), right=True) - start

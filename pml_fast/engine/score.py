@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -40,8 +41,11 @@ class Score:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {KINDS}, got {self.kind!r}")
-        check_positive("p", self.p, infinite=True)
-        check_positive("power", self.power)
+        # Scores are made with every call of a loss: what is plainly right is not handed on.
+        if not (isinstance(self.p, float) and self.p > 0):
+            check_positive("p", self.p, infinite=True)
+        if not (isinstance(self.power, float) and 0 < self.power < math.inf):
+            check_positive("power", self.power)
 
     @property
     def sign(self) -> float:

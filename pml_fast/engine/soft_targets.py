@@ -87,8 +87,8 @@ def _soft_target_loss(
         own_logits = own_logits * scale
         labels = own_labels(len(x), len(y), itself, x.device)
         limits = [Fold().pair_limits()]
-        # The list, its scores, and what its losses are computed in.
-        beside = len(row) * (2 * row.element_size() + 6 * s.element_size())
+        # The list, its scores, and what its losses and their gradients are computed in.
+        beside = len(row) * (2 * row.element_size() + 10 * s.element_size())
         spec = LogSumExp(temperature)
         problem = PairProblem(spec, sc, rows.x, cols.x, *labels, itself, None, limits, beside=beside)
         backend = dispatch.select(problem)

@@ -171,9 +171,10 @@ class TwoTowerLoss(BaseMetricLossFunction):
         )
 
     def run_plan(self, plan: Plan, call: Call) -> Tensor | None:
-        score = self.distance.engine_score()
-        if plan.engine != "pairwise" or plan.folds is None or plan.score is None or score is None:
+        if plan.engine != "pairwise" or plan.folds is None:
             return None
+        score = self.distance.engine_score()
+        assert score is not None
         assert isinstance(plan.spec, PairSpec)
         call = self.paired(call)
         x, y = self.distance.engine_rows(call.embeddings, call.ref_emb)

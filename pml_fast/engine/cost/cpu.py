@@ -8,10 +8,11 @@ import torch
 
 from pml_fast.engine.bins import HistogramSpec
 from pml_fast.engine.cost.parts import Cost, Size, Spec, cost_of, half
+from pml_fast.engine.cpu.columns import MANY_NUMBERS, may_stream
 from pml_fast.engine.cpu.histogram import histogram_tiles
 from pml_fast.engine.cpu.levels import SWEEPS, fixed_level, one_sweep
 from pml_fast.engine.cpu.pairwise import kept_bytes
-from pml_fast.engine.cpu.rows import Tile, tiles
+from pml_fast.engine.cpu.rows import TILE_COLUMNS, Tile, tiles
 from pml_fast.engine.cpu.strip import COMPILED_ROWS, strip_height
 from pml_fast.engine.score import Score, compute_type
 from pml_fast.engine.spec import PairSpec
@@ -23,6 +24,13 @@ _TALLY_BYTES = 16 * 2 * (4 + 64)
 def _sorted_bytes(size: Size) -> int:
     """The sorted copies of the rows, widened where they are halves, and the gradients; these end in the copies' place."""
     return size.item * ((1 + half(size)) * size.sets + size.results)
+
+
+def _streamed_away(size: Size, score: Score) -> int:
+    """The bytes of the columns' copy that a sweep spares which gathers them tile by tile, but for positives."""
+    if size.shared or size.need_y or not may_stream(score) or size.m * size.d <= MANY_NUMBERS:
+        return 0
+    return size.item * size.d * max(0, size.m - min(size.pairs, size.m) - min(size.m, TILE_COLUMNS))
 
 
 def _area(tile: Tile) -> int:
@@ -59,7 +67,7 @@ def pairwise(size: Size, spec: Spec, score: Score, uniform: bool) -> Cost:
     step = forward + 2 * size.d * ((again + products) * need + size.pairs * size.gradients)
     table = size.item * (size.pairs + 16 * size.n) + 8 * 7 * (size.n + size.m)
     buffers = size.item * (kept * need + max(map(_area, sweep), default=0))
-    memory = _sorted_bytes(size) + table + buffers
+    memory = _sorted_bytes(size) - _streamed_away(size, score) + table + buffers
     return cost_of(size, forward, step, sweeps + bool(shifts) + (need and not at_once), memory)
 
 

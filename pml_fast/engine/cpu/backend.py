@@ -12,19 +12,16 @@ from pml_fast import _extension
 from pml_fast.engine.classes.problem import ClassGrads, ClassProblem, ClassScores
 from pml_fast.engine.cpu import classes, histogram, knn, small, strip
 from pml_fast.engine.cpu.classes import refuse_classes
+from pml_fast.engine.cpu.columns import has_many_numbers, may_stream
 from pml_fast.engine.cpu.indexed import listed_grads, listed_scores
 from pml_fast.engine.cpu.knn import refuse_knn
 from pml_fast.engine.cpu.levels import COMPILED
 from pml_fast.engine.cpu.pairwise import Sweep
-from pml_fast.engine.cpu.rows import with_alike_columns
 from pml_fast.engine.cpu.strip import COMPILED_ROWS
 from pml_fast.engine.cpu.triplet import refuse_triplet, triplet_grads, triplet_rows
 from pml_fast.engine.knn.problem import NearestProblem, RankProblem, RankStrip
 from pml_fast.engine.problem import ExtremeProblem, HistogramProblem, HistogramSums, PairProblem, PairRows, TripletProblem
 from pml_fast.engine.score import Score
-
-# Numbers in the columns from which a search among positives first chooses the columns it can find.
-MANY_COLUMNS = 1 << 20
 
 
 class CpuBackend:
@@ -68,7 +65,9 @@ class CpuBackend:
         if problem.spec.name in COMPILED_ROWS:
             return strip.pair_rows(problem, need_x, need_y)
         keep = need_x or need_y
-        sweep = Sweep(problem, problem.spec.name, problem.spec.params(), problem.rule)
+        streamed = not (problem.shared or problem.bidirectional or need_y) and has_many_numbers(problem.y)
+        columns = "streamed" if streamed and may_stream(problem.score) else "all"
+        sweep = Sweep(problem, problem.spec.name, problem.spec.params(), problem.rule, columns)
         sweep.forward(need_x, need_y)
         return sweep.finish(keep)
 
@@ -103,14 +102,9 @@ class CpuBackend:
     def extremes(self, problem: ExtremeProblem) -> tuple[Tensor, Tensor]:
         if small.takes(problem):
             return small.extremes(problem)
-        if problem.positive and not problem.shared and problem.y.numel() > MANY_COLUMNS:
-            problem, place = with_alike_columns(problem)
-            value, index = self._extremes(problem)
-            return value, torch.cat([place, place.new_tensor([-1])])[index]
-        return self._extremes(problem)
-
-    def _extremes(self, problem: ExtremeProblem) -> tuple[Tensor, Tensor]:
-        sweep = Sweep(problem, "", [], problem.rule)
+        many = not problem.shared and has_many_numbers(problem.y)
+        kind = "positives" if many and problem.positive else "streamed" if many and may_stream(problem.score) else "all"
+        sweep = Sweep(problem, "", [], problem.rule, kind)
         order = sweep.layout.row_order
         if problem.positive:
             value = sweep.x.new_full((sweep.n,), float("-inf") if problem.largest else float("inf"))

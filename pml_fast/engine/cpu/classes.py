@@ -14,7 +14,7 @@ from torch import Tensor
 from pml_fast.engine.classes.blocks import class_ranges, kept_classes, row_ranges
 from pml_fast.engine.classes.problem import ClassGrads, ClassProblem, ClassScores, add_norm_grads, own_norms
 from pml_fast.engine.classes.spec import ClassSpec
-from pml_fast.engine.cpu.rows import extension
+from pml_fast.engine.cpu.extension import extension
 from pml_fast.engine.cpu.scratch import Scratch
 from pml_fast.engine.score import NORM_EPS
 

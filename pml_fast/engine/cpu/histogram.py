@@ -12,8 +12,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from pml_fast.engine.cpu.extension import extension
 from pml_fast.engine.cpu.pairwise import kept_bytes
-from pml_fast.engine.cpu.rows import SortedRows, Tile, extension
+from pml_fast.engine.cpu.rows import SortedRows, Tile
 from pml_fast.engine.cpu.scratch import Scratch
 from pml_fast.engine.cpu.strip import strip_height
 from pml_fast.engine.problem import HistogramProblem, HistogramSums

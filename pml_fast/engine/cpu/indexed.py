@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pml_fast.engine.cpu.rows import distance_name, extension, is_chosen
+from pml_fast.engine.cpu.extension import extension, is_chosen
+from pml_fast.engine.cpu.rows import distance_name
 from pml_fast.engine.operator import are_plain
 from pml_fast.engine.score import Score
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pml_fast.engine.cpu.rows import extension
+from pml_fast.engine.cpu.extension import extension
 from pml_fast.engine.knn.problem import NearestProblem, RankProblem, RankStrip, from_order
 
 # The products that are held at a time.

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pml_fast.engine.cpu.extension import extension
 from pml_fast.engine.cpu.levels import fixed_level, logit, one_sweep, row_levels
-from pml_fast.engine.cpu.rows import TILE_BYTES, SortedRows, Tile, extension, tiles
+from pml_fast.engine.cpu.rows import TILE_BYTES, SortedRows, Tile, tiles
 from pml_fast.engine.cpu.scratch import Scratch
 from pml_fast.engine.problem import ExtremeProblem, PairProblem, PairRows
 
@@ -31,10 +32,12 @@ TABLE_BYTES = 64
 class Sweep:
     """One problem on the compiled engine: sorted copies of the rows, the engine that holds the state, and the kept tiles."""
 
-    def __init__(self, problem: PairProblem | ExtremeProblem, spec: str, params: list[float], rule: Tensor | None) -> None:
+    def __init__(
+        self, problem: PairProblem | ExtremeProblem, spec: str, params: list[float], rule: Tensor | None, columns: str = "all"
+    ) -> None:
         score = problem.score
-        self.problem, self.rows = problem, SortedRows(problem, rule)
-        self.x, self.y, self.layout = self.rows.x, self.rows.y, self.rows.layout
+        self.problem, self.rows = problem, SortedRows(problem, rule, columns)
+        self.x, self.layout = self.rows.x, self.rows.layout
         self.n, self.m, self.shared = self.rows.n, self.rows.m, self.rows.shared
         self.level = fixed_level(spec, params, score, self.x.dtype) if spec else 0.0
         limits = problem.limits if isinstance(problem, PairProblem) else []
@@ -57,8 +60,9 @@ class Sweep:
         return self.shared or self.columns is not None
 
     def tiles(self) -> Iterator[Tile]:
-        """The tiles of this problem."""
-        return tiles(self.n, self.m, self.shared, self.x.element_size(), self.columns is not None)
+        """The tiles of this problem; those of the same columns one after the other, where columns are streamed."""
+        found = tiles(self.n, self.m, self.shared, self.x.element_size(), self.columns is not None)
+        return iter(sorted(found, key=lambda tile: tile.j0)) if self.rows.streamed else found
 
     def forward(self, need_x: bool = False, need_y: bool = False) -> None:
         """Fold every tile into the engine's state. Where gradients will follow, take their products at once or, if these need
@@ -122,7 +126,7 @@ class Sweep:
         own = logit(problem.spec.name, problem.spec.params(), problem.score)
         assert own is not None
         x_norms = torch.linalg.vector_norm(self.x, dim=1)
-        y_norms = x_norms if self.shared else torch.linalg.vector_norm(self.y, dim=1)
+        y_norms = x_norms if self.shared else self.rows.columns.norms()
         ways = [(self.engine, x_norms, y_norms)]
         if self.columns is not None:
             ways.append((self.columns, y_norms, x_norms))
@@ -196,7 +200,7 @@ class Sweep:
     def _zeros(self, need_x: bool, need_y: bool) -> tuple[Tensor | None, Tensor | None]:
         return (
             torch.zeros_like(self.x) if need_x else None,
-            torch.zeros_like(self.y) if need_y and not self.shared else None,
+            torch.zeros_like(self.rows.y) if need_y and not self.shared else None,
         )
 
     def _weigh(self, engine: Any, w: Tensor, order: Tensor) -> None:
@@ -214,7 +218,7 @@ class Sweep:
     def _add_products(self, tile: Tile, h: Tensor, dx: Tensor | None, dy: Tensor | None) -> None:
         rows, cols = slice(tile.i0, tile.i1), slice(tile.j0, tile.j1)
         if dx is not None:
-            dx[rows].addmm_(h, self.y[cols])
+            dx[rows].addmm_(h, self.rows.columns.block(tile.j0, tile.j1))
         if self.shared and dx is not None and tile.mirror < tile.j1:
             dx[tile.mirror : tile.j1].addmm_(h[:, tile.mirror - tile.j0 :].t(), self.x[rows])
         if dy is not None:

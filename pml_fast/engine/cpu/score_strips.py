@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pml_fast import _extension
-from pml_fast.engine.cpu.rows import extension
+from pml_fast.engine.cpu.extension import extension
 from pml_fast.engine.pair_set import PairSet, ScoreStrip
 from pml_fast.engine.settings import current
 

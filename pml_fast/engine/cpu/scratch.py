@@ -8,8 +8,9 @@ from math import prod
 import torch
 from torch import Tensor
 
-# How much a thread holds for its next step: what a step keeps of its scores, and the tile in work.
-HELD_BYTES = 48 << 20
+# How much a thread holds for its next step: much of what a step keeps of its scores, and the tile in work. What comes after a
+# sweep in the same step finds that much less of its allowance.
+HELD_BYTES = 24 << 20
 
 
 class _Held(threading.local):
@@ -36,6 +37,11 @@ class _Held(threading.local):
 
 
 _held = _Held()
+
+
+def release() -> None:
+    """Leave nothing to this thread's next step."""
+    _held.blocks.clear()
 
 
 class Scratch:

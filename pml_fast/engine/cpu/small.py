@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pml_fast.engine.cpu.extension import extension, is_chosen
 from pml_fast.engine.cpu.indexed import check_pairs
 from pml_fast.engine.cpu.levels import COMPILED, LOGIT_SPAN, Affine, fixed_level, logit
-from pml_fast.engine.cpu.rows import distance_name, extension, is_chosen
+from pml_fast.engine.cpu.rows import distance_name
 from pml_fast.engine.cpu.triplet import EVERY, POSITIVE_ONLY
 from pml_fast.engine.fold import Fold
 from pml_fast.engine.problem import ExtremeProblem, Limits

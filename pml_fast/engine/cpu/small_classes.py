@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pml_fast.engine.classes.spec import ClassSpec
 from pml_fast.engine.cpu.classes import refuse_spec
-from pml_fast.engine.cpu.rows import extension
+from pml_fast.engine.cpu.extension import extension
 
 
 @lru_cache(maxsize=256)

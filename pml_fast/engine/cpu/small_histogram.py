@@ -7,7 +7,8 @@ from torch import Tensor
 
 from pml_fast.engine.bins import HistogramSpec
 from pml_fast.engine.cpu import small
-from pml_fast.engine.cpu.rows import distance_name, extension
+from pml_fast.engine.cpu.extension import extension
+from pml_fast.engine.cpu.rows import distance_name
 from pml_fast.engine.score import Score, compute_type
 
 

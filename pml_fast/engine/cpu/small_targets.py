@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from pml_fast.engine.cpu import small
+from pml_fast.engine.cpu.extension import extension
 from pml_fast.engine.cpu.indexed import check_pairs
-from pml_fast.engine.cpu.rows import distance_name, extension
+from pml_fast.engine.cpu.rows import distance_name
 from pml_fast.engine.fold import Fold
 from pml_fast.engine.score import Score, compute_type
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pml_fast.engine.cpu.rows import TILE_BYTES, SortedRows, Tile, extension
+from pml_fast.engine.cpu.extension import extension
+from pml_fast.engine.cpu.rows import TILE_BYTES, SortedRows, Tile
 from pml_fast.engine.problem import PairProblem, PairRows
 
 # The specs of csrc/engine/row_specs.h.

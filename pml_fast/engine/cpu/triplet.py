@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pml_fast.engine.cpu.rows import TILE_BYTES, SortedRows, Tile, extension, tiles
+from pml_fast.engine.cpu.extension import extension
+from pml_fast.engine.cpu.rows import TILE_BYTES, SortedRows, Tile, tiles
 from pml_fast.engine.problem import TripletProblem
 
 POSITIVE_ONLY, EVERY = (0.0, float("inf")), (float("-inf"), float("inf"))
