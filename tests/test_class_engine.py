@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
 import pytest
 import torch
+from allocations import allocations
 from torch import Tensor
 
 from pml_fast import distances, explain, losses, use
@@ -185,13 +185,6 @@ def test_weights_are_made_unit_vectors_where_they_lie(
 
 
 # ---- memory and what explain says of it ----
-
-
-def allocations(step: Callable[[], Any]) -> list[int]:
-    with torch.profiler.profile(profile_memory=True) as prof:
-        step()
-    events = [event for event in prof.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
 
 
 BIG = {

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import pytorch_metric_learning as pml
 import torch
+from allocations import allocations
 from torch import Tensor
 
 import pml_fast
@@ -393,13 +394,6 @@ def test_explain_prints_every_loss() -> None:
         with pytest.raises(ValueError, match="backend 'triton' cannot run this"):
             make(OURS, "arcface").float()(x, labels)
     assert said.error is not None and said.backend is None
-
-
-def allocations(step: Callable[[], Any]) -> list[int]:
-    with torch.profiler.profile(profile_memory=True) as prof:
-        step()
-    events = [event for event in prof.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
 
 
 def test_what_is_materialised_is_said_and_is() -> None:

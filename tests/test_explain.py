@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from allocations import allocations
 from torch import Tensor
 
 from pml_fast import distances, explain, losses, miners, reducers, use
 from pml_fast.engine import dispatch
-from pml_fast.engine.cpu import scratch
 from pml_fast.engine.explanation import scaled
 
 N, D = 3000, 8
@@ -45,12 +45,9 @@ def batch(n: int = N, classes: int = 50) -> tuple[Tensor, Tensor]:
 
 
 def memory_events(run: Callable[[], Any]) -> list[int]:
-    """Bytes that torch's allocator gave (above zero) and took back (below), in order; a first run warms up."""
+    """The allocations of a second run: the first one warms up."""
     run()
-    with torch.profiler.profile(profile_memory=True) as prof:
-        run()
-    events = [event for event in prof.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return allocations(run)
 
 
 def step(loss: torch.nn.Module, x: Tensor, labels: Tensor, miner: Any, indices: Any = None) -> Callable[[], None]:
@@ -110,7 +107,6 @@ def test_the_peak_memory_is_a_bound_and_no_wild_one(loss: Any, miner: Any, backe
     with use(backend=backend):
         costs = explain(loss, x, labels, indices_tuple=indices).costs
         assert costs is not None
-        scratch.release()
         measured = max(accumulate(memory_events(step(loss, x, labels, None, indices))))
     # The compiled kernels' own tables are counted by explain, not by torch's allocator.
     assert 0.9 * measured <= costs.memory_bytes <= 8 * measured + (2 << 20)
