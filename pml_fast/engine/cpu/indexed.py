@@ -70,11 +70,11 @@ class Exponents:
         """As the kernels take them, and what has to live as long."""
         x, i, j = self.x.contiguous(), self.i.contiguous(), self.j.contiguous()
         y = x if self.y is None else self.y.contiguous()
-        list_ = extension().exponent_pairs(
+        compiled = extension().exponent_pairs(
             x.data_ptr(), 0 if self.y is None else y.data_ptr(), i.data_ptr(), j.data_ptr(), len(i), len(x), len(y), x.shape[1],
             self.normalize, self.slope, torch.get_num_threads(),
         )  # fmt: skip
-        return list_, [x, y, i, j]
+        return compiled, [x, y, i, j]
 
 
 def takes(*tensors: Tensor) -> bool:
@@ -84,9 +84,9 @@ def takes(*tensors: Tensor) -> bool:
 
 def pair_exponents(pairs: Exponents) -> Tensor:
     """The rows ``[K, D + 1]``."""
-    list_, _held = pairs.compiled()
+    compiled, _tensors = pairs.compiled()
     out = pairs.x.new_empty(len(pairs.i), pairs.x.shape[1] + 1)
-    extension().pair_exponents(list_, out.data_ptr(), out.dtype == torch.float64)
+    extension().pair_exponents(compiled, out.data_ptr(), out.dtype == torch.float64)
     return out
 
 
@@ -94,10 +94,10 @@ def pair_exponent_grads(
     pairs: Exponents, grad: Tensor, need_x: bool, need_y: bool
 ) -> tuple[Tensor | None, Tensor | None, float]:
     """Gradients by both sets and by the slope, given that by the rows."""
-    list_, _held = pairs.compiled()
-    grad = grad.contiguous()
-    dx = torch.empty_like(_held[0]) if need_x else None
-    dy = torch.empty_like(_held[1]) if need_y else None
+    compiled, tensors = pairs.compiled()
+    x, y, grad = tensors[0], tensors[1], grad.contiguous()
+    dx = torch.empty_like(x) if need_x else None
+    dy = torch.empty_like(y) if need_y else None
     by_x, by_y = (0 if part is None else part.data_ptr() for part in (dx, dy))
-    by_slope = extension().pair_exponent_gradients(list_, grad.data_ptr(), by_x, by_y, grad.dtype == torch.float64)
+    by_slope = extension().pair_exponent_gradients(compiled, grad.data_ptr(), by_x, by_y, grad.dtype == torch.float64)
     return dx, dy, by_slope
