@@ -4,8 +4,8 @@
 #include <optional>
 #include <vector>
 
-#include "../runtime/parallel.h"
 #include "pairs_of_rows.h"
+#include "row_tasks.h"
 #include "unit_rows.h"
 
 namespace pml_fast {
@@ -15,13 +15,6 @@ namespace {
 // Rows, or pairs, of a task.
 constexpr int64_t kTask = 64;
 
-template <typename F>
-void over(int64_t count, int threads, F&& body) {
-  parallel_for((count + kTask - 1) / kTask, threads, [&](int64_t task) {
-    for (int64_t k = task * kTask; k < std::min(count, (task + 1) * kTask); ++k) body(k);
-  });
-}
-
 // The rows of a set as they are compared.
 template <typename T>
 struct Units {
@@ -29,7 +22,8 @@ struct Units {
     if (!normalize) return;
     unit.resize(count * d);
     norm.resize(count);
-    over(count, threads, [&](int64_t r) { norm[r] = divide_by_norm(this->rows + r * d, d, unit.data() + r * d); });
+    for_rows(0, count, kTask, threads,
+             [&](int64_t r) { norm[r] = divide_by_norm(this->rows + r * d, d, unit.data() + r * d); });
   }
 
   const T* row(int64_t r) const { return (unit.empty() ? rows : unit.data()) + r * d; }
@@ -58,7 +52,7 @@ class Exponents {
   }
 
   void write(T* out) const {
-    over(p_.count, threads_, [&](int64_t k) {
+    for_rows(0, p_.count, kTask, threads_, [&](int64_t k) {
       const T *a = x_.row(p_.i[k]), *p = columns().row(p_.j[k]);
       T* to = out + k * (d_ + 1);
 #pragma omp simd
@@ -70,7 +64,7 @@ class Exponents {
   void gradients(const T* grad, T* dx, T* dy) const {
     const PairsOfRows as_anchor(p_.i, p_.count, p_.n), as_positive(p_.j, p_.count, rows_of_columns());
     if (dx != nullptr)
-      over(p_.n, threads_, [&](int64_t r) {
+      for_rows(0, p_.n, kTask, threads_, [&](int64_t r) {
         T* to = dx + r * d_;
         std::fill_n(to, d_, T(0));
         add(as_anchor, r, p_.j, columns(), grad, to);
@@ -78,7 +72,7 @@ class Exponents {
         x_.back(r, to);
       });
     if (dy != nullptr)
-      over(p_.m, threads_, [&](int64_t r) {
+      for_rows(0, p_.m, kTask, threads_, [&](int64_t r) {
         T* to = dy + r * d_;
         std::fill_n(to, d_, T(0));
         add(as_positive, r, p_.i, x_, grad, to);

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pml_fast.engine.cpu import indexed
 from pml_fast.engine.listed_sums import add_at
-from pml_fast.engine.operator import both, refuse_double_backward
+from pml_fast.engine.operator import Rows, both, refuse_double_backward
 from pml_fast.engine.score import Score
 
 
@@ -60,14 +60,15 @@ class _PairExponents(torch.autograd.Function):
         return dx, dy, by_negatives, by_slope, None, None, None, None
 
 
-def _score(normalize: bool) -> Score:
-    return Score("dot", normalize=normalize)
+def _gathered(x: Tensor, y: Tensor, i: Tensor, j: Tensor, normalize: bool, itself: bool) -> tuple[Rows, Rows, Tensor, Tensor]:
+    """Both sets, and the unit rows of each pair."""
+    anchors, positives = both(x, y, itself, Score("dot", normalize=normalize))
+    unit = anchors.unit()
+    return anchors, positives, unit.index_select(0, i), (unit if itself else positives.unit()).index_select(0, j)
 
 
 def _rows(x: Tensor, y: Tensor, slope: Tensor, i: Tensor, j: Tensor, normalize: bool, itself: bool) -> Tensor:
-    anchors, positives = both(x, y, itself, _score(normalize))
-    unit = anchors.unit()
-    a, p = unit.index_select(0, i), (unit if itself else positives.unit()).index_select(0, j)
+    *_, a, p = _gathered(x, y, i, j, normalize, itself)
     closeness = (a * p).sum(dim=1, keepdim=True)
     return torch.cat([a.add_(p).mul_(4 * slope), closeness.mul_(2 * (1 + slope))], dim=1)
 
@@ -76,9 +77,7 @@ def _grads(
     x: Tensor, y: Tensor, slope: Tensor, i: Tensor, j: Tensor, normalize: bool, itself: bool, grad: Tensor, need_x: bool,
     need_y: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:  # fmt: skip
-    anchors, positives = both(x, y, itself, _score(normalize))
-    unit = anchors.unit()
-    a, p = unit.index_select(0, i), (unit if itself else positives.unit()).index_select(0, j)
+    anchors, positives, a, p = _gathered(x, y, i, j, normalize, itself)
     by_sum, by_product = grad[:, :-1], grad[:, -1:]
     by_slope = (4 * (by_sum * (a + p)) + 2 * by_product * (a * p)).sum()
     by_sum, by_product = by_sum * (4 * slope), by_product * (2 * (1 + slope))

@@ -8,7 +8,7 @@ import torch
 
 from pml_fast.engine.bins import HistogramSpec
 from pml_fast.engine.cost.parts import Cost, Size, Spec, cost_of, half
-from pml_fast.engine.cpu.columns import MANY_NUMBERS, may_stream
+from pml_fast.engine.cpu.columns import may_stream
 from pml_fast.engine.cpu.histogram import histogram_tiles
 from pml_fast.engine.cpu.levels import SWEEPS, fixed_level, one_sweep
 from pml_fast.engine.cpu.pairwise import kept_bytes
@@ -28,7 +28,7 @@ def _sorted_bytes(size: Size) -> int:
 
 def _streamed_away(size: Size, score: Score) -> int:
     """The bytes of the columns' copy that a sweep spares which gathers them tile by tile, but for positives."""
-    if size.shared or size.need_y or not may_stream(score) or size.m * size.d <= MANY_NUMBERS:
+    if size.shared or size.need_y or not may_stream(size.m * size.d, score):
         return 0
     return size.item * size.d * max(0, size.m - min(size.pairs, size.m) - min(size.m, TILE_COLUMNS))
 

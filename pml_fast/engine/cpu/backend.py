@@ -11,8 +11,8 @@ from torch import Tensor
 from pml_fast import _extension
 from pml_fast.engine.classes.problem import ClassGrads, ClassProblem, ClassScores
 from pml_fast.engine.cpu import classes, histogram, knn, small, strip
+from pml_fast.engine.cpu import columns as cpu_columns
 from pml_fast.engine.cpu.classes import refuse_classes
-from pml_fast.engine.cpu.columns import has_many_numbers, may_stream
 from pml_fast.engine.cpu.indexed import listed_grads, listed_scores
 from pml_fast.engine.cpu.knn import refuse_knn
 from pml_fast.engine.cpu.levels import COMPILED
@@ -65,8 +65,8 @@ class CpuBackend:
         if problem.spec.name in COMPILED_ROWS:
             return strip.pair_rows(problem, need_x, need_y)
         keep = need_x or need_y
-        streamed = not (problem.shared or problem.bidirectional or need_y) and has_many_numbers(problem.y)
-        columns = "streamed" if streamed and may_stream(problem.score) else "all"
+        copied = problem.shared or problem.bidirectional or need_y
+        columns = "all" if copied or not cpu_columns.may_stream(problem.y.numel(), problem.score) else "streamed"
         sweep = Sweep(problem, problem.spec.name, problem.spec.params(), problem.rule, columns)
         sweep.forward(need_x, need_y)
         return sweep.finish(keep)
@@ -102,8 +102,9 @@ class CpuBackend:
     def extremes(self, problem: ExtremeProblem) -> tuple[Tensor, Tensor]:
         if small.takes(problem):
             return small.extremes(problem)
-        many = not problem.shared and has_many_numbers(problem.y)
-        kind = "positives" if many and problem.positive else "streamed" if many and may_stream(problem.score) else "all"
+        numbers = 0 if problem.shared else problem.y.numel()
+        kind = "streamed" if cpu_columns.may_stream(numbers, problem.score) else "all"
+        kind = "positives" if problem.positive and numbers > cpu_columns.MANY_NUMBERS else kind
         sweep = Sweep(problem, "", [], problem.rule, kind)
         order = sweep.layout.row_order
         if problem.positive:

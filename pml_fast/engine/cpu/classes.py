@@ -15,7 +15,7 @@ from pml_fast.engine.classes.blocks import class_ranges, kept_classes, row_range
 from pml_fast.engine.classes.problem import ClassGrads, ClassProblem, ClassScores, add_norm_grads, own_norms
 from pml_fast.engine.classes.spec import ClassSpec
 from pml_fast.engine.cpu.extension import extension
-from pml_fast.engine.cpu.scratch import Scratch
+from pml_fast.engine.cpu.scratch import Room
 from pml_fast.engine.score import NORM_EPS
 
 INF = float("inf")
@@ -54,7 +54,7 @@ class Sweep:
         self.lift = self.x[:, self.d].contiguous() if spec.lift == "square" else None
         self.maths = extension().class_maths(spec.pool, spec.fold, spec.centers, spec.scale, spec.sharpness)
         self.threads, self.is_double = torch.get_num_threads(), self.x.dtype == torch.float64
-        self._buffer: Scratch | None = None
+        self._room = Room(self.x.dtype)
 
     def by_class(self) -> bool:
         """Whether the fold is one of classes."""
@@ -66,9 +66,7 @@ class Sweep:
 
     def buffer(self, rows: int, columns: int) -> Tensor:
         """Room for a block that the next one overwrites."""
-        if self._buffer is None or self._buffer.tensor.numel() < rows * columns:
-            self._buffer = Scratch((rows * columns,), self.x.dtype)
-        return self._buffer.tensor[: rows * columns].view(rows, columns)
+        return self._room.of(rows, columns)
 
 
 class WeightBlock:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pml_fast.engine.cpu.scratch import Scratch
+from pml_fast.engine.cpu.scratch import Room
 
 if TYPE_CHECKING:
     from pml_fast.engine.cpu.layout import Layout
@@ -46,13 +46,10 @@ class StreamedColumns(Columns):
         super().__init__(sorted_rows(y, norm, layout.col_order[:positives]))
         self.y, self.norm, self.order = y, norm, layout.col_order
         self._place = (0, 0)
-        self._memory: Scratch | None = None
+        self._room = Room(y.dtype)
 
     def block(self, first: int, last: int) -> Tensor:
-        shape = last - first, self.y.shape[1]
-        if self._memory is None or len(self._memory.tensor) < shape[0]:
-            self._memory, self._place = Scratch(shape, self.y.dtype), (0, 0)
-        out = self._memory.tensor[: shape[0]]
+        out = self._room.of(last - first, self.y.shape[1])
         if self._place != (first, last):
             order = self.order[first:last]
             torch.index_select(self.y, 0, order, out=out)
@@ -66,11 +63,7 @@ class StreamedColumns(Columns):
         return norms if self.norm is None else norms / self.norm.squeeze(1)
 
 
-def has_many_numbers(y: Tensor) -> bool:
-    """Whether columns are worth choosing from, or streaming."""
-    return y.numel() > MANY_NUMBERS
-
-
-def may_stream(score: Score) -> bool:
-    """Whether kernels read no other columns than positives: of distances they look at near ones again."""
-    return score.kind == "dot"
+def may_stream(numbers: int, score: Score) -> bool:
+    """Whether so many are worth it, and kernels read no other columns than positives: of distances they look at near ones
+    again."""
+    return numbers > MANY_NUMBERS and score.kind == "dot"

@@ -12,7 +12,7 @@ from torch import Tensor
 from pml_fast.engine.cpu.columns import Columns, StreamedColumns, sorted_rows
 from pml_fast.engine.cpu.extension import extension
 from pml_fast.engine.cpu.layout import Layout, class_layout, own_columns, positives_first
-from pml_fast.engine.cpu.scratch import Scratch
+from pml_fast.engine.cpu.scratch import Room
 from pml_fast.engine.score import Score
 
 TILE_COLUMNS = 4096
@@ -72,7 +72,7 @@ class SortedRows:
         self.itself, self.distance = problem.itself, distance_name(problem.score)
         self.compiled = self._compiled(self.x, self.y, self.layout, self.m)
         self.is_double = self.x.dtype == torch.float64
-        self._buffer: Scratch | None = None
+        self._room = Room(self.x.dtype)
 
     def _columns(self, problem: Any, kind: str, positives: int) -> Columns:
         if self.shared:
@@ -109,15 +109,12 @@ class SortedRows:
         """Inner products of a tile, in ``out`` or in a buffer that the next tile overwrites."""
         shape = (tile.i1 - tile.i0, tile.j1 - tile.j0)
         if out is None:
-            size = shape[0] * shape[1]
-            if self._buffer is None or self._buffer.tensor.numel() < size:
-                self._buffer = Scratch((size,), self.x.dtype)
-            out = self._buffer.tensor[:size].view(shape)
+            out = self._room.of(*shape)
         return torch.mm(self.x[tile.i0 : tile.i1], self.columns.block(tile.j0, tile.j1).t(), out=out)
 
     def unsorted(self, dx: Tensor | None, dy: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Gradients back in the caller's order. The sweep is over: they take the place of the sorted rows."""
-        self._buffer = None
+        self._room = Room(self.x.dtype)
         return _scatter(dx, self.layout.row_order, self.x), _scatter(dy, self.layout.col_order, self.y)
 
 

@@ -57,3 +57,18 @@ class Scratch:
         block = getattr(self, "_block", None)
         if block is not None:
             _held.give(block)
+
+
+class Room:
+    """Scratch memory in which one use follows the other; it grows to the largest of them."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._memory: Scratch | None = None
+
+    def of(self, *shape: int) -> Tensor:
+        """Room for so many numbers; what was there before is lost."""
+        size = prod(shape)
+        if self._memory is None or self._memory.tensor.numel() < size:
+            self._memory = Scratch((size,), self._dtype)
+        return self._memory.tensor[:size].view(shape)
