@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import pml_fast.engine.histogram
 import pml_fast.engine.ops
 import pml_fast.engine.triplet_ops  # noqa: F401  (defines the operators)
 from pml_fast import use

@@ -1,4 +1,5 @@
-"""Random inputs are fresh in every run, and can be drawn again: `PML_FAST_TEST_SEED` is the number that the header prints."""
+"""Random inputs are fresh in every run, and can be drawn again: `PML_FAST_TEST_SEED` is the number that the header prints, and
+the end of a report of failures."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import ctypes
 import os
 import random
 import zlib
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -37,7 +39,20 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"random inputs: {SEED}={os.environ[SEED]}"
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    # The header is left out of short reports, in which a failure needs the number as much.
+    if terminalreporter.stats.get("failed") or terminalreporter.stats.get("error"):
+        terminalreporter.write_line(f"random inputs: {SEED}={os.environ[SEED]}")
+
+
 @pytest.fixture(autouse=True)
 def seeded(request: pytest.FixtureRequest) -> None:
     """Every test draws the same whatever ran before it."""
     torch.manual_seed(zlib.crc32(f"{os.environ[SEED]} {request.node.nodeid}".encode()))
+
+
+@pytest.fixture(autouse=True)
+def x87_registers_are_free() -> Iterator[None]:
+    """Code with MMX instructions takes all eight and must give them back: the next long double, or fmod, would be NaN."""
+    yield
+    assert ctypes.c_longdouble(1.5).value == 1.5

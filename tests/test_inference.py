@@ -375,7 +375,9 @@ def test_an_index_that_must_be_trained() -> None:
     assert knn(rows[:5], 1)[1].flatten().tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("kmeans", [inference.FaissKMeans(niter=20), clustering.SklearnKMeans(), clustering.InstalledKMeans()])
+@pytest.mark.parametrize(
+    "kmeans", [inference.FaissKMeans(niter=20, nredo=10), clustering.SklearnKMeans(), clustering.InstalledKMeans()]
+)
 def test_clusters(kmeans: Any) -> None:
     centers = torch.randn(4, 8) * 20
     labels = torch.randint(0, 4, (300,))
