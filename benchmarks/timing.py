@@ -142,7 +142,8 @@ def time_in_turn(entrants: list[Entrant], plan: Plan, watch: CpuClock | CudaCloc
 
 
 def _warm_up(entrant: Entrant, watch: CpuClock | CudaClock) -> float:
-    """Run an entrant until caches and compilers are warm, and return about how long a call takes."""
+    """Run an entrant until caches and compilers are warm, and return about how long a call takes: the least, for one call that
+    the machine held up would leave it with few samples."""
     if entrant.expected_seconds > LONG_STEP_SECONDS:
         return entrant.expected_seconds  # what a first call loads is nothing against such a step
     with entrant.context():
@@ -150,7 +151,7 @@ def _warm_up(entrant: Entrant, watch: CpuClock | CudaClock) -> float:
         for _ in range(WARM_UP_CALLS - 1):
             if seconds > LONG_STEP_SECONDS / 10 and not entrant.compiles:  # long steps are warm after one call
                 break
-            seconds = watch.sample(entrant.call, 1)
+            seconds = min(seconds, watch.sample(entrant.call, 1))
     return seconds
 
 

@@ -46,6 +46,18 @@ def test_entrants_take_turns_and_slow_ones_have_fewer() -> None:
     assert measured.count("slow") == 2
 
 
+def test_a_warm_up_call_that_is_held_up_costs_no_samples() -> None:
+    calls: list[None] = []
+
+    def call() -> None:
+        calls.append(None)
+        time.sleep(0.05 if len(calls) == 3 else 0.001)
+
+    timed = time_in_turn([Entrant("held up", call)], Plan(seconds=0.1, min_rounds=2, max_rounds=8), CpuClock())
+    assert isinstance(timed["held up"], Quantiles)
+    assert timed["held up"].rounds == 8
+
+
 def test_an_entrant_that_raises_leaves_the_others_timed() -> None:
     def broken() -> None:
         raise RuntimeError("no memory left")
