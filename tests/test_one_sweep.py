@@ -148,7 +148,7 @@ def test_levels_of_rows_are_their_own(collected: list[str]) -> None:
 def test_the_engine_refuses_what_has_no_common_weight(spec: str) -> None:
     sweep = cpu_pairwise.Sweep(problem_of(spec, "cosine", False, False), spec, PAIR_SPECS[spec]().params(), None)
     with pytest.raises(RuntimeError, match="common weight"):
-        sweep.engine.collect()
+        sweep.engine.begin_collecting()
 
 
 # ---- which reductions weigh rows alike ----

@@ -123,7 +123,12 @@ void bind_pairwise(py::module_& m) {
              return py::make_tuple(exists[0], exists[1]);
            })
       .def("set_weights", [](PairEngine& e, Address w) { e.set_weights(at<void>(w)); })
-      .def("collect", &PairEngine::collect)
+      .def("begin_collecting", &PairEngine::begin_collecting)
+      .def(
+          "collect",
+          [](PairEngine& e, Address tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t mirror,
+             bool both_roles) { return e.collect(at<void>(tile), ld, i0, i1, j0, j1, mirror, both_roles); },
+          Release())
       .def("end_sweep", &PairEngine::end_sweep)
       .def_property_readonly("sweeps", &PairEngine::sweeps)
       .def("set_levels", [](PairEngine& e, Address levels) { e.set_levels(at<void>(levels)); })

@@ -21,6 +21,7 @@
 #include "pairwise.h"
 #include "row_tasks.h"
 #include "scores.h"
+#include "tile_sums.h"
 
 namespace pml_fast {
 namespace PML_FAST_ISA {
@@ -133,7 +134,7 @@ class SpecPairEngine final : public PairEngine {
     }
   }
 
-  void collect() override {
+  void begin_collecting() override {
     if constexpr (kFolds<Spec>) {
       if (Spec::kMeans || Spec::Fold::kBack != 1) throw std::logic_error("the slopes of this loss have no common weight");
       back_[0].assign(g_.n, T(1));
@@ -144,39 +145,12 @@ class SpecPairEngine final : public PairEngine {
 
   bool coefficients(void* tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t j_mirror, bool scored,
                     bool both_roles) override {
-    if constexpr (!kFolds<Spec>) {
-      return false;
-    } else {
-      const auto f = spec_.fold();
-      const PairRuns<T> runs(negatives_, mirror_->negatives_);
-      const Tile t{static_cast<T*>(tile), ld, i0, i1, j0, j1, j_mirror};
-      const int64_t rows = i1 - i0, blocks = blocks_of(j0, j1);
-      partial_.assign(blocks * rows, T(0));
-      std::vector<char> live(blocks, 0);
-      over_blocks(j0, j1, g_.threads, [&](int64_t block, int64_t b0, int64_t b1) {
-        T h[kBlock];
-        T largest = 0;
-        T* sums = gradients_.column_sums();
-        const int64_t from = g_.itself ? std::clamp(j_mirror, b0, b1) : b0;
-        for (int64_t i = i0; i < i1; ++i) {
-          T* s = t.row(i);
-          if (!scored) scores_.from_products(s, i, b0, b1);
-          const Segments segments(g_.start[i], g_.end[i], b0, b1, b1);
-          for (int p = 0; p < segments.count; ++p) {
-            const Segment& seg = segments.part[p];
-            runs.slopes(f, s, i, seg, both_roles, back_, mirror_->back_, h + (seg.first - b0));
-          }
-          const int64_t p0 = std::clamp(g_.start[i], b0, b1), p1 = std::clamp(g_.end[i], p0, b1);
-          for (int64_t j = p0; j < p1; ++j) h[j - b0] = T(0);
-          partial_[block * rows + i - i0] = to_products(g_.distance, s, h, b0, b1, sums, from, largest);
-        }
-        live[block] = !(largest == T(0));
-      });
-      if (g_.distance != Distance::kDot)
-        for (int64_t block = 0; block < blocks; ++block)
-          for (int64_t r = 0; r < rows; ++r) gradients_.add_row_sum(i0 + r, partial_[block * rows + r]);
-      return std::any_of(live.begin(), live.end(), [](char c) { return c != 0; });
-    }
+    return slope_tile<false>({static_cast<T*>(tile), ld, i0, i1, j0, j1, j_mirror}, scored, both_roles);
+  }
+
+  bool collect(void* tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t j_mirror,
+               bool both_roles) override {
+    return slope_tile<true>({static_cast<T*>(tile), ld, i0, i1, j0, j1, j_mirror}, false, both_roles);
   }
 
   void finish_gradients(void* dx_out, void* dy_out) override {
@@ -215,24 +189,79 @@ class SpecPairEngine final : public PairEngine {
     for (auto& sums : state_) sums.assign(g_.n, T(0));
   }
 
+  // ---- tiles: a task owns a block of columns and goes through the rows
+
+  // What it leaves of a row: sums of the negatives, and the factor of the row itself in its gradient.
+  static constexpr int64_t kOwnFactor = 3, kSums = 4;
+
   template <typename Fold>
   void fold_tile(const Fold& f, const Tile& t, bool scored) {
-    constexpr int kState = Fold::kState;
     const PairRuns<T> runs(negatives_, mirror_->negatives_);
-    const int64_t rows = t.i1 - t.i0, blocks = blocks_of(t.j0, t.j1);
-    partial_.assign(3 * blocks * rows, T(0));
+    sums_.open(t.i0, t.i1, t.j0, t.j1);
     over_blocks(t.j0, t.j1, g_.threads, [&](int64_t block, int64_t b0, int64_t b1) {
       for (int64_t i = t.i0; i < t.i1; ++i) {
-        T* s = t.row(i);
-        if (!scored) scores_.from_products(s, i, b0, b1);
-        T* sums = partial_.data() + 3 * (block * rows + i - t.i0);
-        const Segments segments(g_.start[i], g_.end[i], b0, b1, t.j_mirror);
-        for (int p = 0; p < segments.count; ++p) runs.fold(f, s, i, segments.part[p], sums, mirror_->state_);
+        if (!scored) scores_.from_products(t.row(i), i, b0, b1);
+        fold_row(f, runs, t, i, b0, b1, sums_.of(block, i));
       }
     });
-    for (int64_t block = 0; block < blocks; ++block)
-      for (int64_t r = 0; r < rows; ++r)
-        for (int k = 0; k < kState; ++k) state_[k][t.i0 + r] += partial_[3 * (block * rows + r) + k];
+    add_to_state<Fold>();
+  }
+
+  // Scores become coefficients; kFold: once they have been folded, while a row's share of the block is in cache.
+  template <bool kFold>
+  bool slope_tile(const Tile& t, bool scored, bool both_roles) {
+    if constexpr (!kFolds<Spec>) {
+      return false;
+    } else {
+      const auto f = spec_.fold();
+      const PairRuns<T> runs(negatives_, mirror_->negatives_);
+      sums_.open(t.i0, t.i1, t.j0, t.j1);
+      std::vector<char> live(blocks_of(t.j0, t.j1), 0);
+      over_blocks(t.j0, t.j1, g_.threads, [&](int64_t block, int64_t b0, int64_t b1) {
+        T largest = 0;
+        for (int64_t i = t.i0; i < t.i1; ++i) {
+          T* sums = sums_.of(block, i);
+          if (!scored) scores_.from_products(t.row(i), i, b0, b1);
+          if constexpr (kFold) fold_row(f, runs, t, i, b0, b1, sums);
+          sums[kOwnFactor] = slope_row(f, runs, t, i, b0, b1, both_roles, largest);
+        }
+        // Written so that a NaN is something.
+        live[block] = !(largest == T(0));
+      });
+      if constexpr (kFold) add_to_state<decltype(spec_.fold())>();
+      if (g_.distance != Distance::kDot)
+        sums_.each([&](int64_t i, const T* sums) { gradients_.add_row_sum(i, sums[kOwnFactor]); });
+      return std::any_of(live.begin(), live.end(), [](char c) { return c != 0; });
+    }
+  }
+
+  template <typename Fold>
+  void fold_row(const Fold& f, const PairRuns<T>& runs, const Tile& t, int64_t i, int64_t b0, int64_t b1, T* sums) {
+    const Segments segments(g_.start[i], g_.end[i], b0, b1, t.j_mirror);
+    for (int p = 0; p < segments.count; ++p) runs.fold(f, t.row(i), i, segments.part[p], sums, mirror_->state_);
+  }
+
+  template <typename Fold>
+  T slope_row(const Fold& f, const PairRuns<T>& runs, const Tile& t, int64_t i, int64_t b0, int64_t b1, bool both_roles,
+              T& largest) {
+    T h[kBlock];
+    T* s = t.row(i);
+    const Segments segments(g_.start[i], g_.end[i], b0, b1, b1);
+    for (int p = 0; p < segments.count; ++p) {
+      const Segment& seg = segments.part[p];
+      runs.slopes(f, s, i, seg, both_roles, back_, mirror_->back_, h + (seg.first - b0));
+    }
+    const int64_t p0 = std::clamp(g_.start[i], b0, b1), p1 = std::clamp(g_.end[i], p0, b1);
+    for (int64_t j = p0; j < p1; ++j) h[j - b0] = T(0);
+    const int64_t from = g_.itself ? std::clamp(t.j_mirror, b0, b1) : b0;
+    return to_products(g_.distance, s, h, b0, b1, gradients_.column_sums(), from, largest);
+  }
+
+  template <typename Fold>
+  void add_to_state() {
+    sums_.each([&](int64_t i, const T* sums) {
+      for (int k = 0; k < Fold::kState; ++k) state_[k][i] += sums[k];
+    });
   }
 
   void finish_one(int64_t i, T* rows) {
@@ -279,7 +308,7 @@ class SpecPairEngine final : public PairEngine {
   bool collected_ = false;   // the products were taken before the rows had weights
   std::vector<T> state_[3];  // the negatives' sums of each row
   std::vector<T> back_[2];   // the numbers of each row in the coefficients, later weighed
-  std::vector<T> partial_;   // a block's sums of each row of a tile
+  TileSums<T, kSums> sums_;
 };
 
 }  // namespace

@@ -26,12 +26,14 @@ T to_products(Distance distance, T* s, const T* h, int64_t j0, int64_t j1, T* su
     return T(0);
   }
   T sum = 0;
-  const bool root = distance == Distance::kL2;
-  T out[kBlock];
+  T inverse[kBlock], out[kBlock];
+  if (distance == Distance::kL2)
+    reciprocals(s + j0, j1 - j0, inverse);
+  else
+    std::fill_n(inverse, j1 - j0, T(2));
 #pragma omp simd reduction(+ : sum) reduction(max : top)
   for (int64_t j = j0; j < j1; ++j) {
-    const T inverse = root ? (s[j] == T(0) ? T(0) : T(1) / s[j]) : T(2);
-    const T v = h[j - j0] * inverse;
+    const T v = h[j - j0] * inverse[j - j0];
     const T size = std::abs(v);
     top = size <= top ? top : size;
     sum += v;

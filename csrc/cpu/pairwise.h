@@ -65,10 +65,12 @@ class PairEngine {
   // Weights [terms, N] of the rows' values, before coefficients() and the gradients below; once after finish().
   virtual void set_weights(const void* w) = 0;
 
-  // Before the first sweep: coefficients() may be called on each tile as it was folded, each row weighing 1, and are not called
-  // again; finish_gradients() weighs what they gave. For losses whose slopes are a number of the row times one of the pair, and
-  // where columns collect too (as rows of the batch or for themselves) only if all rows have the same number.
-  virtual void collect() = 0;
+  // Gradients in the one sweep that folds: collect() is fold() and coefficients() of a tile, each row weighing 1, and
+  // finish_gradients() weighs what they gave. For losses whose slopes are a number of the row times one of the pair, and where
+  // columns collect too (as rows of the batch or for themselves) only if all rows have the same number.
+  virtual void begin_collecting() = 0;
+  virtual bool collect(void* tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t j_mirror,
+                       bool both_roles) = 0;
 
   // Adds the positives' share, and the distances' own-row share, to the gradients (either may be null).
   virtual void finish_gradients(void* dx, void* dy) = 0;

@@ -1,10 +1,13 @@
 // Scores of rows against columns: exact for one pair, or in place over inner products that a matrix product left.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "../engine/math.h"
 #include "pairwise.h"
+#include "roots.h"
+#include "row_tasks.h"
 
 namespace pml_fast {
 namespace PML_FAST_ISA {
@@ -97,17 +100,16 @@ class Scores {
       for (int64_t j = j0; j < j1; ++j)
         if (square[j - j0] < T(kNear) * (own + norms[j])) square[j - j0] = squared_difference(x_ + i * g_.d, column(j), g_.d);
     if (g_.distance == Distance::kL2)
-#pragma omp simd
-      for (int64_t j = j0; j < j1; ++j) s[j] = std::sqrt(square[j - j0]);
+      square_roots(square, j1 - j0, s + j0);
     else
-#pragma omp simd
-      for (int64_t j = j0; j < j1; ++j) s[j] = square[j - j0];
+      std::copy_n(square, j1 - j0, s + j0);
   }
 
  private:
   void square_norms(const T* rows, int64_t count, std::vector<T>& out) const {
     out.resize(count);
-    for (int64_t i = 0; i < count; ++i) out[i] = dot(rows + i * g_.d, rows + i * g_.d, g_.d);
+    for_rows(0, count, 64, count * g_.d < 65536 ? 1 : g_.threads,
+             [&](int64_t i) { out[i] = dot(rows + i * g_.d, rows + i * g_.d, g_.d); });
   }
 
   const T* column_norms() const { return g_.itself ? x_norm_.data() : y_norm_.data(); }

@@ -89,11 +89,14 @@ class Sweep:
     def _collect(self, need_x: bool, need_y: bool) -> None:
         """Fold the tiles and take the gradients' products of each while it is in cache, with rows that weigh 1."""
         self.collected = self._zeros(need_x, need_y)
-        self.engine.collect()
+        self.engine.begin_collecting()
         for tile in self.tiles():
             s = self.rows.products(tile)
-            self._fold_tile(tile, s, False)
-            self._add_gradients(tile, s, True, *self.collected)
+            live = self.engine.collect(
+                s.data_ptr(), s.stride(0), tile.i0, tile.i1, tile.j0, tile.j1, tile.mirror, self.both_roles
+            )  # fmt: skip
+            if live:
+                self._add_products(tile, s, *self.collected)
         self.engine.end_sweep()
 
     def _fold(self, keep: bool) -> None:
