@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pml_fast.engine import operator
 from pml_fast.engine.knn import ops
 from pml_fast.engine.knn.fold import Retrieval
 from pml_fast.engine.plan import Call
@@ -49,8 +50,8 @@ def nearest_neighbors(
     """
     call, itself = _sets(embeddings, None, ref_embeddings, None, ref_includes_query)
     check_k(k, len(call.ref_emb) - int(itself))
-    scores, indices = torch.ops.pml_fast.nearest(
-        call.embeddings.detach(), call.ref_emb.detach(), k, named_score(distance).encode(), itself
+    scores, indices = operator.call(
+        "nearest", call.embeddings.detach(), call.ref_emb.detach(), k, named_score(distance).encode(), itself
     )
     return Neighbors(scores, indices)
 
@@ -96,7 +97,8 @@ def retrieval(
         cutoffs: also count the positives of rank below each of these.
     """
     call, itself = _sets(embeddings, labels, ref_embeddings, ref_labels, ref_includes_query)
-    found = torch.ops.pml_fast.retrieval(
+    found = operator.call(
+        "retrieval",
         *_arguments(call), named_score(distance).encode(), itself, limit, list(cutoffs)
     )  # fmt: skip
     return Retrieval(*found)

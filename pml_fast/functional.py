@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from pml_fast._retrieval import Neighbors, PositiveRanks, nearest_neighbors, positive_ranks, retrieval
-from pml_fast.engine import listed
+from pml_fast.engine import listed, operator
 from pml_fast.engine.fold import Fold
 from pml_fast.engine.knn.fold import Retrieval
 from pml_fast.engine.plan import Call
@@ -339,7 +339,8 @@ def _extremes(
 ) -> tuple[Tensor, Tensor]:
     assert call.labels is not None and call.ref_labels is not None
     labels, ref_labels = engine_labels(call.labels, call.ref_labels, call.itself)
-    value, index = torch.ops.pml_fast.row_extremes(
+    value, index = operator.call(
+        "row_extremes",
         call.embeddings.detach(), call.ref_emb.detach(), labels, ref_labels, low, high, score.encode(), call.itself,
         bool(positive), bool(largest),
     )  # fmt: skip

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import pml_fast.engine.specs  # noqa: F401  (fills the registry the operators look specs up in)
-from pml_fast.engine import dispatch
+from pml_fast.engine import dispatch, operator
 from pml_fast.engine.operator import (
     SETS,
     Rows,
@@ -158,7 +158,7 @@ def _backward(name: str) -> Any:
         for place, tensor in zip(ctx.places, ctx.saved_tensors, strict=True):
             inputs[place] = tensor
         need_x, need_y = ctx.needs_input_grad[0], ctx.needs_input_grad[1] and not shared(inputs[_ITSELF], inputs[_SCORE])
-        dx, dy = getattr(torch.ops.pml_fast, f"{name}_grad")(*inputs, w.contiguous(), need_x, need_y)
+        dx, dy = operator.call(f"{name}_grad", *inputs, w.contiguous(), need_x, need_y)
         return (dx if need_x else None), (dy if need_y else None), *none
 
     return backward

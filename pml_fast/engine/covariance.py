@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pml_fast.engine import operator
 from pml_fast.engine.operator import define, differentiable, refuse_double_backward
 from pml_fast.engine.score import compute_type
 from pml_fast.engine.settings import math_precision
@@ -82,4 +83,4 @@ def vicreg_terms(
     view ``[D]`` and ``[D]``, and the squared covariances of different features of both views, one number. With ``Z`` centred,
     the gradient of a view is ``Z (k C + diag(v))``: ``C`` holds the covariances, ``v`` what each variance asks for.
     """
-    return torch.ops.pml_fast.vicreg_terms(x, y, invariance, variance, covariance, eps)[:4]
+    return operator.call("vicreg_terms", x, y, invariance, variance, covariance, eps)[:4]

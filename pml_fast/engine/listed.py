@@ -11,6 +11,7 @@ from torch import Tensor
 
 import pml_fast.engine.ops
 import pml_fast.engine.triplet_ops  # noqa: F401  (define the operators)
+from pml_fast.engine import operator
 from pml_fast.engine.cpu import small
 from pml_fast.engine.fold import Fold, inside, reduce_rows
 from pml_fast.engine.lazy import RowChoice
@@ -43,7 +44,7 @@ def engine_scorer(x: Tensor, y: Tensor, score: Score) -> Scorer:
         if direct and i.shape[0] <= SMALL_LIST:
             found: Tensor = _Direct.apply(x.to(compute_type(x.dtype)), i, j, score)
             return found
-        value: Tensor = torch.ops.pml_fast.listed_scores(x, y, i, j, text)
+        value: Tensor = operator.call("listed_scores", x, y, i, j, text)
         return value
 
     return scores
@@ -78,7 +79,8 @@ def closest_scores(x: Tensor, score: Score) -> Tensor:
     if is_direct(x, score):
         closest = small.closest(rows, score, own)
     else:
-        _, closest = torch.ops.pml_fast.row_extremes(
+        _, closest = operator.call(
+            "row_extremes",
             rows, rows, own, own, None, None, score.encode(), True, False, score.inverted
         )  # fmt: skip
     return engine_scorer(x, x, score)(own, torch.where(closest < 0, own, closest))

@@ -17,6 +17,10 @@ LIBRARY = torch.library.Library("pml_fast", "DEF")
 SETS = "Tensor x, Tensor y, Tensor x_labels, Tensor y_labels, Tensor? rule"
 
 
+# What `call` runs for an operator where nobody looks on.
+_DIRECT: dict[str, Callable[..., Any]] = {}
+
+
 def define(name: str, schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """Register an operator. Autocast stays outside: it would round the scores inside to half precision."""
 
@@ -27,6 +31,23 @@ def define(name: str, schema: str, implementation: Callable[..., Any], fake: Cal
     LIBRARY.define(f"{name}{schema}")
     LIBRARY.impl(name, precise, "CompositeExplicitAutograd")
     torch.library.register_fake(f"pml_fast::{name}", fake, lib=LIBRARY)
+
+    def below_autograd(*inputs: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return precise(*inputs)
+
+    _DIRECT[name] = below_autograd
+
+
+def call(name: str, *inputs: Any) -> Any:
+    """The operator's outputs.
+
+    Two passes through PyTorch's dispatcher take longer than a small batch's whole step: where no transform, mode, compiler or
+    tensor subclass has to see the operator, its autograd formula is called as it stands.
+    """
+    if are_plain(*(x for x in inputs if isinstance(x, Tensor))):
+        return _DIRECT[name](*inputs)
+    return getattr(torch.ops.pml_fast, name)(*inputs)
 
 
 @dataclass
@@ -103,13 +124,19 @@ def differentiable(name: str, setup: Callable[..., None], backward: Callable[...
     Python
     that take longer than a small batch's whole step.
     """
-    operator = getattr(torch.ops.pml_fast, name).default
+    dispatched = _with_formula(name, getattr(torch.ops.pml_fast, name).default, setup, backward)
+    LIBRARY.impl(name, dispatched, "Autograd")
+    _DIRECT[name] = _with_formula(name, _DIRECT[name], setup, backward)
 
+
+def _with_formula(
+    name: str, run: Callable[..., Any], setup: Callable[..., None], backward: Callable[..., Any]
+) -> Callable[..., Any]:
     class Formula(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
             with torch._C._AutoDispatchBelowAutograd():
-                output = operator(*inputs)
+                output = run(*inputs)
             setup(ctx, inputs, output)
             return output
 
@@ -119,20 +146,21 @@ def differentiable(name: str, setup: Callable[..., None], backward: Callable[...
 
     Formula.__name__ = Formula.__qualname__ = f"pml_fast_{name}"
 
-    def autograd(*inputs: Any) -> Any:
+    def differentiated(*inputs: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
             return Formula.apply(*inputs)
         with torch._C._AutoDispatchBelowAutograd():
-            return operator(*inputs)
+            return run(*inputs)
 
-    LIBRARY.impl(name, autograd, "Autograd")
+    return differentiated
 
 
 def are_plain(*tensors: Tensor) -> bool:
-    """Whether tensors have an address: not those that are traced, of a function transform, or of a subclass."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    """Whether tensors are nothing but their numbers: not traced, of a function transform, seen by a mode, of a subclass, or
+    without an address."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
         return False
-    return all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+    return all(type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_meta for tensor in tensors)
 
 
 def refuse_double_backward() -> None:

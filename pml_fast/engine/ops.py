@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import pml_fast.engine.specs  # noqa: F401  (fills the registry the operators look specs up in)
-from pml_fast.engine import dispatch
+from pml_fast.engine import dispatch, operator
 from pml_fast.engine.cpu import small
 from pml_fast.engine.fold import Fold, evenly, reduce_terms
 from pml_fast.engine.operator import (
@@ -196,8 +196,8 @@ def _pairwise_rows_backward(ctx: Any, w: Tensor | None, _: Tensor | None) -> tup
     x, y, x_labels, y_labels, *rule = ctx.saved_tensors
     itself = ctx.rest[3]
     need_x, need_y = ctx.needs_input_grad[0], ctx.needs_input_grad[1] and not shared(itself, ctx.rest[2])
-    dx, dy = torch.ops.pml_fast.pairwise_rows_grad(
-        x, y, x_labels, y_labels, rule[0] if rule else None, *ctx.rest, w, need_x, need_y
+    dx, dy = operator.call(
+        "pairwise_rows_grad", x, y, x_labels, y_labels, rule[0] if rule else None, *ctx.rest, w, need_x, need_y
     )
     return (dx if need_x else None, dy if need_y else None, *(None,) * 7)
 

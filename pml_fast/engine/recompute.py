@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pml_fast.engine import grad_sum
+from pml_fast.engine import grad_sum, operator
 from pml_fast.engine.operator import define, differentiable, grad_like, refuse_double_backward
 from pml_fast.engine.score import NORM_EPS, Score, _powered, compute_type
 from pml_fast.engine.settings import math_precision
@@ -35,7 +35,7 @@ def unit(score: Score, x: Tensor) -> Tensor:
 def strip_scores(score: Score, x: Tensor, y: Tensor) -> Tensor:
     """Scores ``[n, M]`` of prepared rows, differentiable, with a gradient of 0 at a distance of 0."""
     plain = Score(score.kind, score.p, 1.0, False, score.inverted, score.symmetric)
-    return _powered(score, torch.ops.pml_fast.strip_base(x, y, plain.encode()))
+    return _powered(score, operator.call("strip_base", x, y, plain.encode()))
 
 
 def over_rows(function: Rowwise, n: int, width: int, *tensors: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ def _context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     refuse_double_backward()
     need_x, need_y = ctx.needs_input_grad[:2]
-    dx, dy = torch.ops.pml_fast.strip_base_grad(*ctx.saved_tensors, grad.contiguous(), ctx.score, need_x, need_y)
+    dx, dy = operator.call("strip_base_grad", *ctx.saved_tensors, grad.contiguous(), ctx.score, need_x, need_y)
     return (dx if need_x else None), (dy if need_y else None), None
 
 

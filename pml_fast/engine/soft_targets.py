@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pml_fast.engine import dispatch
+from pml_fast.engine import dispatch, operator
 from pml_fast.engine.cpu import small_targets
 from pml_fast.engine.fold import Fold, reduce_rows
 from pml_fast.engine.listed_sums import add_at
@@ -160,7 +160,8 @@ def soft_target_loss(
     ``own`` says that each is.
     """
     need = torch.is_grad_enabled()
-    loss, *_ = torch.ops.pml_fast.soft_target_loss(
+    loss, *_ = operator.call(
+        "soft_target_loss",
         x, y, row, column, target, temperature, score.encode(), itself, own, fold.encode(), need and x.requires_grad,
         need and y.requires_grad,
     )  # fmt: skip

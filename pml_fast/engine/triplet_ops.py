@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pml_fast.engine import dispatch
+from pml_fast.engine import dispatch, operator
 from pml_fast.engine.cpu import small
 from pml_fast.engine.fold import Fold, inside, reduce_rows
 from pml_fast.engine.listed_sums import add_at
@@ -179,7 +179,7 @@ def _listed_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _listed_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     refuse_double_backward()
     need_x, need_y = ctx.needs_input_grad[:2]
-    dx, dy = torch.ops.pml_fast.listed_grads(*ctx.saved_tensors, ctx.score, grad.contiguous(), need_x, need_y)
+    dx, dy = operator.call("listed_grads", *ctx.saved_tensors, ctx.score, grad.contiguous(), need_x, need_y)
     return (dx if need_x else None), (dy if need_y else None), None, None, None
 
 

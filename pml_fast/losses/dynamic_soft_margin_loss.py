@@ -9,7 +9,7 @@ from torch import Tensor
 
 import pml_fast.engine.ops  # noqa: F401  (defines the operators)
 from pml_fast.distances import LpDistance
-from pml_fast.engine import cost
+from pml_fast.engine import cost, operator
 from pml_fast.engine.bins import Bins, HistogramSpec
 from pml_fast.engine.histogram import dynamic_soft_margin
 from pml_fast.engine.lazy import LazyIndices
@@ -107,7 +107,8 @@ class DynamicSoftMarginLoss(BaseMetricLossFunction):
         labels, ref_labels = engine_labels(labels, ref_labels, itself)
         x, y = self.distance.engine_rows(embeddings, ref_emb)
         need = torch.is_grad_enabled()
-        loss, after, *_ = torch.ops.pml_fast.histogram_loss(
+        loss, after, *_ = operator.call(
+            "histogram_loss",
             x, y, labels, ref_labels, self.hist_, bins.low, bins.delta, bins.count, score.encode(), itself, self.momentum,
             need and x.requires_grad, need and y.requires_grad,
         )  # fmt: skip
@@ -139,8 +140,8 @@ class DynamicSoftMarginLoss(BaseMetricLossFunction):
 def _closest(x: Tensor, y: Tensor, score: Score) -> Tensor:
     """The closest row of ``y`` with another number, for each row of ``x``; -1 for none."""
     rows, columns = (torch.arange(len(z), device=x.device) for z in (x, y))
-    index: Tensor = torch.ops.pml_fast.row_extremes(
-        x.detach(), y.detach(), rows, columns, None, None, score.encode(), False, False, score.inverted
+    index: Tensor = operator.call(
+        "row_extremes", x.detach(), y.detach(), rows, columns, None, None, score.encode(), False, False, score.inverted
     )[1]
     return index
 

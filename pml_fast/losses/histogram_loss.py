@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pml_fast.distances import CosineSimilarity
-from pml_fast.engine import cost
+from pml_fast.engine import cost, operator
 from pml_fast.engine.bins import Bins, HistogramSpec
 from pml_fast.engine.histogram import overlap, refuse_outside
 from pml_fast.engine.histogram_strips import open_anchors
@@ -99,7 +99,8 @@ class HistogramLoss(BaseMetricLossFunction):
             return overlap(*sums).to(compute_type(embeddings.dtype))
         x, y = self.distance.engine_rows(embeddings, ref_emb)
         need = torch.is_grad_enabled()
-        loss: Tensor = torch.ops.pml_fast.histogram_loss(
+        loss: Tensor = operator.call(
+            "histogram_loss",
             x, y, labels, ref_labels, None, bins.low, bins.delta, bins.count, score.encode(), itself, 0.0,
             need and x.requires_grad, need and y.requires_grad,
         )[0]  # fmt: skip

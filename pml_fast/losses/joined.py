@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import pml_fast.engine.anchor_rows  # noqa: F401  (defines the operators)
+from pml_fast.engine import operator
 from pml_fast.engine.copies import AllPairs, WithoutCopies
 from pml_fast.engine.fold import Fold, reduce_rows
 from pml_fast.engine.lazy import Source
@@ -43,8 +44,8 @@ def joined_pairs(plan: Plan, call: Call, rows: tuple[Tensor, Tensor], labels: tu
     assert isinstance(plan.spec, PairSpec) and plan.score is not None and plan.folds is not None
     call, score = with_copies(call, plan.score, plan.copies)
     limits = [bound for fold in plan.folds for bound in fold.pair_limits()]
-    values, counts, exists = torch.ops.pml_fast.anchor_pairs(
-        *rows, *labels, plan.rule, plan.spec.name, plan.spec.params(), score.encode(), call.itself, limits, None
+    values, counts, exists = operator.call(
+        "anchor_pairs", *rows, *labels, plan.rule, plan.spec.name, plan.spec.params(), score.encode(), call.itself, limits, None
     )
     values, counts = all_.rows(values.T).T, all_.rows(counts.T).T
     terms = [
@@ -64,8 +65,16 @@ def joined_triplets(
     call, score = with_copies(call, plan.score, plan.copies)
     (fold,) = plan.folds
     options = [spec.margin, float(spec.smooth), float(spec.swap), spec.select_margin]
-    sums, counts = torch.ops.pml_fast.anchor_triplets(
-        *rows, *labels, plan.rule, options, spec.select, score.encode(), call.itself, list(fold.pair_limits())
+    sums, counts = operator.call(
+        "anchor_triplets",
+        *rows,
+        *labels,
+        plan.rule,
+        options,
+        spec.select,
+        score.encode(),
+        call.itself,
+        list(fold.pair_limits()),
     )
     sums, counts = all_.rows(sums), all_.rows(counts)
     loss = reduce_rows(fold, TRIPLET, sums, counts, _weights(fold, all_, sums.dtype))[0]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import pml_fast.engine.anchor_rows  # noqa: F401  (defines the operator)
-from pml_fast.engine import listed
+from pml_fast.engine import listed, operator
 from pml_fast.engine.fold import Fold, inside, reduce_rows
 from pml_fast.engine.lazy import LazyIndices
 from pml_fast.engine.plan import FUSED, MATERIALISED, PARTLY, Call, Plan, learnable, overridden, read_indices
@@ -169,14 +169,14 @@ class MarginLoss(BaseMetricLossFunction):
         inputs = (*self.distance.engine_rows(call.embeddings, call.ref_emb), labels, ref_labels, plan.rule)
         options = spec.name, spec.params(), score.encode(), call.itself
         level = beta.detach().contiguous()
-        values, active, _ = torch.ops.pml_fast.anchor_pairs(*inputs, *options, [0.0, math.inf] * 2, level)
+        values, active, _ = operator.call("anchor_pairs", *inputs, *options, [0.0, math.inf] * 2, level)
         # Each loss above 0 moves with the boundary, the positives' against the negatives'.
         moved = score.sign * (beta - level)
         if plan.rule is None:
             pairs = count_partners(labels, ref_labels, call.itself).to(level.dtype)
         else:
             with torch.no_grad():
-                pairs = torch.ops.pml_fast.anchor_pairs(*inputs, *options, [-math.inf, math.inf] * 2, level)[1]
+                pairs = operator.call("anchor_pairs", *inputs, *options, [-math.inf, math.inf] * 2, level)[1]
         return values[0] + moved * active[0], values[1] - moved * active[1], *active, *pairs
 
     def _beta_is_a_number(self) -> bool:

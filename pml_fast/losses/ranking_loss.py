@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import pml_fast.engine.ops  # noqa: F401  (defines the operators)
+from pml_fast.engine import operator
 from pml_fast.engine.lazy import LazyIndices
 from pml_fast.engine.plan import FUSED, MATERIALISED, PARTLY, Call, Plan, learnable, overridden, reduction_of
 from pml_fast.engine.problem import comparable_mask, same_labels
@@ -96,8 +97,8 @@ class RankingLoss(BaseMetricLossFunction):
         if score is None or self._matrix_needed(spec):
             return self._matrix_rows(spec, embeddings, own, ref_emb, others, itself)
         x, y = self.distance.engine_rows(embeddings, ref_emb)
-        values, counts = torch.ops.pml_fast.pairwise_rows(
-            x, y, own, others, None, spec.name, spec.params(), score.encode(), itself
+        values, counts = operator.call(
+            "pairwise_rows", x, y, own, others, None, spec.name, spec.params(), score.encode(), itself
         )
         return values[0], counts[0] > 0
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import pml_fast.engine.ops  # noqa: F401  (defines the operators)
-from pml_fast.engine import listed
+from pml_fast.engine import listed, operator
 from pml_fast.engine.fold import Fold
 from pml_fast.engine.lazy import LazyIndices, RowChoice
 from pml_fast.engine.plan import (
@@ -84,7 +84,8 @@ def fused_pair_terms(
     labels, ref_labels = engine_labels(call.labels, call.ref_labels, call.itself)
     need = torch.is_grad_enabled()
     weights = row_weights(folds, call.labels if classes is None else classes, compute_type(x.dtype))
-    loss, terms, *_ = torch.ops.pml_fast.pairwise_loss(
+    loss, terms, *_ = operator.call(
+        "pairwise_loss",
         x, y, labels, ref_labels, rule, weights, spec.name, spec.params(), score.encode(), call.itself,
         [fold.encode() for fold in folds], need and x.requires_grad, need and y.requires_grad,
     )  # fmt: skip
@@ -100,8 +101,8 @@ def pair_rows(spec: PairSpec, score: Score, rule: Tensor | None, call: Call, x: 
     """As :func:`pair_row_losses`, and how many losses each row has."""
     assert call.labels is not None and call.ref_labels is not None
     labels, ref_labels = engine_labels(call.labels, call.ref_labels, call.itself)
-    values, counts = torch.ops.pml_fast.pairwise_rows(
-        x, y, labels, ref_labels, rule, spec.name, spec.params(), score.encode(), call.itself
+    values, counts = operator.call(
+        "pairwise_rows", x, y, labels, ref_labels, rule, spec.name, spec.params(), score.encode(), call.itself
     )
     return values, counts
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import pml_fast.engine.triplet_ops  # noqa: F401  (defines the operators)
-from pml_fast.engine import listed
+from pml_fast.engine import listed, operator
 from pml_fast.engine.fold import Fold, inside, reduce_rows
 from pml_fast.engine.lazy import LazyIndices, RowChoice
 from pml_fast.engine.listed_blocks import triplet_loss_of_blocks
@@ -47,7 +47,8 @@ def fused_triplet_loss(
     assert call.labels is not None and call.ref_labels is not None
     labels, ref_labels = engine_labels(call.labels, call.ref_labels, call.itself)
     need = torch.is_grad_enabled()
-    loss, *_ = torch.ops.pml_fast.triplet_loss(
+    loss, *_ = operator.call(
+        "triplet_loss",
         x, y, labels, ref_labels, rule, fold.row_weights(call.labels, compute_type(x.dtype)),
         [spec.margin, float(spec.smooth), float(spec.swap), spec.select_margin], spec.select, score.encode(),
         call.itself, fold.encode(), need and x.requires_grad, need and y.requires_grad,
@@ -191,7 +192,8 @@ class TripletMarginLoss(BaseMetricLossFunction):
     ) -> Tensor:
         assert plan.folds is not None and plan.score is not None
         fold, need = plan.folds[0], torch.is_grad_enabled()
-        loss: Tensor = torch.ops.pml_fast.listed_triplet_loss(
+        loss: Tensor = operator.call(
+            "listed_triplet_loss",
             x, y, *triplets, fold.row_weights(call.labels, compute_type(x.dtype)), [self.margin, float(self.smooth_loss)],
             plan.score.encode(), call.itself, fold.encode(), need and x.requires_grad, need and y.requires_grad,
         )[0]  # fmt: skip

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pml_fast.distances import CosineSimilarity, DotProductSimilarity
+from pml_fast.engine import operator
 from pml_fast.engine.fold import Fold
 from pml_fast.engine.logit_ops import logit_score
 from pml_fast.engine.plan import FUSED, MATERIALISED, PARTLY, Call, Plan, overridden, reduction_of
@@ -51,7 +52,8 @@ def logit_pair_loss(
     column_weights = row_weights(folds[terms:], call.ref_labels, dtype) if bidirectional else None
     log_scale, bias, max_scale = (None, None, 1.0) if trained is None else trained.on(x.device)
     need = torch.is_grad_enabled()
-    loss, *_ = torch.ops.pml_fast.logit_loss(
+    loss, *_ = operator.call(
+        "logit_loss",
         x, y, labels, ref_labels, log_scale, bias, max_scale, weights, column_weights, spec.name, spec.params(),
         score.encode(), call.itself, [fold.encode() for fold in folds], bidirectional,
         *(need and part is not None and part.requires_grad for part in (x, y, log_scale, bias)),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pml_fast.engine import operator
 from pml_fast.engine.cpu import small
 from pml_fast.engine.lazy import LazyIndices, Source
 from pml_fast.engine.listed import is_direct
@@ -99,9 +100,10 @@ class Mining:
         if self.source.itself and is_direct(x, self.score):
             own = self.labels, self.ref_labels, True, positive, largest, low, high
             return small.extremes(ExtremeProblem(self.score, x, y, *own))
-        value, index = torch.ops.pml_fast.row_extremes(
-            x, y, self.labels, self.ref_labels, low, high, self.score.encode(), self.source.itself, positive, largest
-        )
+        value, index = operator.call(
+            "row_extremes",
+            x, y, self.labels, self.ref_labels, low, high, self.score.encode(), self.source.itself, positive, largest,
+        )  # fmt: skip
         return value, index
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pml_fast.engine import operator
 from pml_fast.engine.lazy import HardestPairs
 from pml_fast.engine.listed import engine_scorer
 from pml_fast.miners.base_miner import BaseMiner, Mining
@@ -43,8 +44,8 @@ class HDCMiner(BaseMiner):
         mining = Mining(self, embeddings, labels, ref_emb, ref_labels)
         if self.was_set_externally:
             return self._mine_external(mining)
-        rule, cut = torch.ops.pml_fast.hardest_rule(
-            *mining.rows, mining.labels, mining.ref_labels, mining.score.encode(), mining.source.itself, share
+        rule, cut = operator.call(
+            "hardest_rule", *mining.rows, mining.labels, mining.ref_labels, mining.score.encode(), mining.source.itself, share
         )
         words = f"hardest {100 * share:g} % of all pairs"
         return HardestPairs(mining.source, mining.rows, mining.score, rule, cut, words)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pml_fast._retrieval import check_k
 from pml_fast.distances import BatchedDistance
+from pml_fast.engine import operator
 from pml_fast.engine.score import NAMED_SCORES, Score, named_score
 
 from . import common_functions as c_f
@@ -52,7 +53,7 @@ class Comparison:
         check_k(k, len(reference) - int(itself))
         with torch.no_grad():
             rows, cols = self.rows(query.detach(), reference.detach())
-            scores, indices = torch.ops.pml_fast.nearest(rows, cols, k, self.score.encode(), itself)
+            scores, indices = operator.call("nearest", rows, cols, k, self.score.encode(), itself)
         return scores, indices
 
     def encode(self) -> str:

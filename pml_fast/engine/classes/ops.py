@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pml_fast.engine import dispatch
+from pml_fast.engine import dispatch, operator
 from pml_fast.engine.classes import small
 from pml_fast.engine.classes.blocks import is_one_block, kept_classes
 from pml_fast.engine.classes.problem import ClassGrads, ClassProblem, ClassScores
@@ -83,8 +83,8 @@ def _backward(ctx: Any, d_others: Tensor | None, d_target: Tensor | None, d_norm
     d_others = torch.zeros_like(others) if d_others is None else d_others
     d_target = x.new_zeros(x.shape[0]) if d_target is None else d_target
     need_x, need_y = ctx.needs_input_grad[:2]
-    dx, dy = torch.ops.pml_fast.class_scores_grad(
-        x, y, target, bias, ctx.spec, others, kept, d_others, d_target, d_norms, need_x, need_y
+    dx, dy = operator.call(
+        "class_scores_grad", x, y, target, bias, ctx.spec, others, kept, d_others, d_target, d_norms, need_x, need_y
     )
     return (dx if need_x else None), (dy if need_y else None), None, None, None, None
 
@@ -116,5 +116,5 @@ def class_scores(x: Tensor, y: Tensor, target: Tensor, spec: ClassSpec, bias: Te
         return small.class_scores(x, y, target, spec, bias)
     x = prepared_rows(x, spec)
     keep = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
-    others, own, norms, kept = torch.ops.pml_fast.class_scores(x, y, target, bias, spec.encode(), keep)
+    others, own, norms, kept = operator.call("class_scores", x, y, target, bias, spec.encode(), keep)
     return ClassScores(others, own, norms, kept)
