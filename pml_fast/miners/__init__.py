@@ -7,6 +7,7 @@ from pml_fast.miners.batch_hard_miner import BatchHardMiner
 from pml_fast.miners.distance_weighted_miner import DistanceWeightedMiner
 from pml_fast.miners.embeddings_already_packaged_as_triplets import EmbeddingsAlreadyPackagedAsTriplets
 from pml_fast.miners.hdc_miner import HDCMiner
+from pml_fast.miners.label_comparison_miner import LabelComparisonMiner
 from pml_fast.miners.multi_similarity_miner import MultiSimilarityMiner
 from pml_fast.miners.pair_margin_miner import PairMarginMiner
 from pml_fast.miners.triplet_margin_miner import TripletMarginMiner
@@ -20,6 +21,7 @@ __all__ = [
     "DistanceWeightedMiner",
     "EmbeddingsAlreadyPackagedAsTriplets",
     "HDCMiner",
+    "LabelComparisonMiner",
     "MultiSimilarityMiner",
     "PairMarginMiner",
     "TripletMarginMiner",

@@ -7,7 +7,7 @@ object* as the batch's labels (or None) is the batch itself, and then a sample i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ __all__ = [
     "get_all_triplets_indices_loop_method",
     "get_all_triplets_indices_vectorized_method",
     "get_anchors",
+    "get_compared_pairs_indices",
     "get_matches_and_diffs",
     "get_random_triplet_indices",
     "limit_tuples",
@@ -77,24 +78,50 @@ def get_matches_and_diffs(labels: Tensor, ref_labels: Tensor | None = None) -> t
 
 
 def get_all_pairs_indices(labels: Tensor, ref_labels: Tensor | None = None) -> PairIndices:
-    """Every positive and every negative pair, in order of anchor, then of the other.
+    """Every positive and every negative pair, in order of anchor, then of the other."""
+    return get_compared_pairs_indices(labels, ref_labels, torch.eq)
 
-    Rows of the label comparison are taken in blocks, so that no matrix exceeds what `nonzero` can index.
+
+def get_compared_pairs_indices(
+    labels: Tensor,
+    ref_labels: Tensor | None,
+    positive: Callable[[Tensor, Tensor], Tensor],
+    negative: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> PairIndices:
+    """Every positive and every negative pair by functions of labels `[n, 1, ...]` and `[1, m, ...]`; without `negative` what is
+    no positive is one. Self pairs are neither.
+
+    Rows of the comparison are taken in blocks, so that no matrix exceeds what `nonzero` can index. `TypeError` or `ValueError`
+    for an answer that is not bool or not `[n, m]`.
     """
     ref = labels if ref_labels is None else ref_labels
-    rows = max(1, COMPARISON_BLOCK // max(1, len(ref)))
+    rows = max(1, COMPARISON_BLOCK // max(1, ref.numel()))
     empty = torch.empty(0, dtype=torch.long, device=labels.device)
     pairs: tuple[list[Tensor], ...] = ([empty], [empty], [empty], [empty])
     for start in range(0, len(labels), rows):
-        same = labels[start : start + rows].unsqueeze(1) == ref.unsqueeze(0)
-        differ = ~same
+        block = labels[start : start + rows].unsqueeze(1), ref.unsqueeze(0)
+        same = _compared("positive", positive, *block)
+        differ = ~same if negative is None else _compared("negative", negative, *block)
         if ref is labels:
-            same[:, start : start + rows].fill_diagonal_(False)
-        for (anchors, others), mask in ((pairs[:2], same), (pairs[2:], differ)):
+            # Not in place: what a function gives may be its own.
+            others = torch.arange(start, start + len(same), device=ref.device).unsqueeze(1) != c_f.torch_arange_from_size(ref)
+            same, differ = same & others, differ & others
+        for (anchors, others_of), mask in ((pairs[:2], same), (pairs[2:], differ)):
             row, col = torch.where(mask)
             anchors.append(row + start)
-            others.append(col)
+            others_of.append(col)
     return PairIndices(*(torch.cat(part) for part in pairs))
+
+
+def _compared(name: str, comparison: Callable[[Tensor, Tensor], Tensor], labels: Tensor, ref_labels: Tensor) -> Tensor:
+    answer = comparison(labels, ref_labels)
+    shape = (labels.shape[0], ref_labels.shape[1])
+    if not isinstance(answer, Tensor) or answer.dtype != torch.bool:
+        kind = answer.dtype if isinstance(answer, Tensor) else type(answer).__name__
+        raise TypeError(f"{name} must give a bool tensor, got {kind}")
+    if answer.shape != shape:
+        raise ValueError(f"{name} must give an answer for each pair, shape {shape}, got {tuple(answer.shape)}")
+    return answer
 
 
 def convert_to_pairs(indices_tuple: IndicesTuple | None, labels: Tensor, ref_labels: Tensor | None = None) -> IndicesTuple:
