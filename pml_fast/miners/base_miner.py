@@ -65,12 +65,18 @@ class BaseMiner(ModuleWithRecordsAndDistance):
         """Mine a batch ``[N, D]``, against itself or against a reference set ``[M, D]``; no gradient is kept."""
         self.reset_stats()
         with torch.no_grad():
-            call = prepare_call(embeddings, labels, None, ref_emb, ref_labels)
-            if call.labels is None or call.ref_labels is None:
-                raise ValueError("labels must be given to a miner, got None; pass a tensor of shape (batch_size,)")
-            output = self.mine(call.embeddings, call.labels, call.ref_emb, call.ref_labels)
+            output = self.mine(*self.read_call(embeddings, labels, ref_emb, ref_labels))
         self.output_assertion(output)
         return output if isinstance(output, LazyIndices) else named_indices(output)
+
+    def read_call(
+        self, embeddings: Tensor, labels: Any, ref_emb: Tensor | None, ref_labels: Any
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The checked inputs of a call, as :meth:`mine` gets them: without a reference set the batch stands in its place."""
+        call = prepare_call(embeddings, labels, None, ref_emb, ref_labels)
+        if call.labels is None or call.ref_labels is None:
+            raise ValueError("labels must be given to a miner, got None; pass a tensor of shape (batch_size,)")
+        return call.embeddings, call.labels, call.ref_emb, call.ref_labels
 
 
 class Mining:

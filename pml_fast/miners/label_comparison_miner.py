@@ -37,25 +37,18 @@ class LabelComparisonMiner(BaseMiner):
                 raise TypeError(f"{name} must be a function of two tensors of labels, got {type(function).__name__}")
         self.positive, self.negative = positive, negative
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> Any:
-        """The pairs of a batch ``[N, D]`` with labels ``[N, ...]``, against itself or against a reference set ``[M, D]``."""
-        self.reset_stats()
+    def read_call(
+        self, embeddings: Tensor, labels: Any, ref_emb: Tensor | None, ref_labels: Any
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The checked inputs of a call: labels ``[N, ...]`` of any shape and type, which stay where they are."""
         if ref_emb is None and ref_labels is not None:
             raise ValueError("ref_labels were given without ref_emb; pass both, or neither")
         call = prepare_call(embeddings, None, None, ref_emb, None)
-        itself = call.itself and (ref_labels is None or ref_labels is labels)
         _check("labels", labels, embeddings)
-        if not itself:
-            _check("ref_labels", ref_labels, call.ref_emb)
-        output = self.mine(call.embeddings, labels, call.ref_emb, labels if itself or ref_labels is None else ref_labels)
-        self.output_assertion(output)
-        return output
+        if call.itself and (ref_labels is None or ref_labels is labels):
+            return call.embeddings, labels, call.ref_emb, labels
+        _check("ref_labels", ref_labels, call.ref_emb)
+        return call.embeddings, labels, call.ref_emb, ref_labels
 
     def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> PairIndices:
         found = lmu.get_compared_pairs_indices(labels, ref_labels, self.positive, self.negative)
