@@ -231,6 +231,7 @@ MINED = {
     "distance_weighted_mined": Operation("MarginLoss", "DistanceWeightedMiner", COUNTED, drawn=True),
     "packaged_triplets": Operation("TripletMarginLoss", "EmbeddingsAlreadyPackagedAsTriplets", COUNTED, call=in_threes),
     "hdc_mined": Operation("ContrastiveLoss", "HDCMiner", COUNTED),
+    "label_comparison_mined": Operation("ContrastiveLoss", "LabelComparisonMiner", COUNTED, in_peer=False, streams=False),
     "pair_margin_mined": Operation("ContrastiveLoss", "PairMarginMiner", COUNTED),
     "triplet_margin_mined": Operation("TripletMarginLoss", "TripletMarginMiner", COUNTED),
     "uniform_histogram_mined": Operation("ContrastiveLoss", "UniformHistogramMiner", COUNTED, drawn=True),
