@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pml_fast import losses
+
 CLASSES, DIMENSION = 5, 16
 
 # Arguments of what cannot be made without any.
@@ -41,6 +43,8 @@ WRAPPERS: dict[str, Callable[[ModuleType], Any]] = {
     "MultipleLosses": lambda m: m.MultipleLosses([m.ContrastiveLoss(), m.SupConLoss()], weights=[0.5, 2.0]),
     "SelfSupervisedLoss": lambda m: m.SelfSupervisedLoss(m.NTXentLoss()),
 }
+# Every loss that can be called.
+NAMES = sorted(name for name in {*losses.__all__, *LOSS_ARGUMENTS, *WRAPPERS} if name not in NOT_A_LOSS)
 # Two views and no labels.
 OF_TWO_VIEWS = {"SelfSupervisedLoss", "VICRegLoss"}
 # No labels: every draw makes its own; and a row of classes a sample.

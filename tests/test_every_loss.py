@@ -12,14 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from loss_table import CLASSES, DIMENSION, LOSS_ARGUMENTS, NOT_A_LOSS, WRAPPERS, call_loss, loss_inputs, make_loss
+from loss_table import CLASSES, DIMENSION, NAMES, NOT_A_LOSS, WRAPPERS, call_loss, loss_inputs, make_loss
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pml_fast import losses
 from pml_fast.losses.base_metric_loss_function import prepare_call
 
-NAMES = sorted(name for name in {*losses.__all__, *LOSS_ARGUMENTS, *WRAPPERS} if name not in NOT_A_LOSS)
 # A call changes what the next one gives: a running histogram, a queue.
 STATEFUL = {"CrossBatchMemory", "DynamicSoftMarginLoss"}
 # Which pairs there are depends on the labels' values beyond their being equal.

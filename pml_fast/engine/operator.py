@@ -31,12 +31,15 @@ def define(name: str, schema: str, implementation: Callable[..., Any], fake: Cal
     LIBRARY.define(f"{name}{schema}")
     LIBRARY.impl(name, precise, "CompositeExplicitAutograd")
     torch.library.register_fake(f"pml_fast::{name}", fake, lib=LIBRARY)
+    _DIRECT[name] = _below_autograd(precise)
 
-    def below_autograd(*inputs: Any) -> Any:
+
+def _below_autograd(run: Callable[..., Any]) -> Callable[..., Any]:
+    def below(*inputs: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
-            return precise(*inputs)
+            return run(*inputs)
 
-    _DIRECT[name] = below_autograd
+    return below
 
 
 def call(name: str, *inputs: Any) -> Any:
@@ -124,8 +127,8 @@ def differentiable(name: str, setup: Callable[..., None], backward: Callable[...
     Python
     that take longer than a small batch's whole step.
     """
-    dispatched = _with_formula(name, getattr(torch.ops.pml_fast, name).default, setup, backward)
-    LIBRARY.impl(name, dispatched, "Autograd")
+    dispatched = _below_autograd(getattr(torch.ops.pml_fast, name).default)
+    LIBRARY.impl(name, _with_formula(name, dispatched, setup, backward), "Autograd")
     _DIRECT[name] = _with_formula(name, _DIRECT[name], setup, backward)
 
 
@@ -135,8 +138,7 @@ def _with_formula(
     class Formula(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
-            with torch._C._AutoDispatchBelowAutograd():
-                output = run(*inputs)
+            output = run(*inputs)
             setup(ctx, inputs, output)
             return output
 
@@ -149,8 +151,7 @@ def _with_formula(
     def differentiated(*inputs: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
             return Formula.apply(*inputs)
-        with torch._C._AutoDispatchBelowAutograd():
-            return run(*inputs)
+        return run(*inputs)
 
     return differentiated
 

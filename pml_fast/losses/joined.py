@@ -67,15 +67,8 @@ def joined_triplets(
     options = [spec.margin, float(spec.smooth), float(spec.swap), spec.select_margin]
     sums, counts = operator.call(
         "anchor_triplets",
-        *rows,
-        *labels,
-        plan.rule,
-        options,
-        spec.select,
-        score.encode(),
-        call.itself,
-        list(fold.pair_limits()),
-    )
+        *rows, *labels, plan.rule, options, spec.select, score.encode(), call.itself, list(fold.pair_limits()),
+    )  # fmt: skip
     sums, counts = all_.rows(sums), all_.rows(counts)
     loss = reduce_rows(fold, TRIPLET, sums, counts, _weights(fold, all_, sums.dtype))[0]
     return loss.to(compute_type(rows[0].dtype))

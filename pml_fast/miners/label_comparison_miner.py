@@ -41,9 +41,8 @@ class LabelComparisonMiner(BaseMiner):
         self, embeddings: Tensor, labels: Any, ref_emb: Tensor | None, ref_labels: Any
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The checked inputs of a call: labels ``[N, ...]`` of any shape and type, which stay where they are."""
-        if ref_emb is None and ref_labels is not None:
-            raise ValueError("ref_labels were given without ref_emb; pass both, or neither")
-        call = prepare_call(embeddings, None, None, ref_emb, None)
+        # Labels of a reference set are not read there, but refused where there is no such set.
+        call = prepare_call(embeddings, None, None, ref_emb, ref_labels if ref_emb is None else None)
         _check("labels", labels, embeddings)
         if call.itself and (ref_labels is None or ref_labels is labels):
             return call.embeddings, labels, call.ref_emb, labels
