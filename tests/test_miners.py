@@ -259,6 +259,40 @@ def test_a_rule_moves_from_one_distance_to_another() -> None:
             torch.testing.assert_close(value, loss(x, labels, tuple(lazy)), rtol=1e-4, atol=1e-5)
 
 
+class OwnMatrix(distances.BaseDistance):
+    """A distance that an engine does not know."""
+
+    def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
+        return torch.cdist(query_emb, ref_emb) ** 1.5
+
+
+# What an engine computes alike, of rows that were prepared otherwise.
+PREPARED = {
+    "signal to noise, normalised or not": (distances.SNRDistance(normalize_embeddings=False), distances.SNRDistance()),
+    "a matrix and signal to noise": (OwnMatrix(is_inverted=False), distances.SNRDistance()),
+    "1-norms or raw": (distances.LpDistance(p=1), distances.LpDistance(p=1, normalize_embeddings=False)),
+    "inner products by other norms": (distances.DotProductSimilarity(p=1), distances.DotProductSimilarity(p=3)),
+}
+SELECTING = {
+    "multi_similarity": lambda d: miners.MultiSimilarityMiner(0.05, distance=d),
+    "pair_margin": lambda d: miners.PairMarginMiner(0.3, 0.9, distance=d),
+    "triplet_margin": lambda d: miners.TripletMarginMiner(0.1, distance=d),
+    "hdc": lambda d: miners.HDCMiner(0.3, distance=d),
+}
+
+
+@pytest.mark.parametrize("miner", SELECTING)
+@pytest.mark.parametrize("kind", PREPARED)
+def test_a_rule_holds_for_rows_that_are_prepared_alike(kind: str, miner: str) -> None:
+    """A bound of one distance is none of another that an engine computes in the same way."""
+    x, labels = batch(40, None, "ragged")
+    for mined, used in (PREPARED[kind], PREPARED[kind][::-1]):
+        lazy = SELECTING[miner](mined)(x, labels)
+        for loss in (losses.ContrastiveLoss(distance=used), losses.TripletMarginLoss(distance=used)):
+            torch.testing.assert_close(loss(x, labels, lazy), loss(x, labels, tuple(SELECTING[miner](mined)(x, labels))))
+        assert "not materialised" not in repr(lazy)
+
+
 @pytest.mark.parametrize("what", ["embeddings", "labels", "reference"])
 @pytest.mark.parametrize("name", ["multi_similarity", "pair_margin", "triplet_hard_0.2"])
 def test_indices_of_changed_data_are_refused(name: str, what: str) -> None:

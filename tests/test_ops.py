@@ -23,6 +23,7 @@ from pml_fast.engine.classes.spec import ClassSpec
 from pml_fast.engine.cpu.levels import COMPILED
 from pml_fast.engine.fold import Fold
 from pml_fast.engine.score import Score
+from pml_fast.engine.search import Search
 from pml_fast.engine.spec import PAIR_SPECS
 
 COSINE = Score("dot")
@@ -114,6 +115,8 @@ def op_calls(itself: bool, score: Score) -> Iterator[tuple[str, tuple[Any, ...]]
         yield "pairwise_loss", (*args, rule, None, name, params, s, itself, folds, True, True)
         yield "pairwise_loss", (*args, None, torch.rand(len(folds), 20), name, params, s, itself, folds, True, False)
         yield "pairwise_loss", (a, b, labels, ref_labels, None, None, name, params, s, itself, folds, False, False)
+        searched = (*args, None, None, name, params, s, itself, folds, True, True, Search(0.1).encode())
+        yield "pairwise_loss", searched
         yield "pairwise_rows", (*args, rule, name, params, s, itself)
         w = torch.rand(len(folds), 20)
         yield "pairwise_rows_grad", (a, b, labels, ref_labels, None, name, params, s, itself, w, True, True)

@@ -90,6 +90,7 @@ void bind_pairwise(py::module_& m) {
   m.def("pair_engine", &make);
   py::class_<PairEngine>(m, "PairEngine")
       .def("mirror_into", &PairEngine::mirror_into, py::keep_alive<1, 2>())
+      .def("search", &PairEngine::search)
       .def("score_positives", &PairEngine::score_positives, Release())
       .def(
           "fold",

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -18,8 +19,8 @@ int pair_loss(Address x, Address labels, Address rule, int64_t n, int64_t d, Add
               const std::string& distance, bool normalize, bool gated, double sign, double fixed_level,
               const std::vector<double>& logit, int threads, const std::string& spec, const std::vector<double>& params,
               const std::vector<std::pair<double, double>>& limits, const std::vector<std::pair<std::string, bool>>& folds,
-              bool bidirectional, const std::vector<double>& trained, Address total, Address terms, Address dx, Address dy,
-              Address by_log_scale, Address by_bias, bool is_double) {
+              bool bidirectional, const std::vector<double>& trained, std::optional<double> epsilon, Address total,
+              Address terms, Address dx, Address dy, Address by_log_scale, Address by_bias, bool is_double) {
   const SmallBatch batch{
       at<void>(x), at<int64_t>(labels), at<void>(rule), n, d, distance_named(distance), normalize, gated, dx != 0,
       sign,        fixed_level,         threads};
@@ -38,7 +39,8 @@ int pair_loss(Address x, Address labels, Address rule, int64_t n, int64_t d, Add
                  bidirectional,
                  biased,
                  trained.empty() ? 1.0 : trained[0],
-                 biased ? trained[1] : 0.0};
+                 biased ? trained[1] : 0.0,
+                 epsilon};
   for (const auto& [fold, element] : folds) loss.terms.push_back({fold, element});
   py::gil_scoped_release release;
   const SmallOutputs out{at<void>(total), at<void>(terms),        at<void>(dx),

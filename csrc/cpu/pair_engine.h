@@ -18,6 +18,7 @@
 #include "pair_positives.h"
 #include "pair_products.h"
 #include "pair_runs.h"
+#include "pair_search.h"
 #include "pairwise.h"
 #include "row_tasks.h"
 #include "scores.h"
@@ -39,11 +40,7 @@ class SpecPairEngine final : public PairEngine {
  public:
   SpecPairEngine(const Spec& spec, const PairLayout& layout, double fixed_level)
       : spec_(spec), g_(layout), scores_(layout), positives_(layout), neighbours_(layout), gradients_(g_, scores_) {
-    const T* rule = static_cast<const T*>(layout.rule);
-    if (rule != nullptr) {
-      negatives_.low = rule + 2 * g_.n;
-      negatives_.high = rule + 3 * g_.n;
-    }
+    take_rule(static_cast<const T*>(layout.rule));
     negatives_.level = fixed_level != fixed_level ? T(0) : T(fixed_level);
     clear_state();
   }
@@ -64,8 +61,16 @@ class SpecPairEngine final : public PairEngine {
 
   void mirror_into(PairEngine& columns) override { mirror_ = &dynamic_cast<SpecPairEngine&>(columns); }
 
+  void search(double epsilon, double sign, bool counts_copies) override {
+    search_.begin(g_.n, static_cast<T>(epsilon), static_cast<T>(sign), counts_copies);
+    take_rule(search_.rule());
+  }
+
   void score_positives() override {
-    over_rows([&](int64_t i) { positives_.score(i, scores_); });
+    over_rows([&](int64_t i) {
+      positives_.score(i, scores_);
+      if (search_.active()) search_.bound_negatives(i, positives_.row(i));
+    });
   }
 
   void fold_extreme(void* tile, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t j_mirror, bool largest,
@@ -91,6 +96,7 @@ class SpecPairEngine final : public PairEngine {
   }
 
   void end_sweep() override {
+    if (search_.active()) over_rows([&](int64_t i) { search_.bound_positives(i); });
     if constexpr (kFolds<Spec>) {
       if constexpr (Spec::kMeans) {
         if (means_.known()) return;
@@ -183,6 +189,13 @@ class SpecPairEngine final : public PairEngine {
 
   // ---- rows
 
+  void take_rule(const T* rule) {
+    if (rule == nullptr) return;
+    positives_.take_rule(rule);
+    negatives_.low = rule + 2 * g_.n;
+    negatives_.high = rule + 3 * g_.n;
+  }
+
   NegativeState<T> state(int64_t i) const { return {{state_[0][i], state_[1][i], state_[2][i]}, negatives_.level_of(i)}; }
 
   void clear_state() {
@@ -191,8 +204,8 @@ class SpecPairEngine final : public PairEngine {
 
   // ---- tiles: a task owns a block of columns and goes through the rows
 
-  // What it leaves of a row: sums of the negatives, and the factor of the row itself in its gradient.
-  static constexpr int64_t kOwnFactor = 3, kSums = 4;
+  // What it leaves of a row: sums of the negatives, the factor of the row itself in its gradient, and the hardest negative.
+  static constexpr int64_t kOwnFactor = 3, kHardest = 4, kSums = 5;
 
   template <typename Fold>
   void fold_tile(const Fold& f, const Tile& t, bool scored) {
@@ -239,6 +252,10 @@ class SpecPairEngine final : public PairEngine {
   void fold_row(const Fold& f, const PairRuns<T>& runs, const Tile& t, int64_t i, int64_t b0, int64_t b1, T* sums) {
     const Segments segments(g_.start[i], g_.end[i], b0, b1, t.j_mirror);
     for (int p = 0; p < segments.count; ++p) runs.fold(f, t.row(i), i, segments.part[p], sums, mirror_->state_);
+    if (!search_.active()) return;
+    sums[kHardest] = minus_infinity<T>();
+    for (int p = 0; p < segments.count; ++p)
+      search_.see(t.row(i), segments.part[p], sums[kHardest], mirror_->search_.hardest());
   }
 
   template <typename Fold>
@@ -261,6 +278,7 @@ class SpecPairEngine final : public PairEngine {
   void add_to_state() {
     sums_.each([&](int64_t i, const T* sums) {
       for (int k = 0; k < Fold::kState; ++k) state_[k][i] += sums[k];
+      if (search_.active()) search_.take(i, sums[kHardest]);
     });
   }
 
@@ -302,6 +320,7 @@ class SpecPairEngine final : public PairEngine {
   PairPositives<T> positives_;
   PairNeighbours<T> neighbours_;
   PairMeans<T> means_;
+  PairSearch<T> search_;
   SpecPairEngine* mirror_ = this;  // whose rows the columns are, where these are anchors as well
   RowSettings<T> negatives_;
   PairGradients<T> gradients_;

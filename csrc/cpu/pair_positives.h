@@ -20,9 +20,10 @@ T weighed(T weight, T derivative) {
 template <typename T>
 class PairPositives {
  public:
-  explicit PairPositives(const PairLayout& layout) : g_(layout), scores_(layout.offset[layout.n]) {
-    const T* rule = static_cast<const T*>(layout.rule);
-    if (rule == nullptr) return;
+  explicit PairPositives(const PairLayout& layout) : g_(layout), scores_(layout.offset[layout.n]) {}
+
+  // Closed intervals of the scores that count, [4, N] of which the first two are the positives'.
+  void take_rule(const T* rule) {
     low_ = rule;
     high_ = rule + g_.n;
   }

@@ -39,6 +39,11 @@ class PairEngine {
   // state; it outlives this one, and finishes, weighs and adds its positives' gradients by itself.
   virtual void mirror_into(PairEngine& columns) = 0;
 
+  // Finds the intervals of a multi-similarity miner in the sweep itself, in the place of the layout's rule: before
+  // score_positives(), for a loss that nothing mirrors into. `sign` is +1 for similarities; with `counts_copies` a row's own
+  // sample, which is no pair, bounds its negatives all the same.
+  virtual void search(double epsilon, double sign, bool counts_copies) = 0;
+
   // Scores of all positives, exact (distances by differences), into the table.
   virtual void score_positives() = 0;
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -50,6 +51,7 @@ struct SmallLoss {
   double a, b, span;
   bool bidirectional, biased;
   double scale, bias;
+  std::optional<double> epsilon;  // of a multi-similarity miner whose intervals are found in the step
 };
 
 // Where the results of a pair loss go; null for gradients that nobody wants.

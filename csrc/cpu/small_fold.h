@@ -116,7 +116,9 @@ void reduce_all(const SmallBatch& batch, const SmallLoss& loss, const PairLayout
 }
 
 template <typename T>
-void fold_all(PairEngine& engine, T* tile, int64_t n, int64_t m, int64_t mirror) {
+void fold_all(const SmallBatch& batch, const SmallLoss& loss, PairEngine& engine, T* tile, int64_t n, int64_t m,
+              int64_t mirror) {
+  if (loss.epsilon) engine.search(*loss.epsilon, batch.sign, false);
   engine.score_positives();
   for (int sweep = 0; sweep < engine.sweeps(); ++sweep) {
     engine.fold(tile, m, 0, n, 0, m, mirror, sweep > 0);

@@ -25,7 +25,7 @@ bool run(const SmallBatch& batch, const SmallLoss& loss, T* terms_out, T* dx) {
   if (std::isnan(batch.fixed_level) && !set_levels(*engine, batch.distance, loss, x, n, d, longest(x, n, d), levels))
     return false;
   T* tile = step.products();
-  fold_all(*engine, tile, n, n, n);
+  fold_all(batch, loss, *engine, tile, n, n, n);
   reduce_all(batch, loss, g, *engine, 0, terms_out, weights);
   if (dx == nullptr) return true;
   engine->set_weights(weights.data());

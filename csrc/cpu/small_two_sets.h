@@ -70,7 +70,7 @@ bool run_two_sets(const SmallBatch& batch, const SmallLoss& loss, T* terms_out, 
   const std::unique_ptr<T[]> tile(new T[n * m]);
   const int64_t w = x.width;
   multiply({x.rows.data(), w, 1}, n, Panels<T>({y.rows.data(), 1, w}, w, m, threads), tile.get(), m, threads);
-  fold_all(*rows.engine, tile.get(), n, m, loss.bidirectional ? 0 : m);
+  fold_all(batch, loss, *rows.engine, tile.get(), n, m, loss.bidirectional ? 0 : m);
   reduce_all(batch, loss, rows.layout, *rows.engine, 0, terms_out, rows.weights);
   if (loss.bidirectional)
     reduce_all(batch, loss, columns.layout, *columns.engine, rows.engine->terms(), terms_out, columns.weights);

@@ -91,6 +91,16 @@ class BaseDistance(ModuleWithRecords):
         """Rows and columns as the engine takes them (differentiable)."""
         return query_emb, ref_emb
 
+    def _divided_before(self) -> str:
+        """By what rows are divided before the engine gets them, which knows the Euclidean norm only; empty for nothing."""
+        return f"divided by their {float(self.p)!r}-norms" if self.normalize_embeddings and self.p != 2 else ""
+
+    def _rows_divided_before(self, query_emb: Tensor, ref_emb: Tensor) -> tuple[Tensor, Tensor]:
+        if not self._divided_before():
+            return query_emb, ref_emb
+        query = self.normalize(query_emb)
+        return query, query if ref_emb is query_emb else self.normalize(ref_emb)
+
     def _is_plain(self, cls: type) -> bool:
         """Whether nothing of the maths of ``cls`` is overridden, and no statistics are wanted."""
         names = ("forward", "compute_mat", "normalize", "maybe_normalize", "margin", "smallest_dist")

@@ -32,15 +32,7 @@ class DotProductSimilarity(BaseDistance):
         if not self._is_plain(DotProductSimilarity):
             return None
         inside = self.normalize_embeddings and self.p == 2
-        return Score("dot", 2.0, float(self.power), inside, inverted=True)
+        return Score("dot", 2.0, float(self.power), inside, inverted=True, prepared=self._divided_before())
 
     def engine_rows(self, query_emb: Tensor, ref_emb: Tensor) -> tuple[Tensor, Tensor]:
-        return _outside(self, query_emb, ref_emb)
-
-
-def _outside(distance: BaseDistance, query_emb: Tensor, ref_emb: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows normalised here where the engine cannot: it knows the Euclidean norm only."""
-    if not distance.normalize_embeddings or distance.p == 2:
-        return query_emb, ref_emb
-    query = distance.normalize(query_emb)
-    return query, query if ref_emb is query_emb else distance.normalize(ref_emb)
+        return self._rows_divided_before(query_emb, ref_emb)

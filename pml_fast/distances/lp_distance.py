@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from pml_fast.distances.base_distance import BaseDistance
-from pml_fast.distances.dot_product_similarity import _outside
 from pml_fast.engine.score import Score
 from pml_fast.utils.checks import check_positive
 
@@ -34,7 +33,7 @@ class LpDistance(BaseDistance):
             return None
         kind = "l2" if self.p == 2 else "lp"
         inside = self.normalize_embeddings and self.p == 2
-        return Score(kind, float(self.p), float(self.power), inside, inverted=False)
+        return Score(kind, float(self.p), float(self.power), inside, inverted=False, prepared=self._divided_before())
 
     def engine_rows(self, query_emb: Tensor, ref_emb: Tensor) -> tuple[Tensor, Tensor]:
-        return _outside(self, query_emb, ref_emb)
+        return self._rows_divided_before(query_emb, ref_emb)

@@ -31,7 +31,9 @@ class SNRDistance(BaseDistance):
     def engine_score(self) -> Score | None:
         if not self._is_plain(SNRDistance):
             return None
-        return Score("dot", 2.0, float(self.power), normalize=False, inverted=False, symmetric=False)
+        divided = f", divided by their {float(self.p)!r}-norms" if self.normalize_embeddings else ""
+        prepared = f"noise to signal as an inner product{divided}"
+        return Score("dot", 2.0, float(self.power), normalize=False, inverted=False, symmetric=False, prepared=prepared)
 
     def engine_rows(self, query_emb: Tensor, ref_emb: Tensor) -> tuple[Tensor, Tensor]:
         query = self.maybe_normalize(query_emb)

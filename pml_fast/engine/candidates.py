@@ -62,7 +62,7 @@ def problem_of(plan: Plan, call: Call, x: Tensor, y: Tensor) -> Problem | None:
         folds = plan.folds or []
         limits = [f.pair_limits() for f in folds[: len(plan.spec.terms)]] or [NO_LIMITS for _ in plan.spec.terms]
         problem = PairProblem(plan.spec, score, *sides, call.itself, plan.rule, limits)  # type: ignore[arg-type]
-        return replace(problem, bidirectional=plan.bidirectional)
+        return replace(problem, bidirectional=plan.bidirectional, search=plan.search)
     assert isinstance(plan.spec, TripletSpec) and plan.folds
     return TripletProblem(plan.spec, score, *sides, call.itself, plan.rule, plan.folds[0].pair_limits())  # type: ignore[arg-type]
 

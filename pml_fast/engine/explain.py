@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pml_fast.engine import cost
+from pml_fast.engine import cost, dispatch
 from pml_fast.engine.bins import HistogramSpec
 from pml_fast.engine.call_size import CallSize
 from pml_fast.engine.candidates import Problem, candidates_for, problem_of
@@ -120,7 +120,7 @@ class Explainer:
             precision=self._precision(),
             deterministic=self._deterministic(backend),
             at_most=at_most,
-            notes=(*plan.notes, *self._score_notes(), *notes),
+            notes=(*plan.notes, *self._search_notes(backend), *self._score_notes(), *notes),
             error=error,
             against=self.against(),
         )
@@ -195,6 +195,13 @@ class Explainer:
         if self.x.device.type not in UNORDERED or current().deterministic or torch.are_deterministic_algorithms_enabled():
             return True
         return self.plan.engine == "pairwise" or (self.plan.engine == "triplet" and backend == "triton")
+
+    def _search_notes(self, backend: str | None) -> list[str]:
+        if self.plan.search is None or backend is None:
+            return []
+        if getattr(dispatch.backend(backend), "searches", False):
+            return ["its bounds are found in the same sweep"]
+        return ["its bounds are found by a search before the sweep"]
 
     def _score_notes(self) -> list[str]:
         plan, score = self.plan, self.plan.score

@@ -19,6 +19,7 @@ from pml_fast.engine.hardest import hardest_pairs
 from pml_fast.engine.materialise import rule_pairs, selected_triplets
 from pml_fast.engine.pair_set import PairSet
 from pml_fast.engine.score import Score
+from pml_fast.engine.search import Search
 from pml_fast.utils.index_types import PairIndices, TripletIndices
 
 
@@ -125,13 +126,34 @@ class LazyIndices(Sequence[Tensor]):
 
 
 class RulePairs(LazyIndices):
-    """All pairs whose score lies in its anchor's intervals ``rule [4, N]`` (closed: positive low, high; negative low, high)."""
+    """All pairs whose score lies in its anchor's intervals ``rule [4, N]`` (closed: positive low, high; negative low, high).
+
+    A rule that is made when it is first asked for is given as a function, and with the ``search`` by which a kernel finds it in
+    the sweep that needs it.
+    """
 
     size = 4
 
-    def __init__(self, source: Source, rows: tuple[Tensor, Tensor], score: Score, rule: Tensor, words: str) -> None:
+    def __init__(
+        self,
+        source: Source,
+        rows: tuple[Tensor, Tensor],
+        score: Score,
+        rule: Tensor | Callable[[], Tensor],
+        words: str,
+        search: Search | None = None,
+    ) -> None:
         super().__init__()
-        self.source, self.rows, self.score, self.rule, self.words = source, rows, score, rule, words
+        self.source, self.rows, self.score, self._rule, self.words, self.search = source, rows, score, rule, words, search
+
+    @property
+    def rule(self) -> Tensor:
+        """The intervals."""
+        if not isinstance(self._rule, Tensor):
+            require_unchanged(self.source)
+            with torch.no_grad():
+                self._rule = self._rule()
+        return self._rule
 
     def _make(self) -> PairIndices:
         require_unchanged(self.source)

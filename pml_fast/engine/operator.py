@@ -182,7 +182,7 @@ def scaled(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None]:
 
 
 # Positions of the arguments that every `*_loss` operator has in common.
-_SCORE, _ITSELF, _NEED_X, _NEED_Y, _COUNT = 8, 9, 11, 12, 13
+_SCORE, _ITSELF, _NEED_X, _NEED_Y = 8, 9, 11, 12
 
 
 def loss_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -195,6 +195,7 @@ def loss_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
 
 def loss_backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
     """Gradients of a ``*_loss`` operator by its arguments."""
+    count = len(ctx.needs_input_grad)
     if grad_loss is None:
-        return (None,) * _COUNT
-    return (*scaled(ctx, grad_loss), *(None,) * (_COUNT - 2))
+        return (None,) * count
+    return (*scaled(ctx, grad_loss), *(None,) * (count - 2))

@@ -34,6 +34,7 @@ from pml_fast.engine.operator import (
 from pml_fast.engine.positives import count_partners
 from pml_fast.engine.problem import Backend, ExtremeProblem, Limits, PairProblem, PairRows
 from pml_fast.engine.score import Score, compute_type
+from pml_fast.engine.search import Search
 from pml_fast.engine.settings import math_precision
 from pml_fast.engine.spec import pair_spec
 from pml_fast.engine.triton import small as triton_small
@@ -52,19 +53,33 @@ def _folds(encoded: Sequence[str]) -> list[Fold]:
 
 def _small_pair_loss(
     x: Tensor, labels: Tensor, rule: Tensor | None, spec: str, params: Sequence[float], score: str, folds: Sequence[str],
-    need: bool, columns: small.Columns | None,
+    need: bool, columns: small.Columns | None, search: Search | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:  # fmt: skip
     """The outputs of ``pairwise_loss``, where its backend has a short cut for a batch as small as this."""
     if small.applies(x, None if columns is None else columns.y):
         how = small.recipe(spec, tuple(params), score, tuple(folds), columns is None)
-        done = None if how is None else small.pair_loss(x, labels, rule, how, need, columns)
+        done = None if how is None else small.pair_loss(x, labels, rule, how, need, columns, search)
         if done is not None:
             total, terms, dx, dy, *_ = done
             return total, terms, dx, dy
     if columns is None and triton_small.applies(x):
         plan = triton_small.recipe(spec, tuple(params), score, tuple(folds), x.dtype != torch.float32)
-        return None if plan is None else triton_small.pair_loss(x, labels, rule, plan, need)
+        if plan is None:
+            return None
+        if search is not None:
+            rule = _found_rule(x, x, labels, labels, score, True, search)
+        return triton_small.pair_loss(x, labels, rule, plan, need)
     return None
+
+
+def _found_rule(x: Tensor, y: Tensor, x_labels: Tensor, y_labels: Tensor, score: str, itself: bool, search: Search) -> Tensor:
+    """The rule of a search, for a backend whose sweeps do not find it themselves."""
+
+    def extreme(positive: bool, largest: bool) -> tuple[Tensor, Tensor]:
+        sets = x, y, x_labels, y_labels
+        return _row_extremes(*sets, None, None, score, itself and not search.counts_copies, positive, largest)
+
+    return search.rule(Score.decode(score), extreme)
 
 
 # ---- pairwise_loss -----------------------------------------------------------------------------------------------------------
@@ -73,10 +88,12 @@ def _small_pair_loss(
 def _pairwise_loss(
     x: Tensor, y: Tensor, x_labels: Tensor, y_labels: Tensor, rule: Tensor | None, row_weights: Tensor | None,
     spec: str, params: Sequence[float], score: str, itself: bool, folds: Sequence[str], need_x: bool, need_y: bool,
+    search: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    wanted = None if search is None else Search.decode(search)
     if row_weights is None:
         columns = None if itself else small.Columns(y, y_labels, need_y)
-        done = _small_pair_loss(x, x_labels, rule, spec, params, score, folds, need_x, columns)
+        done = _small_pair_loss(x, x_labels, rule, spec, params, score, folds, need_x, columns, wanted)
         if done is not None:
             return done
     sc, reductions = Score.decode(score), _folds(folds)
@@ -85,8 +102,11 @@ def _pairwise_loss(
         limits = [fold.pair_limits() for fold in reductions]
         problem = _pair_problem(rows, cols, x_labels, y_labels, rule, spec, params, sc, itself, limits)
         problem.uniform = row_weights is None and evenly(reductions, problem.spec.terms)
+        problem.search = wanted
         backend = dispatch.select(problem)
         problem = prepared(problem, backend, rows, cols)
+        if wanted is not None and not getattr(backend, "searches", False):
+            problem.search, problem.rule = None, _found_rule(x, y, x_labels, y_labels, score, itself, wanted)
         state = backend.pair_rows(problem, need_x, need_y)
         partners = partial(count_partners, x_labels, y_labels, itself)
         gate = state.exists.all().to(state.rows.device) if problem.spec.gated else None
@@ -102,6 +122,7 @@ def _pairwise_loss(
 def _pairwise_loss_fake(
     x: Tensor, y: Tensor, x_labels: Tensor, y_labels: Tensor, rule: Tensor | None, row_weights: Tensor | None,
     spec: str, params: Sequence[float], score: str, itself: bool, folds: Sequence[str], need_x: bool, need_y: bool,
+    search: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     wide = compute_type(x.dtype)
     shape = (2, len(folds)) if Fold.decode(folds[0]).kind == "over_triplets" else (len(folds),)
@@ -112,7 +133,7 @@ def _pairwise_loss_fake(
 define(
     "pairwise_loss",
     f"({SETS}, Tensor? row_weights, str spec, float[] params, str score, bool itself, str[] folds, "
-    "bool need_x, bool need_y) -> (Tensor, Tensor, Tensor, Tensor)",
+    "bool need_x, bool need_y, str? search=None) -> (Tensor, Tensor, Tensor, Tensor)",
     _pairwise_loss,
     _pairwise_loss_fake,
 )

@@ -15,6 +15,7 @@ from pml_fast.engine.copies import AllPairs, WithoutCopies
 from pml_fast.engine.fold import Fold
 from pml_fast.engine.lazy import HardestPairs, LazyIndices, RowChoice, RulePairs, SelectedTriplets
 from pml_fast.engine.score import Score
+from pml_fast.engine.search import Search
 from pml_fast.engine.spec import PairSpec, TripletSpec
 
 if TYPE_CHECKING:
@@ -50,12 +51,21 @@ class Plan:
     rule: Tensor | None = None
     notes: list[str] = field(default_factory=list)
     copies: bool = False
+    # In the place of a rule, the tuple whose rule the kernel finds itself.
+    searched: RulePairs | None = None
     # The columns are anchors as well, in the sweep that serves the rows; their folds follow the rows'.
     bidirectional: bool = False
     # For what no engine's own estimate covers.
     cost: Callable[[Size], Cost] | None = None
     # Of the call's sizes those the engine sees, where these are others.
     seen: Callable[[Size], Size] | None = None
+
+    @property
+    def search(self) -> Search | None:
+        """What the kernel searches for, where it does."""
+        if self.searched is None or self.searched.search is None:
+            return None
+        return replace(self.searched.search, counts_copies=self.copies)
 
 
 @dataclass
@@ -121,6 +131,7 @@ class Mined:
     lists: Sequence[Tensor] | None = None
     note: str = ""
     copies: bool = False
+    searched: RulePairs | None = None
 
 
 def with_copies(call: Call, score: Score, copies: bool) -> tuple[Call, Score]:
@@ -129,18 +140,19 @@ def with_copies(call: Call, score: Score, copies: bool) -> tuple[Call, Score]:
     return (replace(call, itself=True), replace(score, symmetric=False)) if copies else (call, score)
 
 
-def read_indices(call: Call, score: Score, triplets: bool, copies: bool = False) -> Mined:
+def read_indices(call: Call, score: Score, triplets: bool, copies: bool = False, search: bool = False) -> Mined:
     """Fold a lazy tuple where the engine has a predicate for it, else fall back to lists of indices.
 
-    ``copies`` says that the caller passes :attr:`Mined.copies` on to its operator (:func:`with_copies`).
+    ``copies`` says that the caller passes :attr:`Mined.copies` on to its operator (:func:`with_copies`), and ``search`` that
+    its operator takes a search in the place of a rule.
     """
     indices = call.indices
     if indices is None:
         return Mined(note="all triplets" if triplets else "all pairs")
     if isinstance(indices, AllPairs | RulePairs | SelectedTriplets):
-        return _fold_lazy(call, indices, score, triplets)
+        return _fold_lazy(call, indices, score, triplets, search)
     if isinstance(indices, WithoutCopies) and copies:
-        return _fold_without_copies(call, indices, score, triplets)
+        return _fold_without_copies(call, indices, score, triplets, search)
     if isinstance(indices, RowChoice):
         return Mined(lists=indices, note=f"the miner's {indices.describe()} as one row of indices an anchor, masked")
     if isinstance(indices, LazyIndices):
@@ -148,14 +160,14 @@ def read_indices(call: Call, score: Score, triplets: bool, copies: bool = False)
     return Mined(lists=indices, note="explicit index tensors")
 
 
-def _fold_without_copies(call: Call, lazy: WithoutCopies, score: Score, triplets: bool) -> Mined:
-    mined = _fold_lazy(call, lazy.of, score, triplets)
+def _fold_without_copies(call: Call, lazy: WithoutCopies, score: Score, triplets: bool, search: bool) -> Mined:
+    mined = _fold_lazy(call, lazy.of, score, triplets, search)
     if mined.lists is not None:
         return replace(mined, lists=lazy)
     return replace(mined, copies=True, note=f"{mined.note}; each sample's own copy is left out there too")
 
 
-def _fold_lazy(call: Call, lazy: AllPairs | RulePairs | SelectedTriplets, score: Score, triplets: bool) -> Mined:
+def _fold_lazy(call: Call, lazy: AllPairs | RulePairs | SelectedTriplets, score: Score, triplets: bool, search: bool) -> Mined:
     labels, ref_labels = call.labels, call.ref_labels
     if labels is None or ref_labels is None:
         return Mined(lists=lazy, note="a lazy tuple needs the labels it was made with: index tensors")
@@ -166,10 +178,13 @@ def _fold_lazy(call: Call, lazy: AllPairs | RulePairs | SelectedTriplets, score:
     if isinstance(lazy, AllPairs):
         return Mined(note="all triplets, by the kernel" if triplets else "all pairs, by the kernel")
     if isinstance(lazy, RulePairs):
+        note = f"the miner's rule ({lazy.describe()}) is a predicate in the kernel"
+        if search and lazy.search is not None and lazy.score == score:
+            return Mined(searched=lazy, note=note)
         rule = convert_rule(lazy.rule, lazy.score, score)
         if rule is None:
             return Mined(lists=lazy, note="the miner's distance is no function of the loss's: index tensors")
-        return Mined(rule=rule, note=f"the miner's rule ({lazy.describe()}) is a predicate in the kernel")
+        return Mined(rule=rule, note=note)
     if not triplets:
         return Mined(lists=lazy, note="mined triplets count their pairs as often as they occur: index tensors")
     if lazy.score != score:

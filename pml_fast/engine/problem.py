@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pml_fast.engine.bins import HistogramSpec
 from pml_fast.engine.score import Score
+from pml_fast.engine.search import Search
 from pml_fast.engine.spec import PairSpec, TripletSpec
 
 Limits = tuple[float, float]
@@ -42,6 +43,7 @@ class PairProblem(Compared):
     ``levels`` ``[N]`` are what each row adds to the parameter that the spec names as its ``level``.
     ``bidirectional`` says that the columns, another set, are anchors as well: each has the spec's loss over the rows. The spec
     is then a :class:`pml_fast.engine.spec.SoftmaxSpec`, and there is no rule.
+    ``search`` stands in the place of a rule, for a backend that ``searches``: it finds the rule as it sweeps.
     ``uniform`` says that the rows of a term will all weigh the same.
     ``beside`` is how many bytes the caller holds through the sweeps: that much less is kept from one for the next.
     """
@@ -59,6 +61,7 @@ class PairProblem(Compared):
     y_norm: Tensor | None = None
     levels: Tensor | None = None
     bidirectional: bool = False
+    search: Search | None = None
     uniform: bool = False
     beside: int = 0
 

@@ -25,9 +25,9 @@ class Score:
     ``kind`` is ``"dot"`` (inner product), ``"l2"`` (Euclidean distance) or ``"lp"`` (p-norm of the difference).
     ``normalize`` divides rows and columns by their Euclidean norm first. ``power`` is applied to the value last.
     ``inverted`` says that a larger value means closer. ``symmetric`` says that rows and columns are prepared alike, so
-    that a set
-    against itself has a symmetric matrix. ``bounded`` says that the value is known to stay in
-    [-1, 1] (dot) or [0, 2**power] (l2), which holds when both sides are unit vectors.
+    that a set against itself has a symmetric matrix. ``prepared`` names what is done to embeddings before an engine gets them
+    as rows: of embeddings that are prepared otherwise the same score is another number. ``bounded`` says that the value is
+    known to stay in [-1, 1] (dot) or [0, 2**power] (l2), which holds when both sides are unit vectors.
     Raises ``ValueError`` unless ``p`` and ``power`` are above 0 (``p`` may be infinite).
     """
 
@@ -37,6 +37,7 @@ class Score:
     normalize: bool = True
     inverted: bool = True
     symmetric: bool = True
+    prepared: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -68,13 +69,13 @@ class Score:
         return (0.0, (2.0 + slack) ** self.power)
 
     def encode(self) -> str:
-        """The score as the string an operator's schema carries."""
+        """The score of prepared rows as the string an operator's schema carries."""
         return f"{self.kind}|{self.p!r}|{self.power!r}|{int(self.normalize)}|{int(self.inverted)}|{int(self.symmetric)}"
 
     @staticmethod
     @lru_cache(maxsize=256)
     def decode(text: str) -> Score:
-        """The inverse of :meth:`encode`."""
+        """The inverse of :meth:`encode`, but for how rows were prepared."""
         kind, p, power, normalize, inverted, symmetric = text.split("|")
         return Score(kind, float(p), float(power), normalize == "1", inverted == "1", symmetric == "1")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from pml_fast.engine.plan import (
     with_copies,
 )
 from pml_fast.engine.score import Score, compute_type
+from pml_fast.engine.search import Search
 from pml_fast.engine.spec import PairSpec
 from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction, LossDict
 from pml_fast.losses.joined import joined_pairs
@@ -61,12 +62,13 @@ def fused_pair_loss(
     x: Tensor,
     y: Tensor,
     classes: Tensor | None = None,
+    search: Search | None = None,
 ) -> Tensor:
     """The reduced loss of all pairs that ``rule`` leaves, in one operator; ``x`` and ``y`` are the rows the engine sees.
 
-    ``classes`` are the labels that class weights go by, where these are not the call's.
+    ``classes`` are the labels that class weights go by, where these are not the call's. A ``search`` takes the place of a rule.
     """
-    return fused_pair_terms(spec, score, folds, rule, call, x, y, classes)[0]
+    return fused_pair_terms(spec, score, folds, rule, call, x, y, classes, search)[0]
 
 
 def fused_pair_terms(
@@ -78,6 +80,7 @@ def fused_pair_terms(
     x: Tensor,
     y: Tensor,
     classes: Tensor | None = None,
+    search: Search | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As :func:`fused_pair_loss`, and the terms as :func:`pml_fast.engine.fold.reduce_terms` gives them, without a graph."""
     assert call.labels is not None and call.ref_labels is not None
@@ -88,6 +91,7 @@ def fused_pair_terms(
         "pairwise_loss",
         x, y, labels, ref_labels, rule, weights, spec.name, spec.params(), score.encode(), call.itself,
         [fold.encode() for fold in folds], need and x.requires_grad, need and y.requires_grad,
+        None if search is None else search.encode(),
     )  # fmt: skip
     return loss, terms
 
@@ -129,7 +133,8 @@ class SpecPairLoss(BaseMetricLossFunction):
         if trained:
             note = f"the loss of every pair is materialised: {', '.join(trained)} is trained, and needs its gradient"
             return Plan(MATERIALISED, "indexed", spec, score, notes=[note])
-        mined = read_indices(call, score, triplets=False, copies=spec.takes_copies)
+        folded = reduction.folds is not None
+        mined = read_indices(call, score, triplets=False, copies=spec.takes_copies, search=folded)
         notes = [mined.note]
         if mined.lists is not None:
             folds = reduction.folds
@@ -139,7 +144,7 @@ class SpecPairLoss(BaseMetricLossFunction):
             return Plan(PARTLY, "indexed", spec, score, folds, notes=notes)
         if reduction.folds is not None:
             notes.append("losses are reduced inside the sweep; no pair is named")
-            return Plan(FUSED, "pairwise", spec, score, reduction.folds, mined.rule, notes, mined.copies)
+            return Plan(FUSED, "pairwise", spec, score, reduction.folds, mined.rule, notes, mined.copies, mined.searched)
         if all(term.kind == "element" for term in spec.terms):
             notes.append(f"one loss a row comes out of the sweep and is reduced in torch: {reduction.reason}")
             return Plan(PARTLY, "pairwise", spec, score, None, mined.rule, notes, mined.copies)
@@ -158,7 +163,7 @@ class SpecPairLoss(BaseMetricLossFunction):
             view, _ = self._listed(plan, call, x, y)
             return listed.folded_loss(plan.spec, plan.score, view, plan.folds, call.labels)
         call, score = with_copies(call, plan.score, plan.copies)
-        return fused_pair_loss(plan.spec, score, plan.folds, plan.rule, call, x, y)
+        return fused_pair_loss(plan.spec, score, plan.folds, plan.rule, call, x, y, search=plan.search)
 
     def joined_loss(self, call: Call, copies: bool, everyone: Any) -> Tensor:
         plan = self.plan(call)
@@ -166,6 +171,8 @@ class SpecPairLoss(BaseMetricLossFunction):
             return super().joined_loss(call, copies, everyone)
         assert call.labels is not None and call.ref_labels is not None
         plan.copies = plan.copies or (copies and call.indices is None)
+        if plan.searched is not None:
+            plan = replace(plan, rule=plan.searched.rule, searched=None)
         rows = self.distance.engine_rows(call.embeddings, call.ref_emb)
         return joined_pairs(plan, call, rows, engine_labels(call.labels, call.ref_labels, False), everyone)
 

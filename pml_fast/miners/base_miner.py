@@ -91,7 +91,8 @@ class Mining:
         if score is None:
             # A matrix of one's own is its own inner product with the unit vectors: rows of the matrix against the identity.
             mat = distance(self.source.embeddings, self.source.ref_emb).detach()
-            score = Score("dot", normalize=False, inverted=distance.is_inverted, symmetric=False)
+            matrix = "rows of a matrix of one's own"
+            score = Score("dot", normalize=False, inverted=distance.is_inverted, symmetric=False, prepared=matrix)
             self.rows = (mat, torch.eye(mat.shape[1], dtype=mat.dtype, device=mat.device))
         else:
             x, y = distance.engine_rows(self.source.embeddings, self.source.ref_emb)
@@ -116,13 +117,3 @@ class Mining:
     def dtype(self) -> torch.dtype:
         """The type of scores."""
         return torch.float64 if self.rows[0].dtype == torch.float64 else torch.float32
-
-
-def just_below(value: Tensor) -> Tensor:
-    """The closed bound that means ``<``."""
-    return torch.nextafter(value, torch.full_like(value, float("-inf")))
-
-
-def just_above(value: Tensor) -> Tensor:
-    """The closed bound that means ``>``."""
-    return torch.nextafter(value, torch.full_like(value, float("inf")))

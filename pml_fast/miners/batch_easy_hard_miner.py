@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pml_fast.engine.lazy import Deferred, RowChoice
-from pml_fast.miners.base_miner import BaseMiner, Mining, just_above, just_below
+from pml_fast.engine.search import just_above, just_below
+from pml_fast.miners.base_miner import BaseMiner, Mining
 from pml_fast.utils import loss_and_miner_utils as lmu
 from pml_fast.utils.checks import check_number
 from pml_fast.utils.index_types import PairIndices

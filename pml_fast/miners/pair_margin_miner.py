@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pml_fast.engine.lazy import RulePairs
 from pml_fast.engine.materialise import mean_scores
-from pml_fast.miners.base_miner import BaseMiner, Mining, just_above, just_below
+from pml_fast.engine.search import just_above, just_below
+from pml_fast.miners.base_miner import BaseMiner, Mining
 from pml_fast.utils.checks import check_number
 
 

@@ -29,6 +29,7 @@ class CpuBackend:
 
     name = "cpu"
     divides = True
+    searches = True
     on_host = True
 
     def available(self) -> str | None:

@@ -50,6 +50,8 @@ class Sweep:
         self.columns = engine(self.rows.turned()) if isinstance(problem, PairProblem) and problem.bidirectional else None
         if self.columns is not None:
             self.engine.mirror_into(self.columns)
+        if isinstance(problem, PairProblem) and problem.search is not None:
+            self.engine.search(problem.search.epsilon, score.sign, problem.search.counts_copies)
         self.kept: dict[tuple[int, int], Scratch] = {}
         # The gradients of sorted rows and columns, where the first sweep collects them.
         self.collected: tuple[Tensor | None, Tensor | None] | None = None
@@ -68,14 +70,14 @@ class Sweep:
         """Fold every tile into the engine's state. Where gradients will follow, take their products at once or, if these need
         the finished rows, keep what fits of the scores."""
         problem = self.problem
+        self.engine.score_positives()
+        if self.columns is not None:
+            self.columns.score_positives()
         if isinstance(problem, PairProblem) and problem.levels is not None:
             given = problem.levels.to(self.x.dtype).index_select(0, self.rows.layout.row_order)
             self._set_levels([self.engine], [given])
         elif math.isnan(self.level):
             self._take_levels()
-        self.engine.score_positives()
-        if self.columns is not None:
-            self.columns.score_positives()
         if (need_x or need_y) and self._in_one_sweep(need_y):
             self._collect(need_x, need_y)
         else:

@@ -19,6 +19,7 @@ from pml_fast.engine.cpu.triplet import EVERY, POSITIVE_ONLY
 from pml_fast.engine.fold import Fold
 from pml_fast.engine.problem import ExtremeProblem, Limits
 from pml_fast.engine.score import Score, compute_type
+from pml_fast.engine.search import Search
 from pml_fast.engine.spec import pair_spec
 
 # Rows of a set against itself, and with as many scores of two sets, above which matrix products on tiles are faster.
@@ -103,12 +104,13 @@ class Columns:
 
 
 def pair_loss(
-    x: Tensor, labels: Tensor, rule: Tensor | None, how: Recipe, need: bool, columns: Columns | None = None
-) -> tuple[Tensor, ...] | None:
+    x: Tensor, labels: Tensor, rule: Tensor | None, how: Recipe, need: bool, columns: Columns | None = None,
+    search: Search | None = None,
+) -> tuple[Tensor, ...] | None:  # fmt: skip
     """The outputs of ``pairwise_loss`` for a batch ``[N, D]`` against itself or other columns, and the gradients by what is
     trained (one number each, or none); or ``None`` where the rows are so long that only tiles will do.
 
-    Where there was nothing to compare no gradient is left that is not finite.
+    A ``search`` takes the place of a rule. Where there was nothing to compare no gradient is left that is not finite.
     """
     rows, labels, rule = _inputs(x, labels, rule)
     wide = rows.dtype
@@ -130,8 +132,8 @@ def pair_loss(
         rows.data_ptr(), labels.data_ptr(), _address(rule), rows.shape[0], rows.shape[1], _address(other),
         _address(other_labels), 0 if other is None else other.shape[0], how.distance, how.normalize, how.gated, how.sign,
         how.levels[wide], how.logits[wide], torch.get_num_threads(), how.spec, how.params, how.limits, how.folds,
-        how.bidirectional, trained, total.data_ptr(), terms.data_ptr(), dx.data_ptr(), dy.data_ptr(),
-        by_log_scale.data_ptr(), by_bias.data_ptr(), wide == torch.float64,
+        how.bidirectional, trained, None if search is None else search.epsilon, total.data_ptr(), terms.data_ptr(),
+        dx.data_ptr(), dy.data_ptr(), by_log_scale.data_ptr(), by_bias.data_ptr(), wide == torch.float64,
     )  # fmt: skip
     if result == REFUSED:
         return None

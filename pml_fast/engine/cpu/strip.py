@@ -21,7 +21,9 @@ COMPILED_ROWS = ("fast_ap", "smooth_ap", "pnp")
 
 def refuse_rows(problem: PairProblem) -> str | None:
     """Why the compiled rows cannot run this, or ``None``."""
-    return None if problem.rule is None else f"the compiled rows of {problem.spec.name!r} take no bounds of a miner's rule"
+    if problem.rule is None and problem.search is None:
+        return None
+    return f"the compiled rows of {problem.spec.name!r} take no bounds of a miner's rule"
 
 
 Grads = tuple[Tensor | None, Tensor | None]
