@@ -288,3 +288,59 @@ def test_lifted_structure_counts_the_anchors_negatives_in_a_reference_set() -> N
     got = [m.LiftedStructureLoss()(x, labels, None, y, ref_labels).item() for m in (losses, peer_losses)]
     assert got[0] == pytest.approx(want.item(), rel=1e-9)
     assert got[1] != pytest.approx(want.item(), rel=1e-3)
+
+
+def test_another_set_with_the_very_labels_of_the_batch_is_another_set() -> None:
+    """Two views of a batch, say: row i of the one is a positive of row i of the other, however losses are reduced."""
+    (x, labels), (z, _) = batch(), batch(seed=1)
+    for name in ("ContrastiveLoss", "NTXentLoss", "SupConLoss", "MultiSimilarityLoss", "TripletMarginLoss", "NCALoss"):
+        ours, theirs = getattr(losses, name), getattr(peer_losses, name)
+        want = theirs()(x, labels, ref_emb=z, ref_labels=labels.clone())
+        watched = ours(reducer=type(ours().get_default_reducer())(collect_stats=True))
+        for loss in (ours(), watched):
+            torch.testing.assert_close(loss(x, labels, ref_emb=z, ref_labels=labels), want, msg=name)
+        if name != "NCALoss":
+            assert abs(theirs()(x, labels, ref_emb=z, ref_labels=labels) - want) > 1e-4
+    for name in ("MultiSimilarityMiner", "PairMarginMiner", "BatchHardMiner", "TripletMarginMiner", "AngularMiner"):
+        same, cloned = (getattr(miners, name)()(x, labels, z, other) for other in (labels, labels.clone()))
+        assert all(torch.equal(a, b) for a, b in zip(same, cloned, strict=True)), name
+
+
+def test_nca_compares_the_batch_with_labels_of_another_set() -> None:
+    """Of one tensor as both sets, with two tensors of labels, every pair counts, as for the other losses."""
+    x, labels = batch()
+    other = labels.clone()
+    got = losses.NCALoss()(x, labels, ref_emb=x, ref_labels=other)
+    torch.testing.assert_close(got, peer_losses.NCALoss()(x, labels, ref_emb=x.clone(), ref_labels=other))
+    assert abs(got - peer_losses.NCALoss()(x, labels, ref_emb=x, ref_labels=other)) > 0.1
+
+
+def test_a_reference_set_has_labels_of_its_own() -> None:
+    (x, labels), (z, _) = batch(), batch(seed=1)
+    with pytest.raises(ValueError, match="ref_labels must be given with ref_emb"):
+        losses.ContrastiveLoss()(x, labels, ref_emb=z)
+    assert peer_losses.ContrastiveLoss()(x, labels, ref_emb=z) > 0
+
+
+def test_a_nan_row_makes_the_loss_nan() -> None:
+    """The peer's means of what is above 0 leave it out: the value looks sound, and the gradient is NaN."""
+    x, labels = batch()
+    x[3, 1] = math.nan
+    for name in ("ContrastiveLoss", "TripletMarginLoss", "SignalToNoiseRatioContrastiveLoss"):
+        assert getattr(losses, name)()(x, labels).isnan(), name
+        assert getattr(peer_losses, name)()(x, labels).isfinite(), name
+        assert gradient(getattr(peer_losses, name)(), x, labels).isnan().any(), name
+
+
+def test_the_signal_to_noise_ratio_of_equal_rows_is_zero_to_rounding() -> None:
+    x, _ = batch()
+    x[1] = x[0]
+    ours, theirs = distances.SNRDistance()(x)[0, 1], peer_distances.SNRDistance()(x)[0, 1]
+    assert theirs == 0 and abs(ours) < 1e-14
+
+
+def test_embeddings_without_a_feature_are_refused() -> None:
+    empty, labels = torch.zeros(8, 0), torch.arange(8) % 2
+    for name in ("ContrastiveLoss", "SigLIPLoss", "TripletMarginLoss"):
+        with pytest.raises(ValueError, match="embeddings must have at least one feature"):
+            getattr(losses, name)()(empty, labels)

@@ -103,8 +103,8 @@ class BaseDistance(ModuleWithRecords):
 
     def _is_plain(self, cls: type) -> bool:
         """Whether nothing of the maths of ``cls`` is overridden, and no statistics are wanted."""
-        names = ("forward", "compute_mat", "normalize", "maybe_normalize", "margin", "smallest_dist")
-        return not self.collect_stats and all(getattr(type(self), name) is getattr(cls, name) for name in names)
+        watched = self.collect_stats or self._forward_hooks or self._forward_pre_hooks
+        return not watched and all(_is_of_class(self, name, cls) for name in _MATHS)
 
     def smallest_dist(self, *args: Any, **kwargs: Any) -> Any:
         """``torch.max`` for similarities, ``torch.min`` for distances: the closest."""
@@ -154,3 +154,24 @@ class BaseDistance(ModuleWithRecords):
             raise ValueError(
                 f"ref_emb must have rows of the length of query_emb's, {query_emb.shape[1]}, got {ref_emb.shape[1]}"
             )
+
+
+_MATHS = ("forward", "compute_mat", "normalize", "maybe_normalize", "margin", "smallest_dist")
+
+
+def _is_of_class(distance: BaseDistance, name: str, cls: type) -> bool:
+    return getattr(type(distance), name) is getattr(cls, name) and name not in vars(distance)
+
+
+def own_margin(distance: BaseDistance) -> bool:
+    """Whether a subclass, or a patch, has replaced ``margin``."""
+    return not _is_of_class(distance, "margin", BaseDistance)
+
+
+def refuse_own_margin(module: Any) -> None:
+    """``TypeError`` where the distance of a loss or miner, which compares scores itself, has replaced ``margin``."""
+    if own_margin(module.distance):
+        raise TypeError(
+            f"{type(module).__name__} compares scores by their difference, and does not take the margin() of "
+            f"{type(module.distance).__name__}; put the change into compute_mat, or write the loss on BaseMetricLossFunction"
+        )

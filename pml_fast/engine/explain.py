@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from pml_fast.engine.bins import HistogramSpec
 from pml_fast.engine.call_size import CallSize
 from pml_fast.engine.candidates import Problem, candidates_for, problem_of
 from pml_fast.engine.cost import Cost, Size
-from pml_fast.engine.explanation import Candidate, Explanation, dtype_name
+from pml_fast.engine.explain_wrappers import explain_each, explain_queue, explain_views
+from pml_fast.engine.explanation import Candidate, Explanation, Explanations, dtype_name
 from pml_fast.engine.fold import Fold, evenly
 from pml_fast.engine.listed_sums import UNORDERED
 from pml_fast.engine.plan import MATERIALISED, Call, Plan
@@ -26,18 +27,36 @@ from pml_fast.engine.triplet_ops import TERM
 if TYPE_CHECKING:
     from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction
     from pml_fast.losses.cross_batch_memory import CrossBatchMemory
+    from pml_fast.losses.multiple_losses import MultipleLosses
+    from pml_fast.losses.self_supervised_loss import SelfSupervisedLoss
+
+    One: TypeAlias = BaseMetricLossFunction | CrossBatchMemory | SelfSupervisedLoss
+
+
+@overload
+def explain(
+    loss: One, embeddings: Tensor, labels: Tensor | None = None, miner: Any = None, *, ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None, indices_tuple: Sequence[Tensor] | None = None,
+) -> Explanation: ...  # fmt: skip
+
+
+@overload
+def explain(
+    loss: MultipleLosses, embeddings: Tensor, labels: Tensor | None = None, miner: Any = None, *,
+    ref_emb: Tensor | None = None, ref_labels: Tensor | None = None, indices_tuple: Sequence[Tensor] | None = None,
+) -> Explanations: ...  # fmt: skip
 
 
 def explain(
-    loss: BaseMetricLossFunction | CrossBatchMemory,
+    loss: One | MultipleLosses,
     embeddings: Tensor,
-    labels: Tensor | None,
+    labels: Tensor | None = None,
     miner: Any = None,
     *,
     ref_emb: Tensor | None = None,
     ref_labels: Tensor | None = None,
     indices_tuple: Sequence[Tensor] | None = None,
-) -> Explanation:
+) -> Explanation | Explanations:
     """Say how ``loss(embeddings, labels, ...)`` would run under the settings in force, without running it.
 
     ``print(explain(...))`` shows the engine, the backend and why no other, operations, bytes, memory and precision, and
@@ -45,9 +64,10 @@ def explain(
     sweeps are not counted. Class sizes are read from the labels, which waits for the device.
 
     Args:
-        loss: a loss of this package, a subclass of one, or a CrossBatchMemory as its queue is now (which stays as it is).
+        loss: a loss of this package or a subclass of one; a CrossBatchMemory as its queue is now (which stays as it is); a
+            SelfSupervisedLoss, with ``ref_emb`` as the other view; or a MultipleLosses, whose losses are explained by name.
         embeddings: ``[N, D]``, floating point.
-        labels: ``[N]``; ``None`` where ``indices_tuple`` is given.
+        labels: ``[N]``; ``None`` where the loss takes none, or where ``indices_tuple`` is given.
         miner: what makes the ``indices_tuple``, called as ``miner(embeddings, labels, ref_emb, ref_labels)``.
         ref_emb: ``[M, D]``; ``None`` for the batch itself.
         ref_labels: ``[M]``.
@@ -59,18 +79,17 @@ def explain(
     """
     from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction
     from pml_fast.losses.cross_batch_memory import CrossBatchMemory
+    from pml_fast.losses.multiple_losses import MultipleLosses
+    from pml_fast.losses.self_supervised_loss import SelfSupervisedLoss
 
+    with_set = miner is not None or ref_emb is not None or ref_labels is not None
     if isinstance(loss, CrossBatchMemory):
-        if miner is not None or ref_emb is not None or ref_labels is not None:
-            raise ValueError("a CrossBatchMemory has a miner and a reference set of its own; leave miner and ref_emb out")
-        if labels is None:
-            raise ValueError("labels must be given to a CrossBatchMemory, got None")
-        own = loss.queue_call(embeddings, labels, indices_tuple)
-        wrapped: Any = loss.loss
-        found = explain(
-            wrapped, own.embeddings, own.labels, ref_emb=own.ref_emb, ref_labels=own.ref_labels, indices_tuple=own.indices
-        )
-        return replace(found, notes=(*found.notes, "the queue is copied once, turned so that the batch's rows come first"))
+        return explain_queue(loss, embeddings, labels, indices_tuple, given=with_set)
+    if isinstance(loss, MultipleLosses):
+        return explain_each(loss, embeddings, labels, indices_tuple, given=with_set)
+    if isinstance(loss, SelfSupervisedLoss):
+        given = any(part is not None for part in (labels, miner, indices_tuple, ref_labels))
+        return explain_views(loss, embeddings, ref_emb, given)
     if not isinstance(loss, BaseMetricLossFunction):
         raise TypeError(f"loss must be a loss of pml_fast.losses or a subclass of one, got {type(loss).__name__}")
     if miner is not None:

@@ -102,6 +102,13 @@ class Explanation:
         ]
 
 
+class Explanations(dict[str, Explanation]):
+    """The plans of several losses by name; ``str()`` prints one after the other."""
+
+    def __str__(self) -> str:
+        return "\n\n".join(f"== {name}\n{found}" for name, found in self.items())
+
+
 def headed(head: str, lines: Sequence[str]) -> list[tuple[str, str]]:
     """Lines under one heading."""
     return [(head if k == 0 else "", line) for k, line in enumerate(lines)]

@@ -120,6 +120,22 @@ class LazyIndices(Sequence[Tensor]):
         state = "materialised" if self._made is not None else "not materialised"
         return f"{type(self).__name__}({self.describe()}; {state})"
 
+    def __add__(self, other: Any) -> tuple[Any, ...]:
+        return tuple(self) + tuple(other)
+
+    def __radd__(self, other: Any) -> tuple[Any, ...]:
+        return tuple(other) + tuple(self)
+
+    def __mul__(self, times: int) -> tuple[Tensor, ...]:
+        return tuple(self) * times
+
+    __rmul__ = __mul__
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy would not know whether what was mined has changed: it is the index tensors.
+        made = self.materialise()
+        return type(made), tuple(made)
+
     def describe(self) -> str:
         """The rule in words."""
         raise NotImplementedError

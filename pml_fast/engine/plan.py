@@ -201,15 +201,14 @@ def learnable(obj: Any, names: Sequence[str]) -> list[str]:
 
 # Methods that choose parts and hold no maths.
 _HARMLESS = {"get_default_distance", "get_default_reducer", "extra_repr"}
+_CALLED = {"forward", "plan", "run_plan"}
 
 
 def overridden(obj: Any) -> list[str]:
     """What a user's subclass replaces of ours: its own maths is not ours to fuse."""
     mro = type(obj).__mro__
     ours = next(k for k, cls in enumerate(mro) if cls.__module__.startswith("pml_fast."))
-    return [
-        name
-        for cls in mro[:ours]
-        for name in vars(cls)
-        if not name.startswith("__") and name not in _HARMLESS and hasattr(mro[ours], name)
-    ]
+    own = [name for cls in mro[:ours] for name in vars(cls) if not name.startswith("__")]
+    # A method may be replaced in one object alone; these are called in any case.
+    own += [name for name in vars(obj) if name not in _CALLED and callable(getattr(mro[ours], name, None))]
+    return [name for name in own if name not in _HARMLESS and hasattr(mro[ours], name)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from pml_fast.losses.base_metric_loss_function import BaseMetricLossFunction, Lo
 from pml_fast.losses.spec_pair_loss import fused_pair_loss, pair_row_losses
 from pml_fast.utils import common_functions as c_f
 from pml_fast.utils import loss_and_miner_utils as lmu
+from pml_fast.utils.checks import ref_labels_required
 
 if TYPE_CHECKING:
     from pml_fast.engine.cost import Size
@@ -94,6 +95,8 @@ class AngularLoss(BaseMetricLossFunction):
         alpha: the angle at the negative, in degrees; kept in radians.
     """
 
+    _no_steps: ClassVar[tuple[str, ...]] = ("get_pairs", "set_stats")
+
     def __init__(self, alpha: float = 40, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         c_f.assert_distance_type(self, LpDistance, p=2, power=1, normalize_embeddings=True)
@@ -107,6 +110,7 @@ class AngularLoss(BaseMetricLossFunction):
         if own:
             return Plan(MATERIALISED, "dense", notes=[f"{type(self).__name__} replaces {', '.join(own)}"])
         c_f.labels_required(call.labels)
+        ref_labels_required(call.ref_labels)
         notes = ["positive pairs are listed, each a row of its own against all columns; no triplet is named"]
         folds = reduction_of(self.reducer, ["loss"]).folds
         if folds and folds[0].kind == "per_anchor":

@@ -13,6 +13,7 @@ from pml_fast.engine.lazy import LazyIndices
 from pml_fast.engine.plan import MATERIALISED, Call, Plan
 from pml_fast.losses.joined import all_pairs, joined_losses
 from pml_fast.losses.mixins import EmbeddingRegularizerMixin
+from pml_fast.reducers import MultipleReducers
 from pml_fast.utils import common_functions as c_f
 from pml_fast.utils.index_types import named_indices
 from pml_fast.utils.module_with_records_and_reducer import ModuleWithRecordsReducerAndDistance
@@ -74,11 +75,21 @@ class BaseMetricLossFunction(EmbeddingRegularizerMixin, ModuleWithRecordsReducer
         loss = self.run_plan(plan, call)
         if loss is not None:
             if self.embedding_regularizer is not None:
-                loss = loss + self.embedding_regularization_loss(embeddings)["losses"]
+                loss = loss + self.reduced_regularization(call.embeddings, call.labels)
             return loss
         loss_dict = self.compute_loss(call.embeddings, call.labels, call.indices, call.ref_emb, call.ref_labels)
         self.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)
         return self.reducer(loss_dict, embeddings, self.reduction_labels(call))
+
+    def reduced_regularization(self, embeddings: Tensor, labels: Tensor | None) -> Any:
+        """What the embedding regularizer adds to a loss that is reduced already, by the reducer of its name."""
+        entries: LossDict = {}
+        self.add_embedding_regularization_to_loss_dict(entries, embeddings)
+        total: Any = 0
+        for name, entry in entries.items():
+            reducer = self.reducer._reducer_of(name) if isinstance(self.reducer, MultipleReducers) else self.reducer
+            total = total + reducer({name: entry}, embeddings, labels)
+        return total
 
     # Why the anchors of a batch cannot be computed apart from each other; empty where they can.
     joint_anchors: ClassVar[str] = ""
@@ -156,7 +167,11 @@ def prepare_call(
     if itself:
         return Call(embeddings, labels, indices, embeddings, labels, True)
     assert ref_emb is not None
-    return Call(embeddings, labels, indices, ref_emb, _as_labels("ref_labels", ref_labels, ref_emb), False)
+    ref_labels = _as_labels("ref_labels", ref_labels, ref_emb)
+    if ref_labels is labels and labels is not None and not torch.compiler.is_compiling():
+        # Whoever lists pairs takes one tensor of labels for one set.
+        ref_labels = labels.detach()
+    return Call(embeddings, labels, indices, ref_emb, ref_labels, False)
 
 
 def _of_one_type(embeddings: Tensor, ref_emb: Tensor, ref_name: str) -> tuple[Tensor, Tensor]:
@@ -177,6 +192,8 @@ def _check_embeddings(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a tensor of shape (batch_size, embedding_size), got {type(value).__name__}")
     if value.ndim != 2:
         raise ValueError(f"{name} must be a 2-D tensor of shape (batch_size, embedding_size), got shape {tuple(value.shape)}")
+    if value.shape[1] == 0:
+        raise ValueError(f"{name} must have at least one feature a row, got shape {tuple(value.shape)}")
     if not value.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {value.dtype}; call .float() on them")
 
@@ -191,7 +208,12 @@ def _as_labels(name: str, labels: Any, embeddings: Tensor) -> Tensor | None:
             f"{name} must be a 1-D tensor with one label an embedding, shape ({embeddings.shape[0]},), "
             f"got shape {tuple(labels.shape)}"
         )
-    return c_f.to_device(labels, embeddings)
+    labels = c_f.to_device(labels, embeddings)
+    return labels.to(torch.int64) if labels.dtype in _UNSORTED else labels
+
+
+# What torch can compare and not sort.
+_UNSORTED = (torch.bool, torch.uint16, torch.uint32, torch.uint64)
 
 
 def _as_indices(indices: Any, embeddings: Tensor, ref_emb: Tensor) -> Sequence[Tensor] | None:

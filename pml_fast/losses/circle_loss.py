@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pml_fast.distances import CosineSimilarity
 from pml_fast.engine.specs import Circle
-from pml_fast.losses.spec_pair_loss import SpecPairLoss
+from pml_fast.losses.pair_loss_in_steps import PairLossInSteps
 from pml_fast.reducers import AvgNonZeroReducer, BaseReducer
 from pml_fast.utils import common_functions as c_f
 
 
-class CircleLoss(SpecPairLoss):
+class CircleLoss(PairLossInSteps):
     """``log(1 + sum_n exp(gamma [s_an + m]_+ (s_an - m)) sum_p exp(-gamma [1 + m - s_ap]_+ (s_ap - 1 + m)))``, one loss an
     anchor.
 
@@ -22,6 +22,8 @@ class CircleLoss(SpecPairLoss):
         m: the relaxation margin.
         gamma: the scale of the similarities, above 0.
     """
+
+    over_matrix: ClassVar[bool] = True
 
     def __init__(self, m: float = 0.4, gamma: float = 80, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -43,6 +43,13 @@ class DynamicSoftMarginLoss(BaseMetricLossFunction):
 
     joint_anchors: ClassVar[str] = "weights are the histogram of all triplets"
 
+    _no_steps: ClassVar[tuple[str, ...]] = (
+        "compute_loss_with_labels",
+        "compute_loss_without_labels",
+        "update_histogram",
+        "weigh_loss",
+    )
+
     def __init__(self, min_val: float = -2.0, num_bins: int = 10, momentum: float = 0.01, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         c_f.assert_distance_type(self, LpDistance, normalize_embeddings=True, p=2)
@@ -56,6 +63,12 @@ class DynamicSoftMarginLoss(BaseMetricLossFunction):
         self.momentum = momentum
         self.register_buffer("hist_", torch.zeros(self.num_bins))
         self.add_to_recordable_attributes(list_of_names=["num_bins"], is_stat=False)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if f"{prefix}hist_" not in state_dict:
+            c_f.LOGGER.warning("the state dict of a DynamicSoftMarginLoss has no hist_: its histogram stays as it is")
+            state_dict = {**state_dict, f"{prefix}hist_": self.hist_}
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def bins(self) -> Bins:
         """The bins of the differences."""

@@ -19,7 +19,8 @@ class GenericPairLoss(BaseMetricLossFunction):
     With ``mat_based_loss`` that is ``_compute_loss(mat, pos_mask, neg_mask)``, all ``[N, M]``, the masks 0 or 1 in the type of
     ``mat``; else ``_compute_loss(pos_pairs, neg_pairs, indices_tuple)``, with the distances of the positive and of the negative
     pairs (an empty list where there is none) and their indices ``(a1, p, a2, n)``. Both hold the whole ``[N, M]`` matrix: the
-    losses of this package do not use this class.
+    losses of this package do so only where a subclass has replaced one of these steps
+    (:class:`pml_fast.losses.pair_loss_in_steps.PairLossInSteps`).
     """
 
     def __init__(self, mat_based_loss: bool, **kwargs: Any) -> None:

@@ -43,6 +43,8 @@ class HistogramLoss(BaseMetricLossFunction):
 
     joint_anchors: ClassVar[str] = "the loss compares histograms of all pairs"
 
+    _no_steps: ClassVar[tuple[str, ...]] = ("compute_density",)
+
     def __init__(self, n_bins: int | None = None, delta: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if n_bins is not None and n_bins < 1:

@@ -16,6 +16,7 @@ from pml_fast.engine.specs import LogSumExp, SupCon
 from pml_fast.losses.row_softmax import RowSoftmaxLoss, Softmax
 from pml_fast.reducers import BaseReducer, MeanReducer
 from pml_fast.utils import common_functions as c_f
+from pml_fast.utils.checks import check_positive
 
 
 class InstanceLoss(RowSoftmaxLoss):
@@ -40,6 +41,7 @@ class InstanceLoss(RowSoftmaxLoss):
     settings: ClassVar[tuple[str, ...]] = ("gamma",)
 
     def scale(self) -> float:
+        check_positive("gamma", self.gamma)
         return self.gamma
 
     def comparison(self, call: Call) -> Softmax:

@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 from pml_fast.distances import CosineSimilarity
 from pml_fast.engine.specs import IntraPairVariance
-from pml_fast.losses.spec_pair_loss import SpecPairLoss
+from pml_fast.losses.pair_loss_in_steps import PairLossInSteps
 
 
-class IntraPairVarianceLoss(SpecPairLoss):
+class IntraPairVarianceLoss(PairLossInSteps):
     """``relu((1 - pos_eps) mean - s)^2`` a positive pair and ``relu(s - (1 + neg_eps) mean)^2`` a negative one.
 
     Yu and Tao, "Deep Metric Learning with Tuplet Margin Loss", ICCV 2019. The means are over all positive and over all negative
@@ -21,6 +21,8 @@ class IntraPairVarianceLoss(SpecPairLoss):
     """
 
     joint_anchors: ClassVar[str] = "pairs are compared with the means over all pairs"
+
+    _no_steps: ClassVar[tuple[str, ...]] = ("variance_with_eps",)
 
     def __init__(self, pos_eps: float = 0.01, neg_eps: float = 0.01, **kwargs: Any) -> None:
         super().__init__(**kwargs)

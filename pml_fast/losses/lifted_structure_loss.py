@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from pml_fast.engine.specs import GeneralizedLiftedStructure, LiftedStructure
-from pml_fast.losses.spec_pair_loss import SpecPairLoss
+from pml_fast.losses.pair_loss_in_steps import PairLossInSteps
 
 
-class LiftedStructureLoss(SpecPairLoss):
+class LiftedStructureLoss(PairLossInSteps):
     """``relu(log(sum of exp(neg_margin - d) over the negatives of both ends) + d_ap - pos_margin)^2 / 2`` a positive pair.
 
     Oh Song et al., "Deep Metric Learning via Lifted Structured Feature Embedding", CVPR 2016. With a reference set only the
@@ -21,6 +21,8 @@ class LiftedStructureLoss(SpecPairLoss):
 
     joint_anchors: ClassVar[str] = "a pair counts the negatives of both of its ends"
 
+    compares_margins: ClassVar[bool] = True
+
     def __init__(self, neg_margin: float = 1, pos_margin: float = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.neg_margin = neg_margin
@@ -31,7 +33,7 @@ class LiftedStructureLoss(SpecPairLoss):
         return LiftedStructure(self.neg_margin, self.pos_margin)
 
 
-class GeneralizedLiftedStructureLoss(SpecPairLoss):
+class GeneralizedLiftedStructureLoss(PairLossInSteps):
     """``relu(log(sum_p exp(d_ap - pos_margin)) + log(sum_n exp(neg_margin - d_an)))``, one loss an anchor.
 
     Hermans, Beyer and Leibe, "In Defense of the Triplet Loss for Person Re-Identification", 2017. A side without pairs adds 0.
@@ -40,6 +42,9 @@ class GeneralizedLiftedStructureLoss(SpecPairLoss):
         neg_margin: how far negatives should be.
         pos_margin: how close positives should be.
     """
+
+    over_matrix: ClassVar[bool] = True
+    compares_margins: ClassVar[bool] = True
 
     def __init__(self, neg_margin: float = 1, pos_margin: float = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)

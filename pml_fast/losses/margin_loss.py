@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 import pml_fast.engine.anchor_rows  # noqa: F401  (defines the operator)
+from pml_fast.distances.base_distance import refuse_own_margin
 from pml_fast.engine import listed, operator
 from pml_fast.engine.fold import Fold, inside, reduce_rows
 from pml_fast.engine.lazy import LazyIndices
@@ -41,6 +42,8 @@ class MarginLoss(BaseMetricLossFunction):
         learn_beta: make beta a parameter.
         num_classes: one beta a class, for labels ``0 .. num_classes - 1``; ``None`` for a single beta.
     """
+
+    _no_steps: ClassVar[tuple[str, ...]] = ("compute_reg_loss",)
 
     def __init__(
         self,
@@ -212,6 +215,7 @@ class MarginLoss(BaseMetricLossFunction):
         self, embeddings: Tensor, labels: Tensor | None, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor | None
     ) -> LossDict:
         """Every single loss, of the listed triplets or of all."""
+        refuse_own_margin(self)
         c_f.labels_or_indices_tuple_required(labels, indices_tuple)
         if isinstance(indices_tuple, LazyIndices):
             indices_tuple = indices_tuple.materialise()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pml_fast.distances import CosineSimilarity
 from pml_fast.engine.specs import MultiSimilarity
-from pml_fast.losses.spec_pair_loss import SpecPairLoss
+from pml_fast.losses.pair_loss_in_steps import PairLossInSteps
 
 
-class MultiSimilarityLoss(SpecPairLoss):
+class MultiSimilarityLoss(PairLossInSteps):
     """``log(1 + sum_p exp(-alpha (s_ap - base)))/alpha + log(1 + sum_n exp(beta (s_an - base)))/beta``, one loss an anchor.
 
     Wang et al., "Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning", CVPR 2019.
@@ -19,6 +19,9 @@ class MultiSimilarityLoss(SpecPairLoss):
         beta: the weight of negative pairs in the exponent, above 0.
         base: the offset of both exponents.
     """
+
+    over_matrix: ClassVar[bool] = True
+    compares_margins: ClassVar[bool] = True
 
     def __init__(self, alpha: float = 2, beta: float = 50, base: float = 0.5, **kwargs: Any) -> None:
         super().__init__(**kwargs)

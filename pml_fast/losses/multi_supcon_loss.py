@@ -109,7 +109,7 @@ class MultiSupConLoss(BaseMetricLossFunction):
         if fold is not None:
             loss = self._folded(call, fold)
             if self.embedding_regularizer is not None:
-                loss = loss + self.embedding_regularization_loss(embeddings)["losses"]
+                loss = loss + self.reduced_regularization(embeddings, None)
             return loss
         loss_dict = self.compute_loss(call.embeddings, call.labels, call.indices, call.ref_emb, call.ref_labels)
         self.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)

@@ -31,7 +31,9 @@ class MultipleLosses(torch.nn.Module):
         weights: Sequence[float] | Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
-        self.is_dict = isinstance(losses, dict)
+        self.is_dict = isinstance(losses, dict | torch.nn.ModuleDict)
+        if isinstance(losses, torch.nn.ModuleList):
+            losses = list(losses)
         if not (self.is_dict or c_f.is_list_or_tuple(losses)):
             raise TypeError(f"losses must be a list or a dict of losses, got {type(losses).__name__}")
         self.losses = _modules(losses, self.is_dict)
@@ -60,11 +62,15 @@ class MultipleLosses(torch.nn.Module):
 
     def get_indices_tuple(self, i: Any, embeddings: Tensor, labels: Tensor, indices_tuple: Any) -> Any:
         """What the miner of loss ``i`` finds, or ``indices_tuple`` where there is none."""
-        if self.miners:
-            has_one = i in self.miners if self.is_dict else self.miners[i] is not None
-            if has_one:
-                return self.miners[i](embeddings, labels)
-        return indices_tuple
+        miner = self.miner_of(i)
+        return indices_tuple if miner is None else miner(embeddings, labels)
+
+    def miner_of(self, i: Any) -> torch.nn.Module | None:
+        """The miner of loss ``i``, where it has one."""
+        if not self.miners or (self.is_dict and i not in self.miners):
+            return None
+        miner: torch.nn.Module | None = self.miners[i]
+        return miner
 
     def assertions_if_not_none(self, x: Any, match_all_keys: bool) -> None:
         """``TypeError``/``ValueError`` unless ``x`` is ``None`` or has an entry for each loss (or names only losses)."""

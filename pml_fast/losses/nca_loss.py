@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from pml_fast.losses.joined import refuse_row_weights
 from pml_fast.losses.spec_pair_loss import SpecPairLoss, pair_rows
 from pml_fast.utils import common_functions as c_f
 from pml_fast.utils import loss_and_miner_utils as lmu
+from pml_fast.utils.checks import ref_labels_required
 
 
 class NCALoss(SpecPairLoss):
@@ -28,6 +29,8 @@ class NCALoss(SpecPairLoss):
         softmax_scale: the factor ``c`` of the distances in the softmax.
     """
 
+    _no_steps: ClassVar[tuple[str, ...]] = ("nca_computation",)
+
     def __init__(self, softmax_scale: float = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.softmax_scale = softmax_scale
@@ -38,6 +41,7 @@ class NCALoss(SpecPairLoss):
 
     def plan(self, call: Call) -> Plan:
         c_f.labels_required(call.labels)
+        ref_labels_required(call.ref_labels)
         plan = super().plan(_all_pairs(call))
         if call.indices is not None and plan.engine == "pairwise":
             plan.mode = PARTLY

@@ -6,10 +6,10 @@ from typing import Any
 
 from pml_fast.distances import CosineSimilarity
 from pml_fast.engine.specs import NTXent
-from pml_fast.losses.spec_pair_loss import SpecPairLoss
+from pml_fast.losses.pair_loss_in_steps import PairLossInSteps
 
 
-class NTXentLoss(SpecPairLoss):
+class NTXentLoss(PairLossInSteps):
     """Normalised temperature-scaled cross entropy: one loss for every anchor-positive pair.
 
     ``-log(exp(s_ap/t) / (exp(s_ap/t) + sum over the anchor's negatives of exp(s_an/t)))``; the anchor's other positives

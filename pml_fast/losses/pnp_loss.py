@@ -36,6 +36,8 @@ class PNPLoss(RankingLoss):
 
     VARIANTS: ClassVar[list[str]] = list(VARIANTS)
 
+    _no_steps: ClassVar[tuple[str, ...]] = ("sigmoid",)
+
     def __init__(self, b: float = 2, alpha: float = 1, anneal: float = 0.01, variant: str = "O", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         c_f.assert_distance_type(self, CosineSimilarity)

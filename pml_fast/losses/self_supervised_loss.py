@@ -44,6 +44,13 @@ class SelfSupervisedLoss(BaseLossWrapper):
 
     def forward(self, embeddings: Tensor, ref_emb: Tensor) -> Any:
         """The loss of two views ``[N, D]`` of the same ``N`` samples; ``ValueError`` where their shapes differ."""
+        rows, labels, others, other_labels = self.labelled(embeddings, ref_emb)
+        if others is None:
+            return self.loss(rows, labels)
+        return self.loss(rows, labels, ref_emb=others, ref_labels=other_labels)
+
+    def labelled(self, embeddings: Tensor, ref_emb: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Anchors and their labels, and the reference set with its labels where there is one."""
         if embeddings.shape != ref_emb.shape:
             raise ValueError(
                 f"ref_emb must have the shape of embeddings, one view for each, {tuple(embeddings.shape)}, "
@@ -51,5 +58,5 @@ class SelfSupervisedLoss(BaseLossWrapper):
             )
         labels = torch.arange(embeddings.shape[0], device=embeddings.device)
         if self.symmetric:
-            return self.loss(torch.cat([embeddings, ref_emb]), torch.cat([labels, labels]))
-        return self.loss(embeddings, labels, ref_emb=ref_emb, ref_labels=labels.clone())
+            return torch.cat([embeddings, ref_emb]), torch.cat([labels, labels]), None, None
+        return embeddings, labels, ref_emb, labels.clone()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 import pml_fast.engine.ops  # noqa: F401  (defines the operators)
+from pml_fast.distances.base_distance import refuse_own_margin
 from pml_fast.engine import listed, operator
 from pml_fast.engine.fold import Fold
 from pml_fast.engine.lazy import LazyIndices, RowChoice
@@ -114,6 +115,9 @@ def pair_rows(spec: PairSpec, score: Score, rule: Tensor | None, call: Call, x: 
 class SpecPairLoss(BaseMetricLossFunction):
     """A loss over positive and negative pairs. Subclasses say their :meth:`spec`."""
 
+    # Whether the spec's formula has the distance's margin in it: the difference of two scores.
+    compares_margins: ClassVar[bool] = False
+
     def spec(self) -> PairSpec:
         """The maths of this loss with its parameters as they are now."""
         raise NotImplementedError
@@ -203,6 +207,8 @@ class SpecPairLoss(BaseMetricLossFunction):
                 return rows
         call = _materialised(call)
         lists = self._lists(spec, call)
+        if score is None and self.compares_margins:
+            refuse_own_margin(self)
         if score is None:
             scorer = listed.matrix_scorer(self.distance(embeddings, ref_emb))
             score = Score(inverted=self.distance.is_inverted)

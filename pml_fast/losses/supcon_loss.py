@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pml_fast.distances import CosineSimilarity
 from pml_fast.engine.specs import SupCon
-from pml_fast.losses.spec_pair_loss import SpecPairLoss
+from pml_fast.losses.pair_loss_in_steps import PairLossInSteps
 from pml_fast.reducers import AvgNonZeroReducer, BaseReducer
 
 
-class SupConLoss(SpecPairLoss):
+class SupConLoss(PairLossInSteps):
     """Mean over an anchor's positives of ``-log(exp(s_ap/t) / sum over all others of exp(s_aj/t))``, one loss an anchor.
 
     Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020 (L_out).
@@ -18,6 +18,8 @@ class SupConLoss(SpecPairLoss):
     Args:
         temperature: the softmax temperature ``t``, above 0.
     """
+
+    over_matrix: ClassVar[bool] = True
 
     def __init__(self, temperature: float = 0.1, **kwargs: Any) -> None:
         super().__init__(**kwargs)

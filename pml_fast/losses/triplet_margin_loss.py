@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import pml_fast.engine.triplet_ops  # noqa: F401  (defines the operators)
+from pml_fast.distances.base_distance import refuse_own_margin
 from pml_fast.engine import listed, operator
 from pml_fast.engine.fold import Fold, inside, reduce_rows
 from pml_fast.engine.lazy import LazyIndices, RowChoice
@@ -229,6 +230,7 @@ class TripletMarginLoss(BaseMetricLossFunction):
         self, embeddings: Tensor, labels: Tensor | None, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor | None
     ) -> LossDict:
         """Every single loss, for reducers that need them and for distances that have only a matrix."""
+        refuse_own_margin(self)
         c_f.labels_or_indices_tuple_required(labels, indices_tuple)
         itself = ref_emb is embeddings and ref_labels is labels
         a, p, n, keep = self._triplets(Call(embeddings, labels, indices_tuple, ref_emb, ref_labels, itself))

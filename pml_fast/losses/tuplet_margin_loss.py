@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,12 +12,12 @@ from pml_fast.distances import CosineSimilarity
 from pml_fast.engine.lazy import LazyIndices
 from pml_fast.engine.plan import Call, Plan
 from pml_fast.engine.specs import TupletMargin
+from pml_fast.losses.pair_loss_in_steps import PairLossInSteps
 from pml_fast.losses.pair_stats import mean_of_pairs
-from pml_fast.losses.spec_pair_loss import SpecPairLoss
 from pml_fast.utils import common_functions as c_f
 
 
-class TupletMarginLoss(SpecPairLoss):
+class TupletMarginLoss(PairLossInSteps):
     """``log(1 + sum_n exp(scale (cos(theta_an) - cos(theta_ap - margin))))``, one loss for every anchor-positive pair.
 
     Yu and Tao, "Deep Metric Learning with Tuplet Margin Loss", ICCV 2019.
@@ -26,6 +26,8 @@ class TupletMarginLoss(SpecPairLoss):
         margin: the slack of the positive's angle, in degrees; kept in radians.
         scale: the factor of the cosines.
     """
+
+    _no_steps: ClassVar[tuple[str, ...]] = ("set_stats",)
 
     def __init__(self, margin: float = 5.73, scale: float = 64, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -28,6 +28,8 @@ class AngularMiner(BaseMiner):
     Args:
         angle: in degrees, in (0, 180).
     """
+
+    _no_steps: ClassVar[tuple[str, ...]] = ("set_stats",)
 
     def __init__(self, angle: float = 20, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -19,17 +19,26 @@ from pml_fast.losses.spec_pair_loss import engine_labels
 from pml_fast.utils.index_types import named_indices
 from pml_fast.utils.module_with_records_and_reducer import ModuleWithRecordsAndDistance
 
+COUNTS = ("num_pos_pairs", "num_neg_pairs", "num_triplets")
+
 
 class BaseMiner(ModuleWithRecordsAndDistance):
     """Chooses pairs or triplets of a batch.
 
     A subclass of your own implements :meth:`mine` and returns index tensors. The miners of this package return a lazy tuple: it
     holds a rule, which a loss of this package folds into its kernel, and becomes index tensors for whoever touches it.
+
+    ``num_triplets``, or ``num_pos_pairs`` and ``num_neg_pairs``, say how much the last call has chosen. Of a lazy tuple that
+    nobody has touched they are counted when they are asked for, on the embeddings as they were mined.
     """
+
+    num_pos_pairs: int
+    num_neg_pairs: int
+    num_triplets: int
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_to_recordable_attributes(list_of_names=["num_pos_pairs", "num_neg_pairs", "num_triplets"], is_stat=True)
+        self.add_to_recordable_attributes(list_of_names=list(COUNTS), is_stat=True)
 
     def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> Sequence[Tensor]:
         """``(a, p, n)`` or ``(a1, p, a2, n)``. Subclasses implement it."""
@@ -38,7 +47,7 @@ class BaseMiner(ModuleWithRecordsAndDistance):
     def output_assertion(self, output: Sequence[Tensor]) -> None:
         """``TypeError``/``ValueError`` unless the output is 3 or 4 index tensors that match; counts them where asked to."""
         if isinstance(output, LazyIndices) and not self.collect_stats:
-            return
+            return self._count_later(output)
         parts = tuple(output)
         if len(parts) not in (3, 4):
             raise TypeError(
@@ -68,6 +77,28 @@ class BaseMiner(ModuleWithRecordsAndDistance):
             output = self.mine(*self.read_call(embeddings, labels, ref_emb, ref_labels))
         self.output_assertion(output)
         return output if isinstance(output, LazyIndices) else named_indices(output)
+
+    def _count_later(self, output: LazyIndices) -> None:
+        if torch.compiler.is_compiling():
+            return
+        for name in COUNTS:
+            vars(self).pop(name, None)
+        vars(self)["_uncounted"] = output
+
+    def __getattr__(self, name: str) -> Any:
+        # Reached where an attribute is not there.
+        output = vars(self).get("_uncounted") if name in COUNTS else None
+        if output is not None:
+            parts = output.materialise()
+            found = {"num_triplets": parts[0]} if len(parts) == 3 else {"num_pos_pairs": parts[0], "num_neg_pairs": parts[2]}
+            vars(self).update({count: len(part) for count, part in found.items()}, _uncounted=None)
+            if name in found:
+                return vars(self)[name]
+        return super().__getattr__(name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy is of the miner, not of what it has mined last.
+        return {name: value for name, value in vars(self).items() if name != "_uncounted"}
 
     def read_call(
         self, embeddings: Tensor, labels: Any, ref_emb: Tensor | None, ref_labels: Any

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,17 @@ class BatchEasyHardMiner(BaseMiner):
     EASY = "easy"
     ALL = "all"
     all_batch_mining_strategies = (HARD, SEMIHARD, EASY, ALL)
+
+    _no_steps: ClassVar[tuple[str, ...]] = (
+        "get_func_for_stats",
+        "get_max_per_row",
+        "get_min_per_row",
+        "get_mine_function",
+        "get_negatives",
+        "get_positives",
+        "get_x_per_row",
+        "set_stats",
+    )
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ class PairMarginMiner(BaseMiner):
         pos_margin: for a similarity, positives below it are kept.
         neg_margin: for a similarity, negatives above it are kept.
     """
+
+    _no_steps: ClassVar[tuple[str, ...]] = ("set_stats",)
 
     def __init__(self, pos_margin: float = 0.2, neg_margin: float = 0.8, **kwargs: Any) -> None:
         super().__init__(**kwargs)

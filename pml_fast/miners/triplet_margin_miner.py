@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -26,6 +26,8 @@ class TripletMarginMiner(BaseMiner):
         margin: in the unit of the distance.
         type_of_triplets: one of ``"all"``, ``"hard"``, ``"semihard"``, ``"easy"``.
     """
+
+    _no_steps: ClassVar[tuple[str, ...]] = ("set_stats",)
 
     def __init__(self, margin: float = 0.2, type_of_triplets: str = "all", **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -27,6 +27,8 @@ class UniformHistogramMiner(DrawnMiner):
         seed: of the miner's own random numbers (keyword only; not in PML).
         generator: a generator to draw from (keyword only; not in PML).
     """
+
+    _no_steps: ClassVar[tuple[str, ...]] = ("filter_by_bin", "get_bins", "get_uniformly_distributed_pairs")
 
     def __init__(self, num_bins: int = 100, pos_per_bin: int = 10, neg_per_bin: int = 10, **kwargs: Any) -> None:
         super().__init__(**kwargs)

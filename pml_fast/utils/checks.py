@@ -59,6 +59,12 @@ def labels_required(labels: Tensor | None) -> None:
         raise ValueError("labels are required for this loss function, got None: pass one label for each embedding")
 
 
+def ref_labels_required(ref_labels: Tensor | None) -> None:
+    """Raise ValueError if the labels of a reference set are None."""
+    if ref_labels is None:
+        raise ValueError("ref_labels are required with ref_emb for this loss, whatever the indices_tuple, got None")
+
+
 def labels_or_indices_tuple_required(labels: Tensor | None, indices_tuple: IndicesTuple | None) -> None:
     """Raise ValueError if both are None."""
     if labels is None and indices_tuple is None:

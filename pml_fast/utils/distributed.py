@@ -279,7 +279,7 @@ class DistributedLossWrapper(torch.nn.Module):
             raise ValueError("labels must be given for objective='local_anchor', got None")
         total = loss.joined_loss(call, ref_emb is None and loss.meets_references, batch)
         if loss.embedding_regularizer is not None:
-            total = total + loss.embedding_regularization_loss(batch.attached(emb))["losses"]
+            total = total + loss.reduced_regularization(batch.attached(emb), None)
         # Ties every rank to the references, so that all of them take part in the exchange of gradients.
         return total + call.ref_emb[:0].sum() + emb[:0].sum()
 

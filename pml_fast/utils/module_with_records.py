@@ -20,6 +20,21 @@ class ModuleWithRecords(torch.nn.Module):
 
     # Arguments of the bases that a class gives itself.
     _given: ClassVar[tuple[str, ...]] = ()
+    # Steps of the class of this name in pytorch-metric-learning that a subclass may override there, and that are none here.
+    _no_steps: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.__module__.startswith("pml_fast."):
+            return
+        ignored = [name for name in cls._no_steps if name in vars(cls)]
+        if ignored:
+            base = next(base for base in cls.__mro__ if "_no_steps" in vars(base))
+            whole = "mine" if hasattr(cls, "mine") else "compute_loss"
+            raise TypeError(
+                f"{cls.__name__} defines {', '.join(ignored)}, which {base.__name__} would never call: its kernels do not take "
+                f"that step of pytorch-metric-learning's {base.__name__} apart; override {whole} instead"
+            )
 
     def __init__(self, collect_stats: bool | None = None, **unknown: Any) -> None:
         if unknown:

@@ -258,4 +258,4 @@ def applies(x: Tensor, y: Tensor | None = None) -> bool:
     """
     n = x.shape[0]
     few = 0 < n <= LARGEST if y is None else 0 < 2 * n * y.shape[0] <= LARGEST**2
-    return few and is_chosen(x)
+    return few and x.shape[1] > 0 and is_chosen(x)
