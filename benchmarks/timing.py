@@ -116,7 +116,7 @@ def time_in_turn(entrants: list[Entrant], plan: Plan, watch: CpuClock | CudaCloc
     for entrant in entrants:
         try:
             seconds = _warm_up(entrant, watch)
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:
             errors[entrant.name] = error
             continue
         calls[entrant.name] = max(1, math.ceil(SAMPLE_SECONDS / seconds))
@@ -133,7 +133,7 @@ def time_in_turn(entrants: list[Entrant], plan: Plan, watch: CpuClock | CudaCloc
                 try:
                     with entrant.context():
                         samples[entrant.name].append(watch.sample(entrant.call, calls[entrant.name]))
-                except (RuntimeError, MemoryError) as error:
+                except Exception as error:
                     errors[entrant.name] = error
     finally:
         gc.enable()

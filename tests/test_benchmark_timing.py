@@ -11,7 +11,7 @@ from benchmark_cases import PLAN, SETUP
 from benchmarks.cases import Case
 from benchmarks.floor import floor
 from benchmarks.probe import run_probe, run_timing
-from benchmarks.timing import CpuClock, Entrant, Plan, Quantiles, quantiles, time_in_turn
+from benchmarks.timing import WARM_UP_CALLS, CpuClock, Entrant, Plan, Quantiles, quantiles, time_in_turn
 
 
 def test_probe_and_timing_give_figures() -> None:
@@ -58,12 +58,18 @@ def test_a_warm_up_call_that_is_held_up_costs_no_samples() -> None:
     assert timed["held up"].rounds == 8
 
 
-def test_an_entrant_that_raises_leaves_the_others_timed() -> None:
+@pytest.mark.parametrize("calls", [0, WARM_UP_CALLS], ids=["warming up", "in a sample"])
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, AssertionError, ValueError])
+def test_an_entrant_that_raises_leaves_the_others_timed(error: type[Exception], calls: int) -> None:
+    made: list[int] = []
+
     def broken() -> None:
-        raise RuntimeError("no memory left")
+        made.append(1)
+        if len(made) > calls:
+            raise error("a peer's own check")
 
     timed = time_in_turn([Entrant("broken", broken), Entrant("fine", lambda: None)], PLAN, CpuClock())
-    assert isinstance(timed["broken"], RuntimeError)
+    assert isinstance(timed["broken"], error)
     assert isinstance(timed["fine"], Quantiles)
 
 

@@ -307,3 +307,23 @@ def test_a_step_never_waits_for_the_host_and_a_cuda_graph_replays_it(spec: str) 
     x.copy_(torch.randn_like(x))
     graph.replay()
     assert all(torch.equal(a, b) for a, b in zip(replayed, run(), strict=True))
+
+
+@pytest.mark.parametrize("columns", [0, 45])
+def test_a_miners_bounds_are_searched_for_in_the_operator(columns: int) -> None:
+    """The rule of a multi-similarity miner that nobody has asked for: of a batch against itself, and of two sets."""
+    gen = torch.Generator().manual_seed(columns)
+    x, labels = torch.randn(37, 19, generator=gen).to(DEVICE), torch.randint(6, (37,), generator=gen).to(DEVICE)
+    more = ()
+    if columns:
+        more = torch.randn(columns, 19, generator=gen).to(DEVICE), torch.randint(6, (columns,), generator=gen).to(DEVICE)
+    found = []
+    for backend, dtype in (("triton", torch.float32), ("chunked", torch.float64)):
+        leaf = x.to(dtype).requires_grad_()
+        refs = (more[0].to(dtype), more[1]) if more else ()
+        with use(backend=backend):
+            mined = miners.MultiSimilarityMiner()(leaf, labels, *refs)
+            loss = losses.MultiSimilarityLoss()(leaf, labels, mined, *refs)
+        assert "not materialised" in repr(mined)
+        found.append((loss.detach().double(), torch.autograd.grad(loss, leaf)[0].double()))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
