@@ -85,8 +85,10 @@ def _by_loss(report: Report) -> list[str]:
 def _cell(case: CaseResult) -> str:
     ours = case.peer(headline([peer.peer for peer in case.peers]) or "")
     rival = case.peer("pml") or case.peer("eager")
-    if ours is None or ours.seconds is None or rival is None:
+    if ours is None or ours.seconds is None:
         return _rival(ours)
+    if rival is None:
+        return f"{_time(ours.seconds.p50)} (beyond PML)"
     name = RIVALS[rival.peer]
     if rival.ours_is_faster_by is None:
         return f"{_time(ours.seconds.p50)} ({name}: {rival.status})"
