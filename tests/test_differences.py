@@ -344,3 +344,37 @@ def test_embeddings_without_a_feature_are_refused() -> None:
     for name in ("ContrastiveLoss", "SigLIPLoss", "TripletMarginLoss"):
         with pytest.raises(ValueError, match="embeddings must have at least one feature"):
             getattr(losses, name)()(empty, labels)
+
+
+def test_nca_with_a_scale_not_above_zero_leaves_the_row_itself_out() -> None:
+    """The peer multiplies the minus infinity of the diagonal by the scale: then a row is its own nearest, or all are alike."""
+    x, labels = batch()
+    s = -torch.cdist(torch.nn.functional.normalize(x), torch.nn.functional.normalize(x)).square()
+    for scale in (-1.0, 0.0):
+        others = (scale * s).fill_diagonal_(-math.inf)
+        same = labels.unsqueeze(1) == labels
+        want = (torch.logsumexp(others, 1) - torch.logsumexp(others.masked_fill(~same, -math.inf), 1)).mean()
+        torch.testing.assert_close(losses.NCALoss(softmax_scale=scale)(x, labels), want)
+        assert abs(peer_losses.NCALoss(softmax_scale=scale)(x, labels) - want) > 0.1
+
+
+def test_lifted_negatives_of_a_sample_paired_with_itself_count_for_both_ends() -> None:
+    x, labels = batch()
+    itself = (torch.tensor([0]), torch.tensor([0]), torch.tensor([0, 0]), torch.tensor([1, 2]))
+    d = torch.cdist(torch.nn.functional.normalize(x), torch.nn.functional.normalize(x))
+    want = torch.relu(math.log(2) + torch.logsumexp(1 - d[0, 1:3], 0)).square() / 2
+    torch.testing.assert_close(losses.LiftedStructureLoss()(x, labels, itself), want)
+    once = torch.relu(torch.logsumexp(1 - d[0, 1:3], 0)).square() / 2
+    twice = (torch.cat([part, part]) for part in itself)
+    torch.testing.assert_close(
+        peer_losses.LiftedStructureLoss()(x, labels, tuple(twice)), (once.sqrt() + math.log(2) / 2**0.5) ** 2
+    )
+
+
+def test_zero_rows_are_divided_by_the_eps_of_normalize() -> None:
+    """A zero embedding has no direction, and no gradient that means anything: torch has two constants for it."""
+    x, labels = batch()
+    x[0] = 0
+    ours, theirs = (gradient(m.ThresholdConsistentMarginLoss(), x, labels) for m in (losses, peer_losses))
+    torch.testing.assert_close(ours[1:], theirs[1:])
+    torch.testing.assert_close(ours[0] / 1e12, theirs[0] / 1e8)
