@@ -36,10 +36,10 @@ struct SmallBatch {
   int threads;
 };
 
-// A pair loss: the columns (y null for the batch itself), and the logits a s + b of its negatives, whose range must not exceed
-// `span`, where their level is not fixed (NaN). Where it is bidirectional the columns are anchors as well: then limits and
-// terms are those of the rows, followed by as many of the columns. The rows that are compared are scaled, and have a further
-// feature where there is a bias: it, against 1.
+// A pair loss: the columns (y null for the batch itself), and the logits a s + b of its negatives: where their level is not
+// fixed (NaN), it is the middle of a range that does not exceed `span`, or else each row's largest. Where it is bidirectional
+// the columns are anchors as well: then limits and terms are those of the rows, followed by as many of the columns. The rows
+// that are compared are scaled, and have a further feature where there is a bias: it, against 1.
 struct SmallLoss {
   std::string spec;
   std::vector<double> params;

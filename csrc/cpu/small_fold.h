@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "../engine/pair_row.h"
 #include "pairwise.h"
 #include "scores.h"
 #include "small.h"
@@ -115,13 +116,43 @@ void reduce_all(const SmallBatch& batch, const SmallLoss& loss, const PairLayout
   }
 }
 
+// An engine of a small step, and the level of each of its rows where one does not serve all.
 template <typename T>
-void fold_all(const SmallBatch& batch, const SmallLoss& loss, PairEngine& engine, T* tile, int64_t n, int64_t m,
-              int64_t mirror) {
+struct Leveled {
+  PairEngine& engine;
+  std::vector<T>& levels;
+
+  void take(const SmallLoss& loss, const std::vector<T>& extreme, const std::vector<int64_t>& index) {
+    levels.resize(extreme.size());
+    for (size_t i = 0; i < extreme.size(); ++i) levels[i] = T(loss.a) * (index[i] < 0 ? T(0) : extreme[i]) + T(loss.b);
+    engine.set_levels(levels.data());
+  }
+};
+
+// Gives rows, and columns that are anchors as well, their largest logits as levels: norms allow too many. The tile's products
+// become scores.
+template <typename T>
+void level_by_scores(const SmallLoss& loss, Leveled<T> rows, Leveled<T>* columns, T* tile, int64_t n, int64_t m,
+                     int64_t mirror) {
+  const bool largest = loss.a > 0;
+  const T worst = largest ? minus_infinity<T>() : -minus_infinity<T>();
+  std::vector<T> best(n, worst), column_best(columns == nullptr ? 0 : m, worst);
+  std::vector<int64_t> at(n, -1), column_at(column_best.size(), -1);
+  rows.engine.fold_extreme(tile, m, 0, n, 0, m, mirror, largest, best.data(), at.data(), column_best.data(), column_at.data());
+  rows.take(loss, best, at);
+  if (columns != nullptr) columns->take(loss, column_best, column_at);
+}
+
+// `known` says that the engines have their levels.
+template <typename T>
+void fold_all(const SmallBatch& batch, const SmallLoss& loss, Leveled<T> rows, Leveled<T>* columns, bool known, T* tile,
+              int64_t n, int64_t m, int64_t mirror) {
+  PairEngine& engine = rows.engine;
   if (loss.epsilon) engine.search(*loss.epsilon, batch.sign, false);
   engine.score_positives();
+  if (!known) level_by_scores(loss, rows, columns, tile, n, m, mirror);
   for (int sweep = 0; sweep < engine.sweeps(); ++sweep) {
-    engine.fold(tile, m, 0, n, 0, m, mirror, sweep > 0);
+    engine.fold(tile, m, 0, n, 0, m, mirror, sweep > 0 || !known);
     engine.end_sweep();
   }
 }

@@ -14,7 +14,7 @@ namespace PML_FAST_ISA {
 namespace {
 
 template <typename T>
-bool run(const SmallBatch& batch, const SmallLoss& loss, T* terms_out, T* dx) {
+void run(const SmallBatch& batch, const SmallLoss& loss, T* terms_out, T* dx) {
   Step<T> step(batch);
   const int64_t n = batch.n, d = batch.d;
   std::vector<T> levels, weights;
@@ -22,25 +22,26 @@ bool run(const SmallBatch& batch, const SmallLoss& loss, T* terms_out, T* dx) {
   const auto engine =
       make_pair_engine(loss.spec, loss.params, batch.sign, loss.limits, g, batch.fixed_level, std::is_same_v<T, double>);
   const T* x = step.row(0);
-  if (std::isnan(batch.fixed_level) && !set_levels(*engine, batch.distance, loss, x, n, d, longest(x, n, d), levels))
-    return false;
+  const bool known =
+      !std::isnan(batch.fixed_level) || set_levels(*engine, batch.distance, loss, x, n, d, longest(x, n, d), levels);
   T* tile = step.products();
-  fold_all(batch, loss, *engine, tile, n, n, n);
+  fold_all<T>(batch, loss, {*engine, levels}, nullptr, known, tile, n, n, n);
   reduce_all(batch, loss, g, *engine, 0, terms_out, weights);
-  if (dx == nullptr) return true;
+  if (dx == nullptr) return;
   engine->set_weights(weights.data());
   const bool live = engine->coefficients(tile, n, 0, n, 0, n, n, true, true);
   T* grad = step.gradient(live);
   engine->finish_gradients(grad, nullptr);
   step.write_gradient(dx);
-  return true;
 }
 
 template <typename T>
 SmallResult run_loss(const SmallBatch& batch, const SmallLoss& loss, const SmallOutputs& out) {
   T* terms = static_cast<T*>(out.terms);
-  const bool fits = loss.y == nullptr ? run(batch, loss, terms, static_cast<T*>(out.x)) : run_two_sets(batch, loss, terms, out);
-  if (!fits) return SmallResult::refused;
+  if (loss.y == nullptr)
+    run(batch, loss, terms, static_cast<T*>(out.x));
+  else
+    run_two_sets(batch, loss, terms, out);
   T* end = terms + loss.terms.size();
   *static_cast<T*>(out.total) = std::accumulate(terms, end, T(0));
   return std::all_of(terms, end, [](T term) { return term == T(0); }) ? SmallResult::nothing : SmallResult::done;

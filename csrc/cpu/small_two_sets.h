@@ -53,7 +53,7 @@ struct Anchors {
 };
 
 template <typename T>
-bool run_two_sets(const SmallBatch& batch, const SmallLoss& loss, T* terms_out, const SmallOutputs& out) {
+void run_two_sets(const SmallBatch& batch, const SmallLoss& loss, T* terms_out, const SmallOutputs& out) {
   const int64_t n = batch.n, m = loss.m;
   const int threads = small_threads(n, m, batch.d, batch.threads);
   const T bias = static_cast<T>(loss.bias), one = T(1);
@@ -61,23 +61,26 @@ bool run_two_sets(const SmallBatch& batch, const SmallLoss& loss, T* terms_out, 
   SortedSet<T> y(loss.y, loss.y_labels, m, batch.d, batch.normalize, one, loss.biased ? &one : nullptr);
   Anchors<T> rows(x, batch.labels, y, loss.y_labels), columns(y, loss.y_labels, x, batch.labels);
   if (batch.rule != nullptr) rows.take_rule(batch.rule);
-  if (!rows.open(batch, loss, columns, threads)) return false;
+  bool known = rows.open(batch, loss, columns, threads);
   if (loss.bidirectional) {
-    if (!columns.open(batch, loss, rows, threads)) return false;
+    known = columns.open(batch, loss, rows, threads) && known;
     rows.engine->mirror_into(*columns.engine);
     columns.engine->score_positives();
   }
   const std::unique_ptr<T[]> tile(new T[n * m]);
   const int64_t w = x.width;
   multiply({x.rows.data(), w, 1}, n, Panels<T>({y.rows.data(), 1, w}, w, m, threads), tile.get(), m, threads);
-  fold_all(batch, loss, *rows.engine, tile.get(), n, m, loss.bidirectional ? 0 : m);
+  Leveled<T> by_rows{*rows.engine, rows.levels},
+      by_columns{loss.bidirectional ? *columns.engine : *rows.engine, columns.levels};
+  fold_all(batch, loss, by_rows, loss.bidirectional ? &by_columns : nullptr, known, tile.get(), n, m,
+           loss.bidirectional ? 0 : m);
   reduce_all(batch, loss, rows.layout, *rows.engine, 0, terms_out, rows.weights);
   if (loss.bidirectional)
     reduce_all(batch, loss, columns.layout, *columns.engine, rows.engine->terms(), terms_out, columns.weights);
   T *dx = static_cast<T*>(out.x), *dy = static_cast<T*>(out.y);
   T *by_log_scale = static_cast<T*>(out.by_log_scale), *by_bias = static_cast<T*>(out.by_bias);
   const bool need_x = dx != nullptr || by_log_scale != nullptr || by_bias != nullptr;
-  if (!need_x && dy == nullptr) return true;
+  if (!need_x && dy == nullptr) return;
   rows.engine->set_weights(rows.weights.data());
   if (loss.bidirectional) columns.engine->set_weights(columns.weights.data());
   const bool live = rows.engine->coefficients(tile.get(), m, 0, n, 0, m, m, true, loss.bidirectional);
@@ -89,7 +92,6 @@ bool run_two_sets(const SmallBatch& batch, const SmallLoss& loss, T* terms_out, 
   if (by_bias != nullptr) *by_bias = x.by_feature();
   if (dx != nullptr) x.write_gradient(dx);
   if (dy != nullptr) y.write_gradient(dy);
-  return true;
 }
 
 }  // namespace PML_FAST_ISA
