@@ -60,7 +60,7 @@ struct SmallOutputs {
   void *x, *y, *by_log_scale, *by_bias;  // gradients [N, D], [M, D], [1], [1]
 };
 
-// `refused` has written nothing: the rows' norms allow logits beyond the span. Of `nothing` all terms are 0.
+// `refused` has written nothing: a listed target is out of order, or names no row or column. Of `nothing` all terms are 0.
 enum class SmallResult { refused, nothing, done };
 
 PML_FAST_FOR_EACH_ISA(SmallResult small_pair_loss(const SmallBatch& batch, const SmallLoss& loss, const SmallOutputs& out,

@@ -97,10 +97,7 @@ def _small(
         held = scale > max_scale
         trained = (min(scale, max_scale),) if bias is None else (min(scale, max_scale), float(bias))
     columns = small.Columns(y, y_labels, need[1], trained, need[2], need[3])
-    done = small.pair_loss(x, x_labels, None, how, need[0], columns)
-    if done is None:
-        return None
-    *sums, by_log_scale, by_bias = done
+    *sums, by_log_scale, by_bias = small.pair_loss(x, x_labels, None, how, need[0], columns)
     if held and need[2]:
         by_log_scale.zero_()
     total, terms, dx, dy = sums

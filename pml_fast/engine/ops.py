@@ -58,9 +58,8 @@ def _small_pair_loss(
     """The outputs of ``pairwise_loss``, where its backend has a short cut for a batch as small as this."""
     if small.applies(x, None if columns is None else columns.y):
         how = small.recipe(spec, tuple(params), score, tuple(folds), columns is None)
-        done = None if how is None else small.pair_loss(x, labels, rule, how, need, columns, search)
-        if done is not None:
-            total, terms, dx, dy, *_ = done
+        if how is not None:
+            total, terms, dx, dy, *_ = small.pair_loss(x, labels, rule, how, need, columns, search)
             return total, terms, dx, dy
     if columns is None and triton_small.applies(x):
         plan = triton_small.recipe(spec, tuple(params), score, tuple(folds), x.dtype != torch.float32)

@@ -25,7 +25,7 @@ from pml_fast.engine.spec import pair_spec
 # Rows of a set against itself, and with as many scores of two sets, above which matrix products on tiles are faster.
 LARGEST = 1024
 
-# What a compiled pair loss says of itself.
+# What a compiled step says of itself; a pair loss never refuses.
 REFUSED, NOTHING = 0, 1
 # Triplets beyond which a list is worth more than one thread.
 MOST_LISTED = 1 << 14
@@ -106,9 +106,9 @@ class Columns:
 def pair_loss(
     x: Tensor, labels: Tensor, rule: Tensor | None, how: Recipe, need: bool, columns: Columns | None = None,
     search: Search | None = None,
-) -> tuple[Tensor, ...] | None:  # fmt: skip
+) -> tuple[Tensor, ...]:  # fmt: skip
     """The outputs of ``pairwise_loss`` for a batch ``[N, D]`` against itself or other columns, and the gradients by what is
-    trained (one number each, or none); or ``None`` where the rows are so long that only tiles will do.
+    trained (one number each, or none).
 
     A ``search`` takes the place of a rule. Where there was nothing to compare no gradient is left that is not finite.
     """
@@ -135,8 +135,6 @@ def pair_loss(
         how.bidirectional, trained, None if search is None else search.epsilon, total.data_ptr(), terms.data_ptr(),
         dx.data_ptr(), dy.data_ptr(), by_log_scale.data_ptr(), by_bias.data_ptr(), wide == torch.float64,
     )  # fmt: skip
-    if result == REFUSED:
-        return None
     grads = dx, dy, by_log_scale, by_bias
     if result == NOTHING:
         for grad in grads:
