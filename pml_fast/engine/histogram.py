@@ -138,4 +138,4 @@ define(
     _histogram_loss,
     _histogram_loss_fake,
 )
-differentiable("histogram_loss", _context, loss_backward)
+differentiable("histogram_loss", _context, loss_backward, results=2)

@@ -26,7 +26,7 @@ from pml_fast.engine.operator import (
     differentiable,
     grad_like,
     prepared,
-    refuse_double_backward,
+    scaled,
     settled,
     shared,
 )
@@ -196,12 +196,9 @@ def _context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> N
 
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
     found: list[Tensor | None] = [None] * _COUNT
-    if grad_loss is None:
-        return tuple(found)
-    refuse_double_backward()
-    for place, needed, grad in zip(_INPUTS, ctx.needed, ctx.saved_tensors, strict=True):
-        if needed:
-            found[place] = grad * (grad_loss if grad.dtype == grad_loss.dtype else grad_loss.to(grad.dtype))
+    if grad_loss is not None:
+        for place, grad in zip(_INPUTS, scaled(ctx, grad_loss), strict=True):
+            found[place] = grad
     return tuple(found)
 
 
@@ -214,4 +211,4 @@ define(
     _logit_loss,
     _logit_loss_fake,
 )
-differentiable("logit_loss", _context, _backward)
+differentiable("logit_loss", _context, _backward, results=2)

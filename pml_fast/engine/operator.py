@@ -120,27 +120,30 @@ def settled(value: Tensor, grad: Tensor, on_host: bool = False) -> Tensor:
     return grad
 
 
-def differentiable(name: str, setup: Callable[..., None], backward: Callable[..., Any]) -> None:
+def differentiable(name: str, setup: Callable[..., None], backward: Callable[..., Any], results: int | None = None) -> None:
     """Give an operator its autograd formula.
 
+    ``results`` are the first outputs, which are for the caller, where the others are gradients for the backward: what
+    :func:`call` returns without the dispatcher has them alone.
+
     The formula is registered for the Autograd key itself: torch.library.register_autograd does the same through layers of
-    Python
-    that take longer than a small batch's whole step.
+    Python that take longer than a small batch's whole step.
     """
     dispatched = _below_autograd(getattr(torch.ops.pml_fast, name).default)
-    LIBRARY.impl(name, _with_formula(name, dispatched, setup, backward), "Autograd")
-    _DIRECT[name] = _with_formula(name, _DIRECT[name], setup, backward)
+    LIBRARY.impl(name, _with_formula(name, dispatched, setup, backward, None), "Autograd")
+    _DIRECT[name] = _with_formula(name, _DIRECT[name], setup, backward, results)
 
 
 def _with_formula(
-    name: str, run: Callable[..., Any], setup: Callable[..., None], backward: Callable[..., Any]
+    name: str, run: Callable[..., Any], setup: Callable[..., None], backward: Callable[..., Any], results: int | None
 ) -> Callable[..., Any]:
     class Formula(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
             output = run(*inputs)
+            ctx.keeps_grads = results is not None
             setup(ctx, inputs, output)
-            return output
+            return output[:results]
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
@@ -173,12 +176,18 @@ def refuse_double_backward() -> None:
         )
 
 
-def scaled(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of a ``*_loss`` operator: what the forward computed, times the one factor it did not know."""
+def scaled(ctx: Any, grad_loss: Tensor) -> list[Tensor | None]:
+    """The saved gradients that are ``needed``: what the forward computed, times the one factor it did not know.
+
+    A factor of 1 leaves them as they are, without a copy, where nobody else has them and no later backward will want them.
+    """
     refuse_double_backward()
-    dx, dy = ctx.saved_tensors
-    need_x, need_y = ctx.needed
-    return (dx * grad_loss.to(dx.dtype) if need_x else None), (dy * grad_loss.to(dy.dtype) if need_y else None)
+    grads = zip(ctx.saved_tensors, ctx.needed, strict=True)
+    last = ctx.keeps_grads and are_plain(grad_loss) and not torch._C._autograd._get_current_graph_task_keep_graph()
+    # On a GPU the answer would stop the queue.
+    if last and grad_loss.device.type == "cpu" and grad_loss.item() == 1.0:
+        return [grad if needed else None for grad, needed in grads]
+    return [grad * grad_loss.to(grad.dtype) if needed else None for grad, needed in grads]
 
 
 # Positions of the arguments that every `*_loss` operator has in common.

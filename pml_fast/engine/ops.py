@@ -136,7 +136,7 @@ define(
     _pairwise_loss,
     _pairwise_loss_fake,
 )
-differentiable("pairwise_loss", loss_context, loss_backward)
+differentiable("pairwise_loss", loss_context, loss_backward, results=2)
 
 
 # ---- pairwise_rows -----------------------------------------------------------------------------------------------------------

@@ -201,7 +201,8 @@ def learnable(obj: Any, names: Sequence[str]) -> list[str]:
 
 # Methods that choose parts and hold no maths.
 _HARMLESS = {"get_default_distance", "get_default_reducer", "extra_repr"}
-_CALLED = {"forward", "plan", "run_plan"}
+# Entries of a module's dictionary that replace no maths: those of every module, and methods that are called in any case.
+_NO_METHODS = {*vars(torch.nn.Module()), "forward", "plan", "run_plan"}
 
 
 def overridden(obj: Any) -> list[str]:
@@ -209,6 +210,6 @@ def overridden(obj: Any) -> list[str]:
     mro = type(obj).__mro__
     ours = next(k for k, cls in enumerate(mro) if cls.__module__.startswith("pml_fast."))
     own = [name for cls in mro[:ours] for name in vars(cls) if not name.startswith("__")]
-    # A method may be replaced in one object alone; these are called in any case.
-    own += [name for name in vars(obj) if name not in _CALLED and callable(getattr(mro[ours], name, None))]
+    # A method may be replaced in one object alone.
+    own += [name for name in vars(obj) if name not in _NO_METHODS and callable(getattr(mro[ours], name, None))]
     return [name for name in own if name not in _HARMLESS and hasattr(mro[ours], name)]

@@ -138,7 +138,7 @@ define(
     _soft_target_loss,
     _soft_target_loss_fake,
 )
-differentiable("soft_target_loss", _context, _backward)
+differentiable("soft_target_loss", _context, _backward, results=1)
 
 
 def soft_target_loss(

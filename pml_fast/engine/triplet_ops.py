@@ -81,7 +81,7 @@ define(
     _triplet_loss,
     _triplet_loss_fake,
 )
-differentiable("triplet_loss", loss_context, loss_backward)
+differentiable("triplet_loss", loss_context, loss_backward, results=2)
 
 
 # ---- listed_triplet_loss -----------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ define(
     _listed_triplet_loss,
     _listed_triplet_loss_fake,
 )
-differentiable("listed_triplet_loss", loss_context, loss_backward)
+differentiable("listed_triplet_loss", loss_context, loss_backward, results=2)
 
 
 # ---- listed_scores -----------------------------------------------------------------------------------------------------------

@@ -55,20 +55,28 @@ class MultipleReducers(BaseReducer):
 
     def fold_for(self, loss_name: str) -> Fold | None:
         """The fold of the reducer of `loss_name`; the engine adds the results of the names."""
-        if self.fold_refusal_for(loss_name):
+        if self._refusal():
             return None
-        return self._reducer_of(loss_name).fold()  # type: ignore[operator]
+        reducer = self._reducer_of(loss_name)
+        return reducer.fold() if isinstance(reducer, BaseReducer) else None
 
     def fold_refusal_for(self, loss_name: str) -> str:
         """Why `fold_for` returns None, in one sentence; empty where it does not."""
-        if type(self) is not MultipleReducers:
-            return f"{type(self).__name__} is a subclass of MultipleReducers and needs the reduced losses."
-        if self._forward_hooks or self._forward_pre_hooks:
-            return "MultipleReducers has forward hooks, which need every single loss."
+        own = self._refusal()
+        if own:
+            return own
         reducer = self._reducer_of(loss_name)
         if not isinstance(reducer, BaseReducer):
             return f"{type(reducer).__name__} is no BaseReducer and needs every single loss."
         return reducer.fold_refusal()
+
+    def _refusal(self) -> str:
+        """Why none of the losses can be folded."""
+        if type(self) is not MultipleReducers:
+            return f"{type(self).__name__} is a subclass of MultipleReducers and needs the reduced losses."
+        if self._forward_hooks or self._forward_pre_hooks:
+            return "MultipleReducers has forward hooks, which need every single loss."
+        return ""
 
 
 def _scalar(loss_name: str, value: Any, embeddings: Tensor) -> Tensor:
