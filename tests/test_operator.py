@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pml_fast import losses, miners
 from pml_fast.engine import operator
+from pml_fast.engine.score import Score
 
 
 class Seen(TorchDispatchMode):
@@ -102,3 +103,14 @@ def _cosine() -> str:
     score = losses.SupConLoss().distance.engine_score()
     assert score is not None
     return score.encode()
+
+
+def test_a_result_of_one_tensor_can_be_changed_in_place() -> None:
+    """It is the formula's own output and no view of it, which autograd would refuse to change."""
+    i = torch.tensor([0, 1])
+    score = Score("l2", normalize=False, inverted=False).encode()
+    for name, listed in (("strip_base", ()), ("listed_scores", (i, i + 2))):
+        x = torch.randn(8, 4, requires_grad=True)
+        found = operator.call(name, x, x.detach()[2:], *listed, score)
+        want = found.detach() + 1
+        torch.testing.assert_close(found.add_(1).detach(), want)

@@ -46,8 +46,11 @@ STEPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+Step = tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor]
+
+
 @pytest.fixture(params=[(name, n) for name in STEPS for n in SIZES], ids=lambda p: f"{p[0]}-{p[1]}")
-def step(request: pytest.FixtureRequest) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor]:
+def step(request: pytest.FixtureRequest) -> Step:
     name, n = request.param
     x, y = (torch.randn(n, 16, dtype=torch.float64, requires_grad=True) for _ in range(2))
     return STEPS[name], x, y
@@ -58,7 +61,7 @@ def gradients(loss: Tensor, x: Tensor, y: Tensor, **kwargs: bool) -> list[Tensor
     return [grad for grad in found if grad is not None]
 
 
-def test_each_backward_of_a_kept_graph_gives_the_same_gradient(step):
+def test_each_backward_of_a_kept_graph_gives_the_same_gradient(step: Step) -> None:
     run, x, y = step
     want = [grad.clone() for grad in gradients(run(x, y), x, y)]
     loss = run(x, y)
@@ -70,7 +73,7 @@ def test_each_backward_of_a_kept_graph_gives_the_same_gradient(step):
     assert want[0].abs().max() > 0
 
 
-def test_a_gradient_that_is_changed_in_place_leaves_a_kept_graph_alone(step):
+def test_a_gradient_that_is_changed_in_place_leaves_a_kept_graph_alone(step: Step) -> None:
     run, x, y = step
     loss = run(x, y)
     want = [grad.clone() for grad in gradients(loss, x, y, retain_graph=True)]
@@ -80,7 +83,7 @@ def test_a_gradient_that_is_changed_in_place_leaves_a_kept_graph_alone(step):
         assert torch.equal(grad, once)
 
 
-def test_a_factor_scales_the_gradient(step):
+def test_a_factor_scales_the_gradient(step: Step) -> None:
     run, x, y = step
     want = [grad.clone() for grad in gradients(run(x, y), x, y)]
     for factor in (1.0, -3.0, 0.0):
@@ -88,7 +91,7 @@ def test_a_factor_scales_the_gradient(step):
             torch.testing.assert_close(grad, factor * once)
 
 
-def test_losses_of_one_tensor_add_up(step):
+def test_losses_of_one_tensor_add_up(step: Step) -> None:
     run, x, y = step
     want = [2 * grad for grad in gradients(run(x, y), x, y)]
     for grad, twice in zip(gradients(run(x, y) + run(x, y), x, y), want, strict=True):
@@ -96,11 +99,11 @@ def test_losses_of_one_tensor_add_up(step):
 
 
 @pytest.mark.parametrize("n", SIZES)
-def test_a_last_backward_by_1_takes_no_copy(n, monkeypatch):
+def test_a_last_backward_by_1_takes_no_copy(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Handing on what the forward has costs no pass over the rows; a graph that is kept keeps its own."""
     x = torch.randn(n, 16, requires_grad=True)
-    loss, products = losses.NTXentLoss(), []
-    real = Tensor.__mul__
+    loss, real = losses.NTXentLoss(), Tensor.__mul__
+    products: list[torch.Size] = []
 
     def watched(self: Tensor, other: object) -> Tensor:
         products.append(self.shape)

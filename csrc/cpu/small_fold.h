@@ -116,41 +116,48 @@ void reduce_all(const SmallBatch& batch, const SmallLoss& loss, const PairLayout
   }
 }
 
-// An engine of a small step, and the level of each of its rows where one does not serve all.
+// An engine of a small step with its n rows, and the level of each where one does not serve all.
 template <typename T>
 struct Leveled {
   PairEngine& engine;
   std::vector<T>& levels;
+  int64_t n;
 
   void take(const SmallLoss& loss, const std::vector<T>& extreme, const std::vector<int64_t>& index) {
-    levels.resize(extreme.size());
-    for (size_t i = 0; i < extreme.size(); ++i) levels[i] = T(loss.a) * (index[i] < 0 ? T(0) : extreme[i]) + T(loss.b);
+    levels.resize(n);
+    for (int64_t i = 0; i < n; ++i) levels[i] = T(loss.a) * (index[i] < 0 ? T(0) : extreme[i]) + T(loss.b);
     engine.set_levels(levels.data());
   }
 };
 
-// Gives rows, and columns that are anchors as well, their largest logits as levels: norms allow too many. The tile's products
-// become scores.
+// The rows of a tile, and its columns where they are anchors as well.
 template <typename T>
-void level_by_scores(const SmallLoss& loss, Leveled<T> rows, Leveled<T>* columns, T* tile, int64_t n, int64_t m,
-                     int64_t mirror) {
+using AnchorSets = std::vector<Leveled<T>>;
+
+// Gives every anchor its largest logit as its level: norms allow too many. The tile's products become scores.
+template <typename T>
+void level_by_scores(const SmallLoss& loss, AnchorSets<T>& anchors, T* tile, int64_t n, int64_t m, int64_t mirror) {
   const bool largest = loss.a > 0;
-  const T worst = largest ? minus_infinity<T>() : -minus_infinity<T>();
-  std::vector<T> best(n, worst), column_best(columns == nullptr ? 0 : m, worst);
-  std::vector<int64_t> at(n, -1), column_at(column_best.size(), -1);
-  rows.engine.fold_extreme(tile, m, 0, n, 0, m, mirror, largest, best.data(), at.data(), column_best.data(), column_at.data());
-  rows.take(loss, best, at);
-  if (columns != nullptr) columns->take(loss, column_best, column_at);
+  std::vector<std::vector<T>> best;
+  std::vector<std::vector<int64_t>> at;
+  for (const Leveled<T>& own : anchors) {
+    best.emplace_back(own.n, largest ? minus_infinity<T>() : -minus_infinity<T>());
+    at.emplace_back(own.n, -1);
+  }
+  // Where rows alone are anchors no column mirrors them, and the last extremes are theirs.
+  anchors[0].engine.fold_extreme(tile, m, 0, n, 0, m, mirror, largest, best[0].data(), at[0].data(), best.back().data(),
+                                 at.back().data());
+  for (size_t k = 0; k < anchors.size(); ++k) anchors[k].take(loss, best[k], at[k]);
 }
 
 // `known` says that the engines have their levels.
 template <typename T>
-void fold_all(const SmallBatch& batch, const SmallLoss& loss, Leveled<T> rows, Leveled<T>* columns, bool known, T* tile,
-              int64_t n, int64_t m, int64_t mirror) {
-  PairEngine& engine = rows.engine;
+void fold_all(const SmallBatch& batch, const SmallLoss& loss, AnchorSets<T> anchors, bool known, T* tile, int64_t n, int64_t m,
+              int64_t mirror) {
+  PairEngine& engine = anchors[0].engine;
   if (loss.epsilon) engine.search(*loss.epsilon, batch.sign, false);
   engine.score_positives();
-  if (!known) level_by_scores(loss, rows, columns, tile, n, m, mirror);
+  if (!known) level_by_scores(loss, anchors, tile, n, m, mirror);
   for (int sweep = 0; sweep < engine.sweeps(); ++sweep) {
     engine.fold(tile, m, 0, n, 0, m, mirror, sweep > 0 || !known);
     engine.end_sweep();

@@ -25,7 +25,7 @@ void run(const SmallBatch& batch, const SmallLoss& loss, T* terms_out, T* dx) {
   const bool known =
       !std::isnan(batch.fixed_level) || set_levels(*engine, batch.distance, loss, x, n, d, longest(x, n, d), levels);
   T* tile = step.products();
-  fold_all<T>(batch, loss, {*engine, levels}, nullptr, known, tile, n, n, n);
+  fold_all<T>(batch, loss, {{*engine, levels, n}}, known, tile, n, n, n);
   reduce_all(batch, loss, g, *engine, 0, terms_out, weights);
   if (dx == nullptr) return;
   engine->set_weights(weights.data());

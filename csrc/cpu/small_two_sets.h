@@ -70,10 +70,9 @@ void run_two_sets(const SmallBatch& batch, const SmallLoss& loss, T* terms_out, 
   const std::unique_ptr<T[]> tile(new T[n * m]);
   const int64_t w = x.width;
   multiply({x.rows.data(), w, 1}, n, Panels<T>({y.rows.data(), 1, w}, w, m, threads), tile.get(), m, threads);
-  Leveled<T> by_rows{*rows.engine, rows.levels},
-      by_columns{loss.bidirectional ? *columns.engine : *rows.engine, columns.levels};
-  fold_all(batch, loss, by_rows, loss.bidirectional ? &by_columns : nullptr, known, tile.get(), n, m,
-           loss.bidirectional ? 0 : m);
+  AnchorSets<T> anchors{{*rows.engine, rows.levels, n}};
+  if (loss.bidirectional) anchors.push_back({*columns.engine, columns.levels, m});
+  fold_all(batch, loss, anchors, known, tile.get(), n, m, loss.bidirectional ? 0 : m);
   reduce_all(batch, loss, rows.layout, *rows.engine, 0, terms_out, rows.weights);
   if (loss.bidirectional)
     reduce_all(batch, loss, columns.layout, *columns.engine, rows.engine->terms(), terms_out, columns.weights);

@@ -104,10 +104,7 @@ class BaseDistance(ModuleWithRecords):
     def _is_plain(self, cls: type) -> bool:
         """Whether nothing of the maths of ``cls`` is overridden, and no statistics are wanted."""
         watched = self.collect_stats or self._forward_hooks or self._forward_pre_hooks
-        if watched or not _MATHS.isdisjoint(vars(self)):
-            return False
-        own = type(self)
-        return own is cls or all([getattr(own, name) is getattr(cls, name) for name in _MATHS])
+        return not watched and _is_of_class(self, _MATHS, cls)
 
     def smallest_dist(self, *args: Any, **kwargs: Any) -> Any:
         """``torch.max`` for similarities, ``torch.min`` for distances: the closest."""
@@ -159,16 +156,21 @@ class BaseDistance(ModuleWithRecords):
             )
 
 
-_MATHS = frozenset({"forward", "compute_mat", "normalize", "maybe_normalize", "margin", "smallest_dist"})
+_MARGIN = frozenset({"margin"})
+_MATHS = _MARGIN | {"forward", "compute_mat", "normalize", "maybe_normalize", "smallest_dist"}
 
 
-def _is_of_class(distance: BaseDistance, name: str, cls: type) -> bool:
-    return getattr(type(distance), name) is getattr(cls, name) and name not in vars(distance)
+def _is_of_class(distance: BaseDistance, names: frozenset[str], cls: type) -> bool:
+    """Whether methods are those of ``cls``: every call of a loss asks."""
+    if not names.isdisjoint(vars(distance)):
+        return False
+    own = type(distance)
+    return own is cls or all([getattr(own, name) is getattr(cls, name) for name in names])
 
 
 def own_margin(distance: BaseDistance) -> bool:
     """Whether a subclass, or a patch, has replaced ``margin``."""
-    return not _is_of_class(distance, "margin", BaseDistance)
+    return not _is_of_class(distance, _MARGIN, BaseDistance)
 
 
 def refuse_own_margin(module: Any) -> None:

@@ -143,7 +143,8 @@ def _with_formula(
             output = run(*inputs)
             ctx.keeps_grads = results is not None
             setup(ctx, inputs, output)
-            return output[:results]
+            # Of one tensor a slice would be a view, which nobody may change in place.
+            return output if results is None else output[:results]
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
